@@ -1,0 +1,2 @@
+export type * from "./contract.ts";
+export { EngineError, type EngineErrorCode } from "./errors.ts";

@@ -1,0 +1,31 @@
+// What an executor is. Three exist: reference/, wasm/, webgpu/; one test body runs them all.
+// Calls on one backend never overlap: the policy that owns it holds a lock.
+
+import type { DeviceInfo } from "../contract.ts";
+import type { Plan, Tensor, Vars } from "./step.ts";
+
+export type HostArray = Float32Array | Int32Array;
+
+export interface Backend {
+  readonly device: DeviceInfo;
+  /** Gives a weights, state or kv tensor (not a view) its storage, filled with data, else zeros. Once for each tensor. */
+  allocate(tensor: Tensor, data?: HostArray): Promise<void>;
+  /**
+   * Prepares a plan: io tensors get storage, arena tensors get offsets in the one arena that all plans of the backend
+   * share (its contents do not survive from one run to the next), pipelines are built. Every weights, state and kv
+   * tensor must have been allocated. Throws EngineError("device") when memory is short, with the bytes needed.
+   */
+  compile(plan: Plan): Promise<Executable>;
+  /** Host → tensor (state, kv, io; views too), from element `offset` (default 0) on. Ordered with run and read. */
+  write(tensor: Tensor, data: HostArray, offset?: number): void;
+  /** Tensor → host: the first `length` elements (default: all). Float32Array or Int32Array by dtype. Arena tensors cannot be read. */
+  read(tensor: Tensor, length?: number): Promise<HostArray>;
+  /** Bytes of storage that this backend holds now. */
+  readonly byteLength: number;
+  dispose(): Promise<void>;
+}
+
+export interface Executable {
+  run(vars: Vars): Promise<void>;
+  dispose(): void;
+}

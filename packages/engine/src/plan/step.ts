@@ -1,0 +1,242 @@
+// The op table: everything an executor must be able to do, as data. A plan is a straight list of these steps; three
+// interpreters run it (reference, wasm, webgpu). Nothing here computes.
+//
+// Conventions
+// - All tensors are row-major. f32 unless said otherwise. T = token rows, N = output rows (rows that reach the head).
+// - Axes: D model width, H heads, K KV heads, C head width, F feed-forward width, V vocabulary, R LoRA rank; O × I a weight.
+// - Row counts are the only dynamic sizes: a step processes n = clamp(vars[rows.count] − rows.base, 0, rows.capacity) rows of
+//   its row-shaped operands. Rows beyond n are never read or written (they may hold NaN from earlier plans).
+// - `inout` operands are read and written in place; an operand never appears twice in one step unless its comment allows it.
+// - The result of a row is bitwise independent of n and of the other rows: the order of every sum over the inner axis is
+//   fixed by the widths alone. (Same tokens, same adapter → same log-probs, whatever the batch.)
+// - weightGrad sums over rows in a fixed order: same rows, same bits, on one device.
+
+export type Dtype = "f32" | "i32";
+
+/** weights: frozen, read-only · state: LoRA p, g, m, v and the sampler's copy · kv: cache · arena: activations · io: host in/out. */
+export type Home = "weights" | "state" | "kv" | "arena" | "io";
+
+/**
+ * Identity is the object: plans share weights by sharing Tensor objects. A view is a contiguous part of another tensor;
+ * `offset` counts elements and is a multiple of 64 (256 bytes, WebGPU's binding alignment). Views of views do not exist.
+ */
+export interface Tensor {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: Dtype;
+  readonly home: Home;
+  readonly view?: { readonly of: Tensor; readonly offset: number };
+}
+
+export const sizeOf = (tensor: Tensor): number => tensor.shape.reduce((a, b) => a * b, 1);
+
+/** Run-time scalars of a plan. */
+export interface Vars {
+  /** T: token rows of this run. */
+  readonly rows?: number;
+  /** N: rows that reach the head. */
+  readonly outRows?: number;
+  readonly learningRate?: number;
+  readonly beta1?: number;
+  readonly beta2?: number;
+  readonly eps?: number;
+  readonly weightDecay?: number;
+  /** 0: no clipping. */
+  readonly gradClipNorm?: number;
+  /** Adam's t, from 1. */
+  readonly adamStep?: number;
+}
+
+export interface Rows {
+  readonly count: "rows" | "outRows";
+  readonly base: number;
+  readonly capacity: number;
+}
+
+export type LossName = "crossEntropy" | "importanceSampling" | "ppoClip";
+
+export type Step =
+  /** y[t] = table[tokens[t]].   table [V,D] · tokens [T] i32 · y [T,D] */
+  | { op: "embed"; rows: Rows; table: Tensor; tokens: Tensor; y: Tensor }
+  /** rstd = (mean x² + eps)^−½; y = x·rstd·gain.   x, y [T,D] · gain [D] · rstd [T] */
+  | { op: "rmsNorm"; rows: Rows; x: Tensor; gain: Tensor; y: Tensor; rstd: Tensor; eps: number }
+  /** x̂ = x·rstd; dx += rstd·(gain∘dy − x̂·mean(gain∘dy∘x̂)).   dx inout [T,D] */
+  | { op: "rmsNormBackward"; rows: Rows; x: Tensor; gain: Tensor; rstd: Tensor; dy: Tensor; dx: Tensor }
+  /** y = residual + scale·x·wᵀ (+ bias), residual absent: 0.   x [T,I] · w [O,I] · bias [O] · y, residual [T,O]; residual may be y itself (accumulate). */
+  | { op: "linear"; rows: Rows; x: Tensor; w: Tensor; bias?: Tensor; residual?: Tensor; y: Tensor; scale: number }
+  /** dx = (accumulate ? dx : 0) + scale·dy·w.   dy [T,O] · w [O,I] · dx [T,I] */
+  | { op: "linearBackward"; rows: Rows; dy: Tensor; w: Tensor; dx: Tensor; scale: number; accumulate: boolean }
+  /** dw += scale·dyᵀ·x, summed over rows in fixed order.   dy [T,O] · x [T,I] · dw inout [O,I] (state) */
+  | { op: "weightGrad"; rows: Rows; dy: Tensor; x: Tensor; dw: Tensor; scale: number }
+  /**
+   * In place on x [T, heads·C]: pairs (i, i + C/2) of each head rotate by direction·θ(positions[t], i).
+   * table [P, C]: cos θ in columns 0 … C/2 − 1, sin θ in the rest.   x0' = x0·cos − d·x1·sin; x1' = x1·cos + d·x0·sin. direction −1 is the backward.
+   */
+  | { op: "rope"; rows: Rows; x: Tensor; table: Tensor; positions: Tensor; heads: number; direction: 1 | -1 }
+  /**
+   * Causal grouped-query attention over packed sequences: row t sees rows start[t] … t. Query head h uses KV head ⌊h·K/H⌋.
+   * q, o [T,H·C] · k, v [T,K·C] · start [T] i32 (row index, ≤ t) · lse [T,H]: log Σ exp(scale·q·k).
+   */
+  | {
+      op: "attention";
+      rows: Rows;
+      q: Tensor;
+      k: Tensor;
+      v: Tensor;
+      start: Tensor;
+      o: Tensor;
+      lse: Tensor;
+      heads: number;
+      kvHeads: number;
+      scale: number;
+    }
+  /** delta[t,h] = Σ_c dO[t,h,c]·o[t,h,c].   delta [T,H] */
+  | { op: "attentionDelta"; rows: Rows; o: Tensor; dO: Tensor; delta: Tensor; heads: number }
+  /** P = exp(scale·q·k − lse); dS = P∘(dO·vᵀ − delta); dq = scale·Σ_k dS·k.   dq [T,H·C] */
+  | {
+      op: "attentionBackwardQ";
+      rows: Rows;
+      q: Tensor;
+      k: Tensor;
+      v: Tensor;
+      dO: Tensor;
+      lse: Tensor;
+      delta: Tensor;
+      start: Tensor;
+      dq: Tensor;
+      heads: number;
+      kvHeads: number;
+      scale: number;
+    }
+  /** dk = scale·Σ_q dS·q; dv = Σ_q P·dO, over the query rows t … end[t] − 1 of the row's sequence and the query heads of the KV head.   end [T] i32 (exclusive) · dk, dv [T,K·C] */
+  | {
+      op: "attentionBackwardKv";
+      rows: Rows;
+      q: Tensor;
+      k: Tensor;
+      v: Tensor;
+      dO: Tensor;
+      lse: Tensor;
+      delta: Tensor;
+      end: Tensor;
+      dk: Tensor;
+      dv: Tensor;
+      heads: number;
+      kvHeads: number;
+      scale: number;
+    }
+  /** kCache[slots[t], positions[t]] = k[t]; the same for v.   k, v [T,K·C] · slots, positions [T] i32 · kCache, vCache [S,P,K·C] (kv) */
+  | { op: "kvAppend"; rows: Rows; k: Tensor; v: Tensor; slots: Tensor; positions: Tensor; kCache: Tensor; vCache: Tensor }
+  /** Row t attends to positions 0 … positions[t] of slot slots[t] (kvAppend of this run has already happened).   q, o [T,H·C] */
+  | {
+      op: "attentionCached";
+      rows: Rows;
+      q: Tensor;
+      kCache: Tensor;
+      vCache: Tensor;
+      slots: Tensor;
+      positions: Tensor;
+      o: Tensor;
+      heads: number;
+      kvHeads: number;
+      scale: number;
+    }
+  /** y = silu(gate)∘up, silu(x) = x·σ(x).   [T,F]. */
+  | { op: "glu"; rows: Rows; gate: Tensor; up: Tensor; y: Tensor }
+  /** In place: gate becomes dy·up·σ(g)(1 + g(1 − σ(g))), up becomes dy·silu(g).   gate, up inout; dy [T,F] */
+  | { op: "gluBackward"; rows: Rows; gate: Tensor; up: Tensor; dy: Tensor }
+  /** y[n] = x[index[n]].   rows counts N · x [T,D] · index [N] i32 · y [N,D] */
+  | { op: "gatherRows"; rows: Rows; x: Tensor; index: Tensor; y: Tensor }
+  /** dx = 0 for `rows` rows, then dx[index[n]] = dy[n] for `outRows` n. Indices are distinct.   dy [N,D] · dx [T,D] */
+  | { op: "scatterRows"; rows: Rows; outRows: Rows; dy: Tensor; index: Tensor; dx: Tensor }
+  /**
+   * With i = inverseTemperature[n]: lse = log Σ exp(i·z); logprob = i·z[target] − lse; entropy = lse − Σ p·i·z.
+   * z [N,V] (unscaled, untouched) · target [N] i32 · inverseTemperature, logprob, entropy, lse [N]. rows counts N.
+   */
+  | { op: "logprob"; rows: Rows; z: Tensor; target: Tensor; inverseTemperature: Tensor; logprob: Tensor; entropy: Tensor; lse: Tensor }
+  /**
+   * k = clamp(logprob − old, ±20), r = e^k, A = advantage (crossEntropy: the weight w). loss and gradient g = dloss/dlogprob, [N]:
+   * crossEntropy: −A·logprob, g = −A · importanceSampling: −A·r, g = −A·r ·
+   * ppoClip: A ≥ 0: −A·min(r, 1 + clipHigh), g = r ≤ 1 + clipHigh ? −A·r : 0. A < 0: min(−A·max(r, 1 − clipLow), −A·dualClip), g = r < 1 − clipLow || r > dualClip ? 0 : −A·r.
+   * g is 0 where the clamp is active. lossParams [4] = clipLow, clipHigh, dualClip (1e30: off), unused (io).
+   */
+  | {
+      op: "tokenLoss";
+      rows: Rows;
+      loss: LossName;
+      logprob: Tensor;
+      old: Tensor;
+      advantage: Tensor;
+      lossParams: Tensor;
+      tokenLoss: Tensor;
+      dLogprob: Tensor;
+    }
+  /** In place on z [N,V]: z_j becomes g·i·(1[j = target] − exp(i·z_j − lse)), i = inverseTemperature, g = dLogprob. */
+  | { op: "logprobBackward"; rows: Rows; z: Tensor; target: Tensor; inverseTemperature: Tensor; lse: Tensor; dLogprob: Tensor }
+  /**
+   * token = the first j with Σ_{i ≤ j} p_i > uniform, p at inverseTemperature (the last j with mass if rounding leaves none); logprob = log p(token).
+   * inverseTemperature 0: token = argmax z (ties: lowest j), logprob at temperature 1.   z [N,V] · uniform [N] in [0,1) · token [N] i32 · logprob [N]
+   */
+  | { op: "sample"; rows: Rows; z: Tensor; inverseTemperature: Tensor; uniform: Tensor; token: Tensor; logprob: Tensor }
+  /** sum[0] = Σ x². Fixed order.   x [n] · sum [1] */
+  | { op: "sumSquares"; x: Tensor; sum: Tensor }
+  /**
+   * AdamW, decoupled decay. n = √sumSquares[0]; not finite: nothing is changed. g ← g·(gradClipNorm > 0 ? min(1, gradClipNorm/(n + 1e-6)) : 1);
+   * p ← p·(1 − lr·wd); m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²; p ← p − lr·(m/(1 − β₁ᵗ))/(√(v/(1 − β₂ᵗ)) + eps).   p, m, v inout [n] · g [n] is left as it was
+   */
+  | { op: "adamW"; p: Tensor; g: Tensor; m: Tensor; v: Tensor; sumSquares: Tensor }
+  /** x = 0, the whole tensor. */
+  | { op: "zero"; x: Tensor }
+  /** y = x, whole tensors of one size. */
+  | { op: "copy"; x: Tensor; y: Tensor };
+
+export type OpName = Step["op"];
+
+export type OperandName<S> = { [K in keyof S]-?: NonNullable<S[K]> extends Tensor ? K : never }[keyof S];
+export type Operands = {
+  readonly [S in Step as S["op"]]: { readonly reads: readonly OperandName<S>[]; readonly writes: readonly OperandName<S>[] };
+};
+
+/** Which operands a step reads and writes; inout operands stand in both. Read by the arena planner and by the backends' bindings. */
+export const OPERANDS: Operands = {
+  embed: { reads: ["table", "tokens"], writes: ["y"] },
+  rmsNorm: { reads: ["x", "gain"], writes: ["y", "rstd"] },
+  rmsNormBackward: { reads: ["x", "gain", "rstd", "dy", "dx"], writes: ["dx"] },
+  linear: { reads: ["x", "w", "bias", "residual"], writes: ["y"] },
+  /* dx is read only when it accumulates; the planner treats both alike. */
+  linearBackward: { reads: ["dy", "w", "dx"], writes: ["dx"] },
+  weightGrad: { reads: ["dy", "x", "dw"], writes: ["dw"] },
+  rope: { reads: ["x", "table", "positions"], writes: ["x"] },
+  attention: { reads: ["q", "k", "v", "start"], writes: ["o", "lse"] },
+  attentionDelta: { reads: ["o", "dO"], writes: ["delta"] },
+  attentionBackwardQ: { reads: ["q", "k", "v", "dO", "lse", "delta", "start"], writes: ["dq"] },
+  attentionBackwardKv: { reads: ["q", "k", "v", "dO", "lse", "delta", "end"], writes: ["dk", "dv"] },
+  kvAppend: { reads: ["k", "v", "slots", "positions"], writes: ["kCache", "vCache"] },
+  attentionCached: { reads: ["q", "kCache", "vCache", "slots", "positions"], writes: ["o"] },
+  glu: { reads: ["gate", "up"], writes: ["y"] },
+  gluBackward: { reads: ["gate", "up", "dy"], writes: ["gate", "up"] },
+  gatherRows: { reads: ["x", "index"], writes: ["y"] },
+  scatterRows: { reads: ["dy", "index"], writes: ["dx"] },
+  logprob: { reads: ["z", "target", "inverseTemperature"], writes: ["logprob", "entropy", "lse"] },
+  tokenLoss: { reads: ["logprob", "old", "advantage", "lossParams"], writes: ["tokenLoss", "dLogprob"] },
+  logprobBackward: { reads: ["z", "target", "inverseTemperature", "lse", "dLogprob"], writes: ["z"] },
+  sample: { reads: ["z", "inverseTemperature", "uniform"], writes: ["token", "logprob"] },
+  sumSquares: { reads: ["x"], writes: ["sum"] },
+  adamW: { reads: ["p", "g", "m", "v", "sumSquares"], writes: ["p", "m", "v"] },
+  zero: { reads: [], writes: ["x"] },
+  copy: { reads: ["x"], writes: ["y"] },
+};
+
+/** The tensors a step reads and writes, absent optional operands left out. */
+export const operandsOf = (step: Step): { reads: Tensor[]; writes: Tensor[] } => {
+  const { reads, writes } = OPERANDS[step.op];
+  const pick = (names: readonly string[]): Tensor[] =>
+    names.map((name) => (step as unknown as Record<string, Tensor | undefined>)[name]).filter((tensor) => tensor !== undefined);
+  return { reads: pick(reads), writes: pick(writes) };
+};
+
+/** A compiled-to-be list of steps. Every arena and io tensor of it is found through the steps' operands. */
+export interface Plan {
+  readonly name: string;
+  readonly steps: readonly Step[];
+}

@@ -1,0 +1,31 @@
+// The attribute names that toTransitions reads. OpenTelemetry GenAI names (still in development there, so our table is
+// the only place that spells them) plus ours, which start with "fulgurite.".
+
+export const ATTRIBUTES = {
+  operation: "gen_ai.operation.name",
+  provider: "gen_ai.provider.name",
+  requestModel: "gen_ai.request.model",
+  requestTemperature: "gen_ai.request.temperature",
+  requestMaxTokens: "gen_ai.request.max_tokens",
+  requestSeed: "gen_ai.request.seed",
+  responseId: "gen_ai.response.id",
+  finishReasons: "gen_ai.response.finish_reasons",
+  inputTokens: "gen_ai.usage.input_tokens",
+  outputTokens: "gen_ai.usage.output_tokens",
+  agentName: "gen_ai.agent.name",
+  rewardName: "gen_ai.evaluation.name",
+  rewardValue: "gen_ai.evaluation.score.value",
+  rewardReason: "fulgurite.reward.reason",
+  mode: "fulgurite.mode",
+  turn: "fulgurite.turn",
+  /** Every call and response id of the answer, string[]. */
+  keys: "fulgurite.keys",
+  policyVersion: "fulgurite.policy.version",
+  fidelity: "fulgurite.fidelity",
+  promptTokens: "fulgurite.prompt.tokens",
+  responseTokens: "fulgurite.response.tokens",
+  samplerLogprobs: "fulgurite.sampler.logprobs",
+  request: "fulgurite.request",
+  response: "fulgurite.response",
+  errorType: "error.type",
+} as const;

@@ -1,0 +1,2 @@
+export { ATTRIBUTES } from "./attributes.ts";
+export * from "./vocabulary.ts";
