@@ -6,6 +6,7 @@
 // - Axes: D model width, H heads, K KV heads, C head width, F feed-forward width, V vocabulary, R LoRA rank; O × I a weight.
 // - Row counts are the only dynamic sizes: a step processes n = clamp(vars[rows.count] − rows.base, 0, rows.capacity) rows of
 //   its row-shaped operands. Rows beyond n are never read or written (they may hold NaN from earlier plans).
+//   `base` shortens the count and nothing else: row 0 of an operand is row `base` of the run, so a chunk's operands are views.
 // - `inout` operands are read and written in place; an operand never appears twice in one step unless its comment allows it.
 // - The result of a row is bitwise independent of n and of the other rows: the order of every sum over the inner axis is
 //   fixed by the widths alone. (Same tokens, same adapter → same log-probs, whatever the batch.)

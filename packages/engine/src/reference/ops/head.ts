@@ -1,0 +1,122 @@
+// Above the logits: log-prob and entropy of a target, the token losses, the way back to the logits, and sampling.
+// Formulas and sources of the losses: docs/architecture.md, "Losses".
+
+import { rowCount } from "../../plan/rowCount.ts";
+import type { LossName } from "../../plan/step.ts";
+import type { Operations, Values } from "../operation.ts";
+
+/** log Σ_j exp(inverse·z_j) over one row of V logits. */
+const logSumExp = (z: Values, row: number, vocab: number, inverse: number): number => {
+  let max = Number.NEGATIVE_INFINITY;
+  for (let j = 0; j < vocab; j++) max = Math.max(max, inverse * z[row + j]!);
+  let sum = 0;
+  for (let j = 0; j < vocab; j++) sum += Math.exp(inverse * z[row + j]! - max);
+  return max + Math.log(sum);
+};
+
+/** The log-ratio is clamped to ±20 before exp: beyond it the loss is constant and its gradient 0. */
+const LOG_RATIO_LIMIT = 20;
+
+interface ClipRange {
+  readonly clipLow: number;
+  readonly clipHigh: number;
+  readonly dualClip: number;
+}
+
+/** Value and derivative with respect to logprob of one token's loss. */
+const tokenLossOf = (
+  name: LossName,
+  logprob: number,
+  old: number,
+  advantage: number,
+  clip: ClipRange,
+): { loss: number; gradient: number } => {
+  if (name === "crossEntropy") return { loss: -advantage * logprob, gradient: -advantage };
+  const k = Math.min(Math.max(logprob - old, -LOG_RATIO_LIMIT), LOG_RATIO_LIMIT);
+  const ratio = Math.exp(k);
+  const slope = Math.abs(logprob - old) > LOG_RATIO_LIMIT ? 0 : -advantage * ratio;
+  if (name === "importanceSampling") return { loss: -advantage * ratio, gradient: slope };
+  if (advantage >= 0) {
+    const high = 1 + clip.clipHigh;
+    return { loss: -advantage * Math.min(ratio, high), gradient: ratio <= high ? slope : 0 };
+  }
+  const low = 1 - clip.clipLow;
+  return {
+    loss: Math.min(-advantage * Math.max(ratio, low), -advantage * clip.dualClip),
+    gradient: ratio < low || ratio > clip.dualClip ? 0 : slope,
+  };
+};
+
+export const headOperations: Operations<"logprob" | "tokenLoss" | "logprobBackward" | "sample"> = {
+  logprob: (step, valuesOf, vars) => {
+    const vocab = step.z.shape[1]!;
+    const [z, target, inverses] = [valuesOf(step.z), valuesOf(step.target), valuesOf(step.inverseTemperature)];
+    const [logprob, entropy, lse] = [valuesOf(step.logprob), valuesOf(step.entropy), valuesOf(step.lse)];
+    const n = rowCount(step.rows, vars);
+    for (let r = 0; r < n; r++) {
+      const [row, inverse] = [r * vocab, inverses[r]!];
+      const total = logSumExp(z, row, vocab, inverse);
+      let mean = 0;
+      for (let j = 0; j < vocab; j++) {
+        const p = Math.exp(inverse * z[row + j]! - total);
+        // A logit of −∞ has no mass; 0·∞ would make NaN of it.
+        if (p > 0) mean += p * inverse * z[row + j]!;
+      }
+      lse[r] = total;
+      entropy[r] = total - mean;
+      logprob[r] = inverse * z[row + target[r]!]! - total;
+    }
+  },
+
+  tokenLoss: (step, valuesOf, vars) => {
+    const [logprob, old, advantage] = [valuesOf(step.logprob), valuesOf(step.old), valuesOf(step.advantage)];
+    const [tokenLoss, dLogprob] = [valuesOf(step.tokenLoss), valuesOf(step.dLogprob)];
+    const [clipLow, clipHigh, dualClip] = valuesOf(step.lossParams) as unknown as [number, number, number];
+    const n = rowCount(step.rows, vars);
+    for (let r = 0; r < n; r++) {
+      const { loss, gradient } = tokenLossOf(step.loss, logprob[r]!, old[r]!, advantage[r]!, { clipLow, clipHigh, dualClip });
+      tokenLoss[r] = loss;
+      dLogprob[r] = gradient;
+    }
+  },
+
+  logprobBackward: (step, valuesOf, vars) => {
+    const vocab = step.z.shape[1]!;
+    const [z, target, inverses] = [valuesOf(step.z), valuesOf(step.target), valuesOf(step.inverseTemperature)];
+    const [lse, dLogprob] = [valuesOf(step.lse), valuesOf(step.dLogprob)];
+    const n = rowCount(step.rows, vars);
+    for (let r = 0; r < n; r++) {
+      const [row, inverse] = [r * vocab, inverses[r]!];
+      for (let j = 0; j < vocab; j++) {
+        const p = Math.exp(inverse * z[row + j]! - lse[r]!);
+        z[row + j] = dLogprob[r]! * inverse * ((j === target[r] ? 1 : 0) - p);
+      }
+    }
+  },
+
+  sample: (step, valuesOf, vars) => {
+    const vocab = step.z.shape[1]!;
+    const [z, inverses, uniform] = [valuesOf(step.z), valuesOf(step.inverseTemperature), valuesOf(step.uniform)];
+    const [token, logprob] = [valuesOf(step.token), valuesOf(step.logprob)];
+    const n = rowCount(step.rows, vars);
+    for (let r = 0; r < n; r++) {
+      const row = r * vocab;
+      const isGreedy = inverses[r] === 0;
+      const inverse = isGreedy ? 1 : inverses[r]!;
+      const total = logSumExp(z, row, vocab, inverse);
+      let picked = 0;
+      if (isGreedy) {
+        for (let j = 1; j < vocab; j++) if (z[row + j]! > z[row + picked]!) picked = j;
+      } else {
+        let sum = 0;
+        for (let j = 0; j < vocab && !(sum > uniform[r]!); j++) {
+          const p = Math.exp(inverse * z[row + j]! - total);
+          sum += p;
+          if (p > 0) picked = j;
+        }
+      }
+      token[r] = picked;
+      logprob[r] = inverse * z[row + picked]! - total;
+    }
+  },
+};
