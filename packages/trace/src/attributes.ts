@@ -16,12 +16,15 @@ export const ATTRIBUTES = {
   rewardName: "gen_ai.evaluation.name",
   rewardValue: "gen_ai.evaluation.score.value",
   rewardReason: "fulgurite.reward.reason",
+  rewardSource: "fulgurite.reward.source",
   mode: "fulgurite.mode",
   turn: "fulgurite.turn",
   /** Every call and response id of the answer, string[]. */
   keys: "fulgurite.keys",
   policyVersion: "fulgurite.policy.version",
   fidelity: "fulgurite.fidelity",
+  /** true on a call that ended after its attempt did: shown, never trained. */
+  late: "fulgurite.late",
   promptTokens: "fulgurite.prompt.tokens",
   responseTokens: "fulgurite.response.tokens",
   samplerLogprobs: "fulgurite.sampler.logprobs",

@@ -1,2 +1,5 @@
 export { ATTRIBUTES } from "./attributes.ts";
+export * from "./errors.ts";
+export * from "./ids.ts";
+export * from "./transitions.ts";
 export * from "./vocabulary.ts";

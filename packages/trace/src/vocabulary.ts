@@ -128,7 +128,7 @@ export interface Transition {
   readonly responseTokens: Int32Array;
   /** [R], of the distribution that was sampled from. */
   readonly samplerLogprobs: Float32Array;
-  /** Rewards addressed to this call, summed; the last one without an address belongs to the latest call before it. */
+  /** The sum of the rewards that belong to this call: those that name it, and those without an address that followed it before the next call. */
   readonly reward?: number;
   readonly policyVersion: number;
   readonly temperature: number;

@@ -1,0 +1,22 @@
+// Errors of the trace room. Message form: "where: rule, got value; what to do".
+
+export type TraceErrorCode =
+  | "bad-input" // a task, span, resource or query outside its contract
+  | "bad-span" // a stored span whose numbers cannot be trained on
+  | "unknown" // no such rollout, attempt or resource
+  | "status" // a change that the status tables forbid
+  | "conflict" // a published version with other content
+  | "locked" // another process has the folder open for writing
+  | "corrupt" // stored bytes that are not what was written
+  | "storage" // the platform refused: quota, I/O, a lost connection
+  | "closed"
+  | "timeout";
+
+export class TraceError extends Error {
+  readonly code: TraceErrorCode;
+  constructor(code: TraceErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "TraceError";
+    this.code = code;
+  }
+}
