@@ -1,5 +1,8 @@
 export { ATTRIBUTES } from "./attributes.ts";
 export * from "./errors.ts";
 export * from "./ids.ts";
+export { createMemoryStore } from "./memory.ts";
+export * from "./status.ts";
+export type { StoreOptions } from "./store.ts";
 export * from "./transitions.ts";
 export * from "./vocabulary.ts";

@@ -1,0 +1,151 @@
+// What each write of a store means: read rows, check everything, then commit the records that make it so. The only copy of
+// this logic; every store runs it inside one transaction.
+
+import { TraceError } from "./errors.ts";
+import type { Rows, StoreRecord } from "./rows.ts";
+import { guardAttempt, isTerminal } from "./status.ts";
+import { type CheckedResource, type CheckedTask, sameContent } from "./values.ts";
+import type { Attempt, AttemptError, AttemptRef, Claim, Outcome, Resource, Rollout, Span } from "./vocabulary.ts";
+
+/** Called at most once a command, after the last check. */
+export type Commit = (records: readonly StoreRecord[]) => Promise<void>;
+
+const unknown = (what: string): TraceError =>
+  new TraceError("unknown", `${what}: it must be in this store, got none; enqueue and claim first`);
+
+const rolloutOf = async (rows: Rows, id: string): Promise<Rollout> => {
+  const rollout = await rows.rollout(id);
+  if (rollout === undefined) throw unknown(`rollout ${id}`);
+  return rollout;
+};
+
+const attemptOf = async (rows: Rows, ref: AttemptRef): Promise<Attempt> => {
+  const attempt = await rows.attempt(ref);
+  if (attempt === undefined) throw unknown(`attempt ${ref.id} of rollout ${ref.rolloutId}`);
+  return attempt;
+};
+
+export const enqueue = async (rows: Rows, commit: Commit, tasks: readonly CheckedTask[], nowMs: number): Promise<Rollout[]> => {
+  const made = new Map<string, Rollout>();
+  const answer: Rollout[] = [];
+  let seq = await rows.lastRolloutSeq();
+  for (const task of tasks) {
+    let rollout = made.get(task.id) ?? (await rows.rollout(task.id));
+    if (rollout === undefined) {
+      seq += 1;
+      rollout = Object.freeze({ ...task, seq, status: "queued", attempts: 0, createdAtMs: nowMs } satisfies Rollout);
+      made.set(task.id, rollout);
+    }
+    answer.push(rollout);
+  }
+  await commit([...made.values()].map((data) => ({ kind: "rollout", data })));
+  return answer;
+};
+
+/** `newIds` are as many as the limit: minted before the transaction, so that a repeated one is the same. */
+export const claim = async (rows: Rows, commit: Commit, workerId: string, newIds: readonly string[], nowMs: number): Promise<Claim[]> => {
+  const queued = await rows.queued(newIds.length);
+  const attempts = queued.map((rollout, index): Attempt => {
+    const id = newIds[index] as string;
+    return Object.freeze({
+      rolloutId: rollout.id,
+      id,
+      sequence: rollout.attempts + 1,
+      status: "running",
+      workerId,
+      startedAtMs: nowMs,
+      lastHeartbeatMs: nowMs,
+    });
+  });
+  await commit(attempts.map((data) => ({ kind: "attempt", data })));
+  const claims: Claim[] = [];
+  for (const attempt of attempts) claims.push(Object.freeze({ rollout: await rolloutOf(rows, attempt.rolloutId), attempt }));
+  return claims;
+};
+
+/** A clock that went backwards never makes a living attempt look older. */
+const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
+  attempt.status === "running" && nowMs > attempt.lastHeartbeatMs
+    ? [{ kind: "attempt", data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }) }]
+    : [];
+
+export const append = async (rows: Rows, commit: Commit, spans: readonly Span[], nowMs: number): Promise<void> => {
+  const key = (...parts: string[]) => JSON.stringify(parts);
+  const attempts = new Map<string, Attempt>();
+  for (const span of spans) {
+    const at = key(span.rolloutId, span.attemptId);
+    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, { rolloutId: span.rolloutId, id: span.attemptId }));
+  }
+  const records: StoreRecord[] = [];
+  const taken = new Set<string>();
+  let seq = await rows.lastSpanSeq();
+  for (const span of spans) {
+    const at = key(span.rolloutId, span.attemptId, span.id);
+    if (taken.has(at) || (await rows.hasSpan(span.rolloutId, span.attemptId, span.id))) continue;
+    taken.add(at);
+    seq += 1;
+    records.push({ kind: "span", data: Object.freeze({ ...span, seq }) });
+  }
+  await commit([...records, ...[...attempts.values()].flatMap((attempt) => beaten(attempt, nowMs))]);
+};
+
+export const heartbeat = async (rows: Rows, commit: Commit, ref: AttemptRef, nowMs: number): Promise<void> =>
+  commit(beaten(await attemptOf(rows, ref), nowMs));
+
+const ended = (attempt: Attempt, outcome: Outcome, nowMs: number): StoreRecord => ({
+  kind: "attempt",
+  data: Object.freeze({
+    ...attempt,
+    status: outcome.status,
+    endedAtMs: nowMs,
+    ...(outcome.error === undefined ? {} : { error: copyError(outcome.error) }),
+  }),
+});
+
+const copyError = ({ name, message, stack }: AttemptError): AttemptError =>
+  Object.freeze({ name: String(name), message: String(message), ...(stack === undefined ? {} : { stack: String(stack) }) });
+
+export const finish = async (rows: Rows, commit: Commit, ref: AttemptRef, outcome: Outcome, nowMs: number): Promise<Rollout> => {
+  const attempt = await attemptOf(rows, ref);
+  if (attempt.status === "running" || attempt.status !== outcome.status) {
+    guardAttempt(attempt, outcome.status);
+    await commit([ended(attempt, outcome, nowMs)]);
+  }
+  return rolloutOf(rows, ref.rolloutId);
+};
+
+export const cancel = async (rows: Rows, commit: Commit, rolloutId: string, nowMs: number): Promise<Rollout> => {
+  const rollout = await rolloutOf(rows, rolloutId);
+  if (isTerminal(rollout.status)) return rollout;
+  const data: Rollout = Object.freeze({ ...rollout, status: "cancelled", endedAtMs: nowMs });
+  await commit([{ kind: "rollout", data }]);
+  return data;
+};
+
+export const requeueStale = async (rows: Rows, commit: Commit, beforeMs: number, nowMs: number): Promise<number> => {
+  const silent = await rows.silentSince(beforeMs);
+  const error = (attempt: Attempt): AttemptError => ({
+    name: "Unresponsive",
+    message: `worker ${attempt.workerId}: a heartbeat at or after ${beforeMs} ms was due, got the last at ${attempt.lastHeartbeatMs} ms`,
+  });
+  await commit(silent.map((attempt) => ended(attempt, { status: "unresponsive", error: error(attempt) }, nowMs)));
+  return silent.length;
+};
+
+export const publish = async (rows: Rows, commit: Commit, input: CheckedResource, nowMs: number): Promise<Resource> => {
+  const latest = await rows.resource(input.name);
+  const version = input.version ?? (latest?.version ?? 0) + 1;
+  if (latest !== undefined && version <= latest.version) {
+    const stored = version === latest.version ? latest : await rows.resource(input.name, version);
+    if (stored !== undefined && sameContent(stored, input)) return stored;
+    throw new TraceError(
+      "conflict",
+      stored === undefined
+        ? `resource ${input.name}: versions only grow, got ${version} after ${latest.version}; publish ${latest.version + 1} or leave the version out`
+        : `resource ${input.name}: version ${version} is published and immutable, got other content; publish ${latest.version + 1} or leave the version out`,
+    );
+  }
+  const resource: Resource = Object.freeze({ ...input, version, createdAtMs: nowMs });
+  await commit([{ kind: "resource", data: resource }]);
+  return resource;
+};

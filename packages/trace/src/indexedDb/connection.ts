@@ -1,0 +1,86 @@
+// One handle to one database, and what to do when it dies. Browsers close handles behind the page's back: WebKit loses its
+// database server, another tab upgrades or deletes, storage is cleared. Then the handle is dropped, the next use opens
+// another, and the transaction that it died under runs once more. A second death is the caller's error.
+
+import { openDB } from "idb";
+import { TraceError } from "../errors.ts";
+import { SCHEMA_VERSION, type StoreDatabase, type StoreSchema, upgrade } from "./schema.ts";
+
+export interface Connection {
+  /** Runs `body` with a live handle; again, once, if the handle died under it. */
+  use<T>(body: (db: StoreDatabase) => Promise<T>): Promise<T>;
+  close(): Promise<void>;
+}
+
+/** How engines say that a handle is gone: by name and, where the name says too little, by message. */
+const DEAD: readonly { readonly name: string; readonly message?: RegExp }[] = [
+  { name: "AbortError" }, // all: a forced close aborts what is under way, and only then says so
+  { name: "InvalidStateError" }, // all: "The database connection is closing"
+  { name: "UnknownError", message: /Connection to Indexed Database server lost|without an in-progress transaction/ }, // WebKit
+  { name: "UnknownError", message: /Internal error/ }, // Chromium: "Internal error opening backing store"
+];
+
+const isDead = (error: unknown): boolean =>
+  error instanceof Error && DEAD.some(({ name, message }) => error.name === name && (message === undefined || message.test(error.message)));
+
+export const createConnection = (databaseName: string, onReport: (message: string) => void): Connection => {
+  let handle: Promise<StoreDatabase> | undefined;
+  let isClosed = false;
+
+  const open = (): Promise<StoreDatabase> => {
+    const drop = () => {
+      if (handle === opening) handle = undefined;
+    };
+    const callbacks = {
+      blocked: () => onReport(`${databaseName}: another tab holds an older version open; close that tab to go on`),
+      blocking: () => {
+        drop();
+        void opening.then((db) => db.close());
+      },
+      terminated: drop,
+    };
+    const opening: Promise<StoreDatabase> = openDB<StoreSchema>(databaseName, SCHEMA_VERSION, { ...callbacks, upgrade }).catch((error) => {
+      // written by a newer release: its migrations only added, so what this one knows is all there
+      if (error instanceof Error && error.name === "VersionError") return openDB<StoreSchema>(databaseName, undefined, callbacks);
+      throw error;
+    });
+    opening.catch(drop);
+    return opening;
+  };
+
+  const attempt = async <T>(body: (db: StoreDatabase) => Promise<T>): Promise<{ value: T } | { dead: unknown }> => {
+    if (isClosed) throw new TraceError("closed", `${databaseName}: it must be open, got a call after close(); open it again`);
+    handle ??= open();
+    const mine = handle;
+    try {
+      return { value: await body(await mine) };
+    } catch (error) {
+      if (handle === mine && !isDead(error)) throw error;
+      if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
+      if (handle === mine) {
+        handle = undefined;
+        void mine.then((db) => db.close()).catch(() => {}); // it is dead already
+      }
+      return { dead: error };
+    }
+  };
+
+  return {
+    use: async (body) => {
+      const first = await attempt(body);
+      if ("value" in first) return first.value;
+      const second = await attempt(body);
+      if ("value" in second) return second.value;
+      throw new TraceError("storage", `${databaseName}: its connection must live, got lost twice in one transaction; reload the page`, {
+        cause: second.dead,
+      });
+    },
+    close: async () => {
+      isClosed = true;
+      const last = handle;
+      handle = undefined;
+      const db = await last?.catch(() => undefined);
+      db?.close(); // transactions under way still complete
+    },
+  };
+};

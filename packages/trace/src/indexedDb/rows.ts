@@ -1,0 +1,71 @@
+// The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else.
+
+import type { IDBPTransaction } from "idb";
+import type { Rows } from "../rows.ts";
+import type { RolloutStatus } from "../vocabulary.ts";
+import type { StoreSchema } from "./schema.ts";
+
+export const ROW_STORES = ["rollouts", "attempts", "spans", "resources"] as const;
+type RowTransaction = IDBPTransaction<StoreSchema, typeof ROW_STORES, "readonly" | "readwrite">;
+type RowStore = (typeof ROW_STORES)[number];
+
+const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const satisfies readonly RolloutStatus[];
+const LAST = Number.POSITIVE_INFINITY;
+
+export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
+  const rollouts = transaction.objectStore("rollouts");
+  const attempts = transaction.objectStore("attempts");
+  const spans = transaction.objectStore("spans");
+  const resources = transaction.objectStore("resources");
+  const put = async <S extends RowStore>(store: S, value: StoreSchema[S]["value"]): Promise<void> => {
+    await (transaction as IDBPTransaction<StoreSchema, typeof ROW_STORES, "readwrite">).objectStore(store).put(value);
+  };
+
+  return {
+    rollout: (id) => rollouts.get(id),
+    rollouts: async (order, fromSeq, limit) => {
+      if (order === "oldest") return rollouts.index("bySeq").getAll(IDBKeyRange.lowerBound(fromSeq ?? 0, true), limit);
+      const found = [];
+      const range = IDBKeyRange.upperBound(fromSeq ?? LAST, true);
+      for (
+        let cursor = await rollouts.index("bySeq").openCursor(range, "prev");
+        cursor && found.length < limit;
+        cursor = await cursor.continue()
+      )
+        found.push(cursor.value);
+      return found;
+    },
+    queued: async (limit) =>
+      limit === 0 ? [] : rollouts.index("byStatus").getAll(IDBKeyRange.bound(["queued", 0], ["queued", LAST]), limit), // a count of 0 means all
+    attempt: (ref) => attempts.get([ref.rolloutId, ref.id]),
+    attempts: (rolloutId) => attempts.index("bySequence").getAll(IDBKeyRange.bound([rolloutId, 0], [rolloutId, LAST])),
+    silentSince: (beforeMs) =>
+      attempts.index("byHeartbeat").getAll(IDBKeyRange.bound(["running", -LAST], ["running", beforeMs], false, true)),
+    hasSpan: async (rolloutId, attemptId, id) => (await spans.getKey([rolloutId, attemptId, id])) !== undefined,
+    spans: ({ rolloutId, attemptId }, afterSeq, limit) =>
+      attemptId === undefined
+        ? spans.index("byRollout").getAll(IDBKeyRange.bound([rolloutId, afterSeq], [rolloutId, LAST], true), limit)
+        : spans.index("byAttempt").getAll(IDBKeyRange.bound([rolloutId, attemptId, afterSeq], [rolloutId, attemptId, LAST], true), limit),
+    lastRolloutSeq: async () => (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0,
+    lastSpanSeq: async () => (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0,
+    resource: async (name, version) => {
+      if (version !== undefined) return resources.get([name, version]);
+      return (await resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"))?.value;
+    },
+    stats: async () => {
+      const counts = {} as Record<RolloutStatus, number>;
+      for (const status of STATUSES)
+        counts[status] = await rollouts.index("byStatus").count(IDBKeyRange.bound([status, 0], [status, LAST]));
+      return {
+        rollouts: counts,
+        attempts: await attempts.count(),
+        spans: await spans.count(),
+        resources: await resources.count(),
+      };
+    },
+    putRollout: (rollout) => put("rollouts", rollout),
+    putAttempt: (attempt) => put("attempts", attempt),
+    putSpan: (span) => put("spans", span),
+    putResource: (resource) => put("resources", resource),
+  };
+};

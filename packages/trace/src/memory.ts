@@ -1,0 +1,156 @@
+// The store that forgets: plain maps, the specification of the others. Also the index that the file store replays its log
+// into; there the payload of a span stays on disk, and only `Kept`, the way back to it, is held here.
+
+import type { Backend, Rows } from "./rows.ts";
+import { createStore, type StoreOptions } from "./store.ts";
+import type { Attempt, Resource, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
+
+/** How payloads are held: as they are (memory), or as the place on disk. */
+export interface Keeping<KeptSpan, KeptResource> {
+  keepSpan(span: StoredSpan): KeptSpan;
+  loadSpans(kept: readonly KeptSpan[]): Promise<StoredSpan[]>;
+  keepResource(resource: Resource): KeptResource;
+  loadResource(kept: KeptResource): Promise<Resource>;
+}
+
+interface AttemptRow<KeptSpan> {
+  attempt: Attempt;
+  readonly ids: Set<string>;
+  readonly spans: { readonly seq: number; readonly kept: KeptSpan }[];
+}
+
+interface RolloutRow<KeptSpan> {
+  rollout: Rollout;
+  readonly attempts: Map<string, AttemptRow<KeptSpan>>;
+}
+
+export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): Rows => {
+  const byId = new Map<string, RolloutRow<KeptSpan>>();
+  const order: string[] = []; // ids by seq
+  const queuedIds = new Map<string, number>(); // id → seq
+  const running = new Map<string, Attempt>(); // by rollout: a rollout has at most one
+  const resources = new Map<string, Map<number, KeptResource>>();
+  const latest = new Map<string, number>();
+  let lastRolloutSeq = 0;
+  let lastSpanSeq = 0;
+  let spanCount = 0;
+  let attemptCount = 0;
+
+  const rolloutsFrom = (direction: 1 | -1, fromSeq: number | undefined, limit: number): Rollout[] => {
+    const found: Rollout[] = [];
+    const seqAt = (index: number) => (byId.get(order[index] as string) as RolloutRow<KeptSpan>).rollout.seq;
+    // the first index beyond fromSeq, by halving: a log that lost records has gaps
+    let [low, high] = [0, order.length];
+    const from = fromSeq ?? (direction === 1 ? 0 : Number.POSITIVE_INFINITY);
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (direction === 1 ? seqAt(middle) > from : seqAt(middle) >= from) high = middle;
+      else low = middle + 1;
+    }
+    for (let index = direction === 1 ? low : low - 1; index >= 0 && index < order.length && found.length < limit; index += direction)
+      found.push((byId.get(order[index] as string) as RolloutRow<KeptSpan>).rollout);
+    return found;
+  };
+
+  return {
+    rollout: async (id) => byId.get(id)?.rollout,
+    rollouts: async (direction, fromSeq, limit) => rolloutsFrom(direction === "oldest" ? 1 : -1, fromSeq, limit),
+    queued: async (limit) =>
+      [...queuedIds]
+        .sort((a, b) => a[1] - b[1])
+        .slice(0, limit)
+        .map(([id]) => (byId.get(id) as RolloutRow<KeptSpan>).rollout),
+    attempt: async (ref) => byId.get(ref.rolloutId)?.attempts.get(ref.id)?.attempt,
+    attempts: async (rolloutId) =>
+      [...(byId.get(rolloutId)?.attempts.values() ?? [])].map((row) => row.attempt).sort((a, b) => a.sequence - b.sequence),
+    silentSince: async (beforeMs) => [...running.values()].filter((attempt) => attempt.lastHeartbeatMs < beforeMs),
+    hasSpan: async (rolloutId, attemptId, id) => byId.get(rolloutId)?.attempts.get(attemptId)?.ids.has(id) ?? false,
+    spans: async ({ rolloutId, attemptId }, afterSeq, limit) => {
+      const rows = [...(byId.get(rolloutId)?.attempts.values() ?? [])].filter(
+        ({ attempt }) => attemptId === undefined || attempt.id === attemptId,
+      );
+      const found = rows.flatMap((row) => row.spans.filter(({ seq }) => seq > afterSeq)).sort((a, b) => a.seq - b.seq);
+      return keeping.loadSpans(found.slice(0, limit).map(({ kept }) => kept));
+    },
+    lastRolloutSeq: async () => lastRolloutSeq,
+    lastSpanSeq: async () => lastSpanSeq,
+    resource: async (name, version) => {
+      const kept = resources.get(name)?.get(version ?? (latest.get(name) as number));
+      return kept === undefined ? undefined : keeping.loadResource(kept);
+    },
+    stats: async () => {
+      const counts: Record<RolloutStatus, number> = { queued: 0, running: 0, succeeded: 0, failed: 0, cancelled: 0 };
+      for (const { rollout } of byId.values()) counts[rollout.status] += 1;
+      const resourceCount = [...resources.values()].reduce((sum, versions) => sum + versions.size, 0);
+      return { rollouts: counts, attempts: attemptCount, spans: spanCount, resources: resourceCount };
+    },
+
+    putRollout: async (rollout) => {
+      const row = byId.get(rollout.id);
+      if (row) row.rollout = rollout;
+      else {
+        byId.set(rollout.id, { rollout, attempts: new Map() });
+        order.push(rollout.id);
+        lastRolloutSeq = Math.max(lastRolloutSeq, rollout.seq);
+      }
+      if (rollout.status === "queued") queuedIds.set(rollout.id, rollout.seq);
+      else queuedIds.delete(rollout.id);
+    },
+    putAttempt: async (attempt) => {
+      const { attempts } = byId.get(attempt.rolloutId) as RolloutRow<KeptSpan>;
+      const row = attempts.get(attempt.id);
+      if (row) row.attempt = attempt;
+      else {
+        attempts.set(attempt.id, { attempt, ids: new Set(), spans: [] });
+        attemptCount += 1;
+      }
+      if (attempt.status === "running") running.set(attempt.rolloutId, attempt);
+      else if (running.get(attempt.rolloutId)?.id === attempt.id) running.delete(attempt.rolloutId);
+    },
+    putSpan: async (span) => {
+      const row = byId.get(span.rolloutId)?.attempts.get(span.attemptId) as AttemptRow<KeptSpan>;
+      if (row.ids.has(span.id)) return;
+      row.ids.add(span.id);
+      row.spans.push({ seq: span.seq, kept: keeping.keepSpan(span) });
+      lastSpanSeq = Math.max(lastSpanSeq, span.seq);
+      spanCount += 1;
+    },
+    putResource: async (resource) => {
+      const versions = resources.get(resource.name) ?? new Map<number, KeptResource>();
+      versions.set(resource.version, keeping.keepResource(resource));
+      resources.set(resource.name, versions);
+      latest.set(resource.name, Math.max(latest.get(resource.name) ?? 0, resource.version));
+    },
+  };
+};
+
+/** Runs bodies one after the other; one that throws does not stop the next. */
+export const createQueue = (): (<T>(body: () => Promise<T>) => Promise<T>) => {
+  let last: Promise<unknown> = Promise.resolve();
+  return (body) => {
+    const mine = last.then(body);
+    last = mine.catch(() => {});
+    return mine;
+  };
+};
+
+const inMemory: Keeping<StoredSpan, Resource> = {
+  keepSpan: (span) => span,
+  loadSpans: async (spans) => [...spans],
+  keepResource: (resource) => resource,
+  loadResource: async (resource) => resource,
+};
+
+/** A store that lives as long as the object. */
+export const createMemoryStore = (options: StoreOptions = {}): Store => {
+  const rows = createMemoryRows(inMemory);
+  const states = new Map<string, Uint8Array>();
+  const inTurn = createQueue();
+  const backend: Backend = {
+    transact: (_mode, body) => inTurn(() => body(rows)),
+    putState: async (name, bytes) => void states.set(name, bytes),
+    getState: async (name) => states.get(name),
+    close: async () => {},
+  };
+  return createStore("memory", backend, options);
+};

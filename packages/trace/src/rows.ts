@@ -1,0 +1,56 @@
+// What a store must be able to hold: the door between the logic, written once (commands.ts, records.ts, store.ts), and the
+// ways of keeping it (memory, IndexedDB, files). Types only.
+
+import type { Attempt, AttemptRef, Resource, Rollout, SpanQuery, StoredSpan, StoreStats } from "./vocabulary.ts";
+
+/** The rows as one transaction sees them. Nothing but these methods may be awaited inside it: IndexedDB would commit early. */
+export interface Rows {
+  rollout(id: string): Promise<Rollout | undefined>;
+  /** The next `limit` rollouts after (or, newest first, before) a seq, in that order. Absent seq: from the end that comes first. */
+  rollouts(order: "oldest" | "newest", fromSeq: number | undefined, limit: number): Promise<Rollout[]>;
+  /** Queued rollouts by seq. */
+  queued(limit: number): Promise<Rollout[]>;
+  attempt(ref: AttemptRef): Promise<Attempt | undefined>;
+  /** By sequence. */
+  attempts(rolloutId: string): Promise<Attempt[]>;
+  /** Running attempts whose last heartbeat is before then. */
+  silentSince(beforeMs: number): Promise<Attempt[]>;
+  hasSpan(rolloutId: string, attemptId: string, id: string): Promise<boolean>;
+  /** By seq, beyond `afterSeq`. */
+  spans(query: SpanQuery, afterSeq: number, limit: number): Promise<StoredSpan[]>;
+  /** 0 when there is none. */
+  lastRolloutSeq(): Promise<number>;
+  lastSpanSeq(): Promise<number>;
+  /** Absent version: the latest. */
+  resource(name: string, version?: number): Promise<Resource | undefined>;
+  stats(): Promise<StoreStats>;
+
+  /** Insert or replace, by key. */
+  putRollout(rollout: Rollout): Promise<void>;
+  putAttempt(attempt: Attempt): Promise<void>;
+  putSpan(span: StoredSpan): Promise<void>;
+  putResource(resource: Resource): Promise<void>;
+}
+
+/** One fact, whole by itself: after a crash any prefix of the records is a valid history. */
+export type StoreRecord =
+  | { readonly kind: "rollout"; readonly data: Rollout }
+  | { readonly kind: "attempt"; readonly data: Attempt }
+  | { readonly kind: "span"; readonly data: StoredSpan }
+  | { readonly kind: "resource"; readonly data: Resource };
+
+export interface Transaction extends Rows {
+  /** Where there is a log: written before the rows change. Called at most once a transaction, after every check. */
+  log?(records: readonly StoreRecord[]): Promise<void>;
+}
+
+/** "strict": on disk when resolved, if the platform can say so; "relaxed": handed to the operating system. */
+export type Durability = "relaxed" | "strict";
+
+export interface Backend {
+  /** All or nothing, one after the other. A body may run a second time when the connection was lost under it. */
+  transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
+  putState(name: string, bytes: Uint8Array): Promise<void>;
+  getState(name: string): Promise<Uint8Array | undefined>;
+  close(): Promise<void>;
+}

@@ -1,0 +1,268 @@
+// A Store over any way of keeping rows: checks what comes in, runs the commands in transactions, pages the queries, tells
+// listeners, waits. It keeps nothing itself but the listeners.
+
+import * as commands from "./commands.ts";
+import { TraceError } from "./errors.ts";
+import { mintId } from "./ids.ts";
+import { applyRecord } from "./records.ts";
+import type { Backend, Durability, Rows } from "./rows.ts";
+import { isTerminal } from "./status.ts";
+import { checkedResource, checkedSpan, checkedTask, copyFiles, copySpan, sameJson } from "./values.ts";
+import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
+
+export interface StoreOptions {
+  /** Milliseconds since 1970. Default: Date.now. */
+  readonly clock?: () => number;
+  /** Default: 26 characters of base-32 from the clock and crypto.getRandomValues. */
+  readonly newId?: () => string;
+  /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout. */
+  readonly timer?: (act: () => void, ms: number) => () => void;
+}
+
+const platformTimer = (act: () => void, ms: number): (() => void) => {
+  const timer = setTimeout(act, ms);
+  return () => clearTimeout(timer);
+};
+
+/** Where others write too, a hint may be lost with the tab that owed it: waiting looks again this often. */
+const RECHECK_MS = 2_000;
+const ROLLOUTS_A_PAGE = 256;
+const SPANS_A_PAGE = 64;
+
+/** The listeners' half, for what happens elsewhere: hints from other tabs go in by `emit`; `announce` sends ours out. */
+export interface Hints {
+  readonly hasOtherWriters?: boolean;
+  announce?(events: readonly StoreEvent[]): void;
+  /** Called once: gives the way to tell this store's listeners. */
+  connect?(emit: (events: readonly StoreEvent[]) => void): void;
+}
+
+const matches = (rollout: Rollout, query: RolloutQuery): boolean =>
+  (query.status === undefined || query.status.includes(rollout.status)) &&
+  (query.mode === undefined || query.mode === rollout.mode) &&
+  Object.entries(query.metadata ?? {}).every(
+    ([name, value]) => Object.hasOwn(rollout.metadata, name) && sameJson(rollout.metadata[name], value),
+  );
+
+const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
+
+/** One event per rollout for a batch of spans; a rollout's changes stay in order. */
+const merged = (events: readonly StoreEvent[]): StoreEvent[] => {
+  const spans = new Map<string, number>();
+  for (const event of events) if (event.kind === "spans") spans.set(event.rolloutId, (spans.get(event.rolloutId) ?? 0) + event.count);
+  return [
+    ...events.filter((event) => event.kind !== "spans"),
+    ...[...spans].map(([rolloutId, count]) => ({ kind: "spans", rolloutId, count }) as const),
+  ];
+};
+
+export const createStore = (name: string, backend: Backend, options: StoreOptions = {}, hints: Hints = {}): Store => {
+  const { clock = Date.now, timer = platformTimer } = options;
+  const newId = options.newId ?? (() => mintId(clock()));
+  const listeners = new Set<(event: StoreEvent) => void>();
+  const closing = new AbortController();
+
+  const closedError = () => new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
+  const guardOpen = () => {
+    if (closing.signal.aborted) throw closedError();
+  };
+
+  // each call in a microtask of its own: a listener that throws is the platform's uncaught error, and harms nobody else
+  const emit = (events: readonly StoreEvent[]): void => {
+    for (const event of events)
+      for (const listener of listeners)
+        queueMicrotask(() => {
+          if (listeners.has(listener)) listener(event);
+        });
+  };
+  hints.connect?.(emit);
+
+  const read = async <T>(body: (rows: Rows) => Promise<T>): Promise<T> => {
+    guardOpen();
+    return backend.transact("read", body);
+  };
+
+  const write = async <T>(durability: Durability, command: (rows: Rows, commit: commands.Commit) => Promise<T>): Promise<T> => {
+    guardOpen();
+    let events: StoreEvent[] = [];
+    const answer = await backend.transact(durability, async (transaction) => {
+      events = [];
+      return command(transaction, async (records) => {
+        if (records.length === 0) return;
+        await transaction.log?.(records);
+        for (const record of records) events.push(...((await applyRecord(transaction, record)) ?? []));
+      });
+    });
+    const all = merged(events);
+    emit(all);
+    if (all.length > 0) hints.announce?.(all);
+    return answer;
+  };
+
+  async function* rollouts(query: RolloutQuery = {}): AsyncGenerator<Rollout> {
+    let left = query.limit ?? Number.POSITIVE_INFINITY;
+    const order = query.order ?? "oldest";
+    if (query.ids !== undefined) {
+      const ids = [...new Set(query.ids)];
+      const found = await read(async (rows) => {
+        const all: Rollout[] = [];
+        for (const id of ids) {
+          const rollout = await rows.rollout(id);
+          if (rollout !== undefined) all.push(rollout);
+        }
+        return all;
+      });
+      for (const rollout of found.sort((a, b) => (order === "oldest" ? a.seq - b.seq : b.seq - a.seq))) {
+        if (!matches(rollout, query)) continue;
+        if (left-- <= 0) return;
+        yield rollout;
+      }
+      return;
+    }
+    let seq: number | undefined;
+    while (left > 0) {
+      const page = await read((rows) => rows.rollouts(order, seq, ROLLOUTS_A_PAGE));
+      for (const rollout of page) {
+        if (!matches(rollout, query)) continue;
+        yield rollout;
+        left -= 1;
+        if (left <= 0) return;
+      }
+      if (page.length < ROLLOUTS_A_PAGE) return;
+      seq = page.at(-1)?.seq;
+    }
+  }
+
+  const watch = (listener: (event: StoreEvent) => void): (() => void) => {
+    const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
+    listeners.add(own);
+    return () => void listeners.delete(own);
+  };
+
+  const terminal = (ids: readonly string[]): Promise<Rollout[] | undefined> =>
+    read(async (rows) => {
+      const found: Rollout[] = [];
+      for (const id of ids) {
+        const rollout = await rows.rollout(id);
+        if (rollout === undefined)
+          throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
+        found.push(rollout);
+      }
+      return found.every((rollout) => isTerminal(rollout.status)) ? found : undefined;
+    });
+
+  const waitFor: Store["waitFor"] = async (rolloutIds, { signal, timeoutMs } = {}) => {
+    guardOpen();
+    signal?.throwIfAborted();
+    const ids = [...rolloutIds];
+    const wanted = new Set(ids);
+    const stops: (() => void)[] = [];
+    try {
+      return await new Promise<Rollout[]>((resolve, reject) => {
+        const onAbort = () => reject(signal?.reason);
+        signal?.addEventListener("abort", onAbort, { once: true });
+        const onClose = () => reject(closedError());
+        closing.signal.addEventListener("abort", onClose, { once: true });
+        stops.push(
+          () => signal?.removeEventListener("abort", onAbort),
+          () => closing.signal.removeEventListener("abort", onClose),
+        );
+        if (timeoutMs !== undefined)
+          stops.push(
+            timer(() => {
+              const rule = `waitFor: ${wanted.size} rollouts must end within ${timeoutMs} ms, got at least one that did not`;
+              reject(new TraceError("timeout", `${rule}; raise timeoutMs, or see whether a runner is claiming`));
+            }, timeoutMs),
+          );
+        // one look at a time; what is heard meanwhile asks for one more
+        let looking = false;
+        let again = false;
+        const look = async (): Promise<void> => {
+          if (looking) {
+            again = true;
+            return;
+          }
+          looking = true;
+          do {
+            again = false;
+            const found = await terminal(ids);
+            if (found) resolve(found);
+          } while (again);
+          looking = false;
+        };
+        const check = () => void look().catch(reject);
+        stops.push(watch((event) => event.kind === "rollout" && wanted.has(event.id) && isTerminal(event.status) && check()));
+        if (hints.hasOtherWriters) {
+          let stop = () => {};
+          const recheck = () => {
+            check();
+            stop = timer(recheck, RECHECK_MS);
+          };
+          stop = timer(recheck, RECHECK_MS);
+          stops.push(() => stop());
+        }
+        check();
+      });
+    } finally {
+      for (const stop of stops) stop();
+    }
+  };
+
+  return {
+    enqueue: async (tasks) => {
+      const checked = tasks.map((task) => checkedTask(task, newId));
+      return write("relaxed", (rows, commit) => commands.enqueue(rows, commit, checked, clock()));
+    },
+    claim: async (workerId, limit = 1) => {
+      if (!Number.isSafeInteger(limit) || limit < 0)
+        throw new TraceError("bad-input", `claim: limit is an integer ≥ 0, got ${limit}; ask for as many as can run`);
+      const ids = Array.from({ length: limit }, newId);
+      return write("strict", (rows, commit) => commands.claim(rows, commit, workerId, ids, clock()));
+    },
+    append: async (spans) => {
+      const checked = spans.map(checkedSpan);
+      return write("relaxed", (rows, commit) => commands.append(rows, commit, checked, clock()));
+    },
+    heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
+    finish: async (attempt, outcome) => write("strict", (rows, commit) => commands.finish(rows, commit, attempt, outcome, clock())),
+    cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
+    requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),
+    rollouts,
+    attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
+    async *spans(query) {
+      let seq = 0;
+      for (;;) {
+        const page = await read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
+        for (const span of page) yield copySpan(span);
+        if (page.length < SPANS_A_PAGE) return;
+        seq = page.at(-1)?.seq as number;
+      }
+    },
+    publish: async (resource) => {
+      const checked = checkedResource(resource);
+      return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, checked, clock())));
+    },
+    resource: async (resourceName, version) => {
+      const found = await read((rows) => rows.resource(resourceName, version));
+      return found && copyResource(found);
+    },
+    putState: async (stateName, bytes) => {
+      guardOpen();
+      return backend.putState(stateName, new Uint8Array(bytes));
+    },
+    getState: async (stateName) => {
+      guardOpen();
+      const bytes = await backend.getState(stateName);
+      return bytes && new Uint8Array(bytes);
+    },
+    waitFor,
+    watch,
+    stats: async () => read((rows) => rows.stats()),
+    close: async () => {
+      if (closing.signal.aborted) return;
+      closing.abort();
+      listeners.clear();
+      await backend.close();
+    },
+  };
+};

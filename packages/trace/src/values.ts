@@ -1,0 +1,145 @@
+// What may be stored, checked and copied at the store's door: the caller's later writes change nothing, and every store
+// gives back the same value. So JSON's own losses happen here, once: -0 becomes 0, absent and undefined are the same, and
+// NaN or a Date is refused instead of silently becoming something else in one store and not in another.
+
+import { TraceError } from "./errors.ts";
+import { DEFAULT_CONFIG } from "./status.ts";
+import type { Attributes, AttributeValue, Json, ResourceInput, RolloutConfig, Span, StoredSpan, TaskInput } from "./vocabulary.ts";
+
+const refuse = (where: string, rule: string, got: unknown): never => {
+  throw new TraceError(
+    "bad-input",
+    `${where}: ${rule}, got ${typeof got === "string" ? JSON.stringify(got) : String(got)}; correct the caller`,
+  );
+};
+
+/** A frozen deep copy. @throws TraceError "bad-input" naming the path of what is not JSON. */
+export const copyJson = (value: unknown, where: string): Json => {
+  if (value === null || typeof value === "string" || typeof value === "boolean") return value;
+  if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
+  if (Array.isArray(value)) return Object.freeze(Array.from(value, (item, index) => copyJson(item, `${where}[${index}]`)));
+  if (typeof value !== "object") return refuse(where, "a value is JSON", typeof value);
+  const prototype = Object.getPrototypeOf(value);
+  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return refuse(where, "a value is JSON", prototype.constructor?.name);
+  const entries = Object.entries(value).filter(([, item]) => item !== undefined);
+  return Object.freeze(Object.fromEntries(entries.map(([key, item]) => [key, copyJson(item, `${where}.${key}`)])));
+};
+
+const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json>> => {
+  const copy = copyJson(value, where);
+  return copy !== null && typeof copy === "object" && !Array.isArray(copy)
+    ? (copy as Readonly<Record<string, Json>>)
+    : refuse(where, "an object", value);
+};
+
+const isTyped = (value: unknown): value is Int32Array | Float32Array => value instanceof Int32Array || value instanceof Float32Array;
+
+export const copyAttribute = (value: AttributeValue, where: string): AttributeValue =>
+  isTyped(value) ? value.slice() : copyJson(value, where);
+
+const copyAttributes = (attributes: Attributes, where: string): Attributes =>
+  Object.freeze(
+    Object.fromEntries(
+      Object.entries(attributes)
+        .filter(([, value]) => value !== undefined)
+        .map(([name, value]) => [name, copyAttribute(value, `${where}.${name}`)]),
+    ),
+  );
+
+const text = (value: unknown, where: string): string =>
+  typeof value === "string" && value !== "" ? value : refuse(where, "a non-empty string", value);
+const finite = (value: unknown, where: string): number =>
+  typeof value === "number" && Number.isFinite(value) ? value + 0 : refuse(where, "a finite number", value);
+
+/** @throws TraceError "bad-input". */
+export const checkedSpan = (span: Span): Span => {
+  const id = text(span.id, "span.id");
+  return Object.freeze({
+    rolloutId: text(span.rolloutId, `span ${id}.rolloutId`),
+    attemptId: text(span.attemptId, `span ${id}.attemptId`),
+    id,
+    ...(span.parentId === undefined ? {} : { parentId: text(span.parentId, `span ${id}.parentId`) }),
+    name: text(span.name, `span ${id}.name`),
+    startMs: finite(span.startMs, `span ${id}.startMs`),
+    endMs: finite(span.endMs, `span ${id}.endMs`),
+    status: span.status === "ok" || span.status === "error" ? span.status : refuse(`span ${id}.status`, "ok or error", span.status),
+    attributes: copyAttributes(span.attributes, `span ${id}.attributes`),
+  });
+};
+
+/** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
+export const copySpan = (span: StoredSpan): StoredSpan =>
+  Object.freeze({
+    ...span,
+    attributes: Object.freeze(
+      Object.fromEntries(Object.entries(span.attributes).map(([name, value]) => [name, isTyped(value) ? value.slice() : value])),
+    ),
+  });
+
+const RETRIED = ["failed", "timeout", "unresponsive"] as const;
+
+const checkedConfig = (config: Partial<RolloutConfig>, where: string): RolloutConfig => {
+  const { timeoutMs = DEFAULT_CONFIG.timeoutMs, maxAttempts = DEFAULT_CONFIG.maxAttempts, retryOn = DEFAULT_CONFIG.retryOn } = config;
+  if (!(finite(timeoutMs, `${where}.timeoutMs`) > 0)) refuse(`${where}.timeoutMs`, "more than 0", timeoutMs);
+  if (!Number.isSafeInteger(maxAttempts) || maxAttempts < 1) refuse(`${where}.maxAttempts`, "an integer ≥ 1", maxAttempts);
+  for (const end of retryOn)
+    if (!(RETRIED as readonly string[]).includes(end)) refuse(`${where}.retryOn`, `any of ${RETRIED.join(", ")}`, end);
+  return Object.freeze({ timeoutMs, maxAttempts, retryOn: Object.freeze([...retryOn]) });
+};
+
+export type CheckedTask = Required<Omit<TaskInput, "config">> & { readonly config: RolloutConfig };
+
+/** @throws TraceError "bad-input". */
+export const checkedTask = (task: TaskInput, newId: () => string): CheckedTask => {
+  const id = task.id === undefined ? newId() : text(task.id, "task.id");
+  const mode = task.mode ?? "train";
+  if (mode !== "train" && mode !== "val") refuse(`task ${id}.mode`, "train or val", mode);
+  return {
+    id,
+    input: copyJson(task.input, `task ${id}.input`),
+    mode,
+    config: checkedConfig(task.config ?? {}, `task ${id}.config`),
+    metadata: copyRecord(task.metadata ?? {}, `task ${id}.metadata`),
+  };
+};
+
+export type CheckedResource = Required<Omit<ResourceInput, "version">> & { readonly version: number | undefined };
+
+/** @throws TraceError "bad-input". */
+export const checkedResource = (resource: ResourceInput): CheckedResource => {
+  const name = text(resource.name, "resource.name");
+  const { kind, version } = resource;
+  if (kind !== "lora" && kind !== "prompt" && kind !== "model") refuse(`resource ${name}.kind`, "lora, prompt or model", kind);
+  if (version !== undefined && (!Number.isSafeInteger(version) || version < 1))
+    refuse(`resource ${name}.version`, "an integer ≥ 1", version);
+  for (const [path, bytes] of Object.entries(resource.files))
+    if (!(bytes instanceof Uint8Array)) refuse(`resource ${name}.files.${path}`, "a Uint8Array", bytes);
+  return {
+    name,
+    kind,
+    version,
+    metadata: copyRecord(resource.metadata ?? {}, `resource ${name}.metadata`),
+    files: copyFiles(resource.files),
+  };
+};
+
+/** Plain Uint8Arrays with a buffer of their own (a Node Buffer would drag its pool along). */
+export const copyFiles = (files: Readonly<Record<string, Uint8Array>>): Readonly<Record<string, Uint8Array>> =>
+  Object.freeze(Object.fromEntries(Object.entries(files).map(([path, bytes]) => [path, new Uint8Array(bytes)])));
+
+const sameBytes = (a: Uint8Array | undefined, b: Uint8Array): boolean =>
+  a !== undefined && a.length === b.length && a.every((byte, index) => byte === b[index]);
+
+/** Key order does not matter in objects, order does in lists. */
+export const sameJson = (a: Json | undefined, b: Json | undefined): boolean => {
+  if (a === b) return true;
+  if (typeof a !== "object" || typeof b !== "object" || a === null || b === null || Array.isArray(a) !== Array.isArray(b)) return false;
+  const [left, right] = [Object.entries(a), b as Readonly<Record<string, Json>>];
+  return left.length === Object.keys(b).length && left.every(([key, value]) => Object.hasOwn(b, key) && sameJson(value, right[key]));
+};
+
+export const sameContent = (a: Omit<CheckedResource, "version">, b: Omit<CheckedResource, "version">): boolean =>
+  a.kind === b.kind &&
+  sameJson(a.metadata, b.metadata) &&
+  Object.keys(a.files).length === Object.keys(b.files).length &&
+  Object.entries(b.files).every(([path, bytes]) => sameBytes(a.files[path], bytes));
