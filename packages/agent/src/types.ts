@@ -1,7 +1,7 @@
 // The doors of this room: what an agent is given, what it gives back, who runs it. Types only.
 
 import type { Sampler } from "@fulgurite/engine";
-import type { AttemptRef, Json, Mode, Rollout, Store } from "@fulgurite/trace";
+import type { AttemptRef, Json, Mode, Rollout, Span, Store } from "@fulgurite/trace";
 
 /** Handed to any OpenAI-style client. `fetch` is bound to one attempt, so that concurrent rollouts are told apart. */
 export interface OpenAIOptions {
@@ -76,7 +76,14 @@ export interface Endpoint {
   /** The OpenAI-compatible server as a function: POST …/chat/completions, GET …/models. Never throws: errors are responses. */
   handle(request: Request): Promise<Response>;
   /** Opens an attempt: its own fetch and key. `close` refuses later calls and resolves when every span was appended. */
-  open(attempt: AttemptRef, sampling: Sampling, signal?: AbortSignal): { openai: OpenAIOptions; close(): Promise<EndpointStats> };
+  open(attempt: AttemptRef, sampling: Sampling, signal?: AbortSignal): OpenedAttempt;
+}
+
+export interface OpenedAttempt {
+  readonly openai: OpenAIOptions;
+  /** Queues a span (a reward) behind the calls so far, so that the store's order is the order of events. After close: ignored. */
+  record(make: () => Span): void;
+  close(): Promise<EndpointStats>;
 }
 
 export interface EndpointStats {
@@ -84,6 +91,10 @@ export interface EndpointStats {
   readonly exact: number;
   readonly repaired: number;
   readonly retokenised: number;
+  /** Of the retokenised: the template rewrites history, the agent changed it, or it holds an answer that is not ours. */
+  readonly retokenisedBecause: { readonly template: number; readonly edited: number; readonly unknown: number };
+  /** Tool calls that did not parse and were handed on as text. */
+  readonly malformedCalls: number;
   /** Capture failures: counted, never thrown into the agent. */
   readonly captureFailures: number;
 }

@@ -1,0 +1,136 @@
+// What goes back to a client: OpenAI's chat objects, always with every key that any known client needs, and vLLM's keys
+// for token ids. Pure; the stream's framing is sse.ts.
+
+import type { Json } from "@fulgurite/trace";
+import { AgentError, type AgentErrorCode, messageOf } from "./errors.ts";
+import type { ChatFormat, ToolCall } from "./types.ts";
+
+/** Everything about one answer but its words. */
+export interface AnswerHead {
+  readonly id: string;
+  readonly model: string;
+  /** Seconds since 1970. */
+  readonly created: number;
+  /** In train, or when the client asked. */
+  readonly sendTokenIds: boolean;
+  readonly sendLogprobs: boolean;
+  readonly promptTokens: Int32Array;
+}
+
+export interface SampledTokens {
+  readonly tokens: readonly number[];
+  readonly logprobs: readonly number[];
+}
+
+export interface Usage {
+  readonly prompt_tokens: number;
+  readonly completion_tokens: number;
+  readonly total_tokens: number;
+}
+
+export const toUsage = (promptLength: number, completionLength: number): Usage => ({
+  prompt_tokens: promptLength,
+  completion_tokens: completionLength,
+  total_tokens: promptLength + completionLength,
+});
+
+const logprobsOf = (head: AnswerHead, sampled: SampledTokens, format: ChatFormat): Json => {
+  if (!head.sendLogprobs) return null;
+  return {
+    content: sampled.tokens.map((id, index) => {
+      const token = format.decode([id]);
+      // a token that is part of a character has no text of its own
+      const bytes = token.includes("\ufffd") ? null : [...new TextEncoder().encode(token)];
+      return { token, logprob: sampled.logprobs[index] as number, bytes, top_logprobs: [] };
+    }),
+    refusal: null,
+  };
+};
+
+const toWrittenCall = (call: ToolCall): Json => ({
+  id: call.id,
+  type: "function",
+  function: { name: call.name, arguments: call.arguments },
+});
+
+export const toChatCompletion = (
+  head: AnswerHead,
+  answer: { text: string; calls: readonly ToolCall[]; finishReason: string } & SampledTokens,
+  format: ChatFormat,
+): Record<string, Json> => ({
+  id: head.id,
+  object: "chat.completion",
+  created: head.created,
+  model: head.model,
+  ...(head.sendTokenIds && { prompt_token_ids: [...head.promptTokens] }),
+  choices: [
+    {
+      index: 0,
+      finish_reason: answer.finishReason,
+      ...(head.sendTokenIds && { token_ids: answer.tokens }),
+      logprobs: logprobsOf(head, answer, format),
+      message: {
+        role: "assistant",
+        content: answer.text === "" && answer.calls.length > 0 ? null : answer.text,
+        refusal: null,
+        ...(answer.calls.length > 0 && { tool_calls: answer.calls.map(toWrittenCall) }),
+      },
+    },
+  ],
+  usage: { ...toUsage(head.promptTokens.length, answer.tokens.length) },
+});
+
+/** One chunk of a stream. `sampled` are the tokens since the last chunk. */
+export const toChunk = (
+  head: AnswerHead,
+  delta: Json,
+  sampled: SampledTokens,
+  format: ChatFormat,
+  options: { first?: boolean; finishReason?: string } = {},
+): Record<string, Json> => ({
+  id: head.id,
+  object: "chat.completion.chunk",
+  created: head.created,
+  model: head.model,
+  ...(options.first && head.sendTokenIds && { prompt_token_ids: [...head.promptTokens] }),
+  choices: [
+    {
+      index: 0,
+      delta,
+      ...(head.sendTokenIds && { token_ids: sampled.tokens }),
+      logprobs: sampled.tokens.length > 0 ? logprobsOf(head, sampled, format) : null,
+      finish_reason: options.finishReason ?? null,
+    },
+  ],
+});
+
+export const toUsageChunk = (head: AnswerHead, completionLength: number): Record<string, Json> => ({
+  id: head.id,
+  object: "chat.completion.chunk",
+  created: head.created,
+  model: head.model,
+  choices: [],
+  usage: { ...toUsage(head.promptTokens.length, completionLength) },
+});
+
+/** Clients repeat 408, 409, 429 and 5xx by themselves: only what may pass by itself has such a status. */
+const HTTP = {
+  "bad-format": { status: 500, type: "server_error", code: "bad_format" },
+  "template-refused": { status: 400, type: "invalid_request_error", code: "template_refused" },
+  "bad-request": { status: 400, type: "invalid_request_error", code: "invalid_value" },
+  "context-length": { status: 400, type: "invalid_request_error", code: "context_length_exceeded" },
+  "not-found": { status: 404, type: "invalid_request_error", code: "not_found" },
+  unauthorized: { status: 401, type: "authentication_error", code: "invalid_api_key" },
+  closed: { status: 401, type: "authentication_error", code: "attempt_closed" },
+  aborted: { status: 499, type: "request_aborted", code: "aborted" },
+  "bad-reward": { status: 400, type: "invalid_request_error", code: "bad_reward" },
+  timeout: { status: 499, type: "request_aborted", code: "timeout" },
+  capture: { status: 500, type: "server_error", code: "capture" },
+  sampler: { status: 500, type: "server_error", code: "sampler_failed" },
+} as const satisfies Record<AgentErrorCode, { status: number; type: string; code: string }>;
+
+export const toErrorObject = (error: unknown): { status: number; body: { error: Record<string, Json> } } => {
+  const known = error instanceof AgentError ? error : new AgentError("sampler", `endpoint: the call failed, got ${messageOf(error)}`);
+  const { status, type, code } = HTTP[known.code];
+  return { status, body: { error: { message: known.message, type, code, param: known.param ?? null } } };
+};

@@ -1,0 +1,173 @@
+// Text ↔ token ids of one model, and its chat template: a Hugging Face folder's tokenizer.json, tokenizer_config.json and
+// chat_template.jinja, read with Hugging Face's own parts. No weights, no sampling, no parsing of answers.
+
+import type { Json } from "@fulgurite/trace";
+import { Template } from "@huggingface/jinja";
+import { Tokenizer } from "@huggingface/tokenizers";
+import { AgentError, messageOf } from "./errors.ts";
+import type { ChatFormat, Conversation, Message, Tool } from "./types.ts";
+
+/** Files of a model's folder: JSON as text or already parsed. */
+export interface ChatFormatFiles {
+  readonly tokenizer: string | object;
+  readonly tokenizerConfig: string | object;
+  /** The text of chat_template.jinja; wins over the template in tokenizer_config.json. */
+  readonly chatTemplate?: string;
+  readonly generationConfig?: string | object;
+  readonly config?: string | object;
+}
+
+type Fields = Readonly<Record<string, unknown>>;
+
+const fieldsOf = (file: string, source: string | object | undefined): Fields => {
+  if (source === undefined) return {};
+  let parsed: unknown = source;
+  if (typeof source === "string") {
+    try {
+      parsed = JSON.parse(source);
+    } catch (cause) {
+      throw new AgentError("bad-format", `${file}: must be JSON, got ${messageOf(cause)}; download the file again`, { cause });
+    }
+  }
+  if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) {
+    throw new AgentError("bad-format", `${file}: must be a JSON object, got ${Array.isArray(parsed) ? "a list" : String(parsed)}`);
+  }
+  return parsed as Fields;
+};
+
+/** tokenizer_config.json writes a special token as its text or as { content }. */
+const tokenText = (value: unknown): string | undefined => {
+  if (typeof value === "string") return value;
+  const content = (value as { content?: unknown } | null | undefined)?.content;
+  return typeof content === "string" ? content : undefined;
+};
+
+type Templates = (hasTools: boolean) => Template;
+
+const parseTemplate = (source: string): Template => {
+  try {
+    return new Template(source);
+  } catch (cause) {
+    throw new AgentError("bad-format", `chat template: must be Jinja that @huggingface/jinja reads, got ${messageOf(cause)}`, { cause });
+  }
+};
+
+/** A folder has one template, or a named list in which "tool_use" is for requests with tools. */
+const loadTemplates = (given: string | undefined, configured: unknown): Templates => {
+  const single = given ?? (typeof configured === "string" ? configured : undefined);
+  if (single !== undefined) {
+    const template = parseTemplate(single);
+    return () => template;
+  }
+  const named = new Map<string, Template>();
+  for (const entry of Array.isArray(configured) ? (configured as { name?: unknown; template?: unknown }[]) : []) {
+    if (typeof entry?.name === "string" && typeof entry.template === "string") named.set(entry.name, parseTemplate(entry.template));
+  }
+  const plain = named.get("default") ?? named.values().next().value;
+  if (plain === undefined) {
+    throw new AgentError(
+      "bad-format",
+      "loadChatFormat: a chat template is required, got none in chat_template.jinja or tokenizer_config.json; take an instruction-tuned model, or pass chatTemplate",
+    );
+  }
+  return (hasTools) => (hasTools ? (named.get("tool_use") ?? plain) : plain);
+};
+
+/** Templates that print arguments do so with `tojson`, so they want the value; text that is no JSON stays text. */
+const argumentsValue = (text: string): unknown => {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null ? value : text;
+  } catch {
+    return text;
+  }
+};
+
+const toTemplateMessage = (message: Message): Record<string, unknown> => ({
+  role: message.role,
+  content: message.text,
+  ...(message.calls?.length && {
+    tool_calls: message.calls.map((call) => ({
+      id: call.id,
+      type: "function",
+      function: { name: call.name, arguments: argumentsValue(call.arguments) },
+    })),
+  }),
+  ...(message.callId !== undefined && { tool_call_id: message.callId }),
+  ...(message.name !== undefined && { name: message.name }),
+});
+
+const toTemplateTool = (tool: Tool): { type: "function"; function: Record<string, Json> } => ({
+  type: "function",
+  function: {
+    name: tool.name,
+    ...(tool.description !== undefined && { description: tool.description }),
+    ...(tool.parameters !== undefined && { parameters: tool.parameters }),
+  },
+});
+
+/**
+ * Reads a model's tokenizer and chat template.
+ * @throws AgentError "bad-format" when a file is unreadable, or there is no template, or nothing that ends a turn.
+ */
+export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
+  const tokenizerConfig = fieldsOf("tokenizer_config.json", files.tokenizerConfig);
+  const templates = loadTemplates(files.chatTemplate, tokenizerConfig.chat_template);
+  let tokenizer: Tokenizer;
+  try {
+    tokenizer = new Tokenizer(fieldsOf("tokenizer.json", files.tokenizer), tokenizerConfig);
+  } catch (cause) {
+    if (cause instanceof AgentError) throw cause;
+    throw new AgentError("bad-format", `tokenizer.json: must be one that @huggingface/tokenizers reads, got ${messageOf(cause)}`, {
+      cause,
+    });
+  }
+
+  let vocabSize = 0;
+  for (const id of tokenizer.get_vocab().values()) vocabSize = Math.max(vocabSize, id + 1);
+
+  // the union: tokenizer_config often names the end of text only, generation_config the end of a turn too
+  const stopTokens = new Set<number>();
+  const eosText = tokenText(tokenizerConfig.eos_token);
+  const eosId = eosText === undefined ? undefined : tokenizer.token_to_id(eosText);
+  if (eosId !== undefined) stopTokens.add(eosId);
+  for (const [file, source] of [
+    ["generation_config.json", files.generationConfig],
+    ["config.json", files.config],
+  ] as const) {
+    const ids = fieldsOf(file, source).eos_token_id;
+    for (const id of Array.isArray(ids) ? ids : [ids]) if (Number.isInteger(id) && id >= 0) stopTokens.add(id);
+  }
+  if (stopTokens.size === 0) {
+    throw new AgentError(
+      "bad-format",
+      `loadChatFormat: a token must end an answer, got eos_token ${JSON.stringify(eosText)} and no eos_token_id; pass generationConfig`,
+    );
+  }
+
+  return {
+    vocabSize,
+    stopTokens: [...stopTokens],
+    encode: (text) => (text === "" ? new Int32Array(0) : Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids)),
+    decode: (tokens) => {
+      const known = Array.from(tokens).filter((id) => tokenizer.id_to_token(id) !== undefined);
+      return known.length === 0 ? "" : tokenizer.decode(known, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
+    },
+    render: (conversation: Conversation, { addGenerationPrompt }) => {
+      try {
+        return templates(conversation.tools.length > 0).render({
+          messages: conversation.messages.map(toTemplateMessage),
+          tools: conversation.tools.length > 0 ? conversation.tools.map(toTemplateTool) : null,
+          add_generation_prompt: addGenerationPrompt,
+          bos_token: tokenText(tokenizerConfig.bos_token) ?? "",
+          eos_token: eosText ?? "",
+        });
+      } catch (cause) {
+        throw new AgentError("template-refused", `chat template: must accept the messages, got ${messageOf(cause)}`, {
+          cause,
+          param: "messages",
+        });
+      }
+    },
+  };
+};

@@ -1,0 +1,179 @@
+// The OpenAI-compatible endpoint: one function from Request to Response, no server, no socket. It knows which attempt a call
+// belongs to: by the fetch it came through, else by its path, else by its key. It never asks which framework is calling.
+
+import { type AttemptRef, mintId, platformRandom } from "@fulgurite/trace";
+import { toErrorObject } from "./answers.ts";
+import { createSpanQueue } from "./capture.ts";
+import { answerChat, closedError, type OpenAttempt, type Service } from "./chatCall.ts";
+import { AgentError } from "./errors.ts";
+import { linkAbort } from "./linkedAbort.ts";
+import type { Endpoint, EndpointOptions, EndpointStats, Sampling } from "./types.ts";
+
+/** Never resolved by anyone: calls to it stay in the process. */
+const ORIGIN = "http://fulgurite.local";
+const KEY_PREFIX = "fg_";
+const ROUTES = "POST …/chat/completions, GET …/models and GET …/models/{id}";
+
+// the suffix decides, never the host
+const ROUTE = /\/(chat\/completions|completions|responses|models(?:\/[^/]+)?)\/?$/;
+const ATTEMPT_PATH = /\/rollout\/([^/]+)\/attempt\/([^/]+)(?:\/|$)/;
+
+const routeOf = (url: string): string | undefined => ROUTE.exec(new URL(url).pathname)?.[1];
+
+const nameOf = (ref: AttemptRef): string => `${encodeURIComponent(ref.rolloutId)}/${encodeURIComponent(ref.id)}`;
+
+const bearerOf = (request: Request): string | undefined => /^Bearer\s+(\S+)$/i.exec(request.headers.get("authorization") ?? "")?.[1];
+
+/** Rejects as fetch does when its signal aborts, even if what it waits for does not care. */
+const orAborted = async <T>(promise: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> => {
+  if (!signal) return promise;
+  signal.throwIfAborted();
+  let stop = (): void => {};
+  const aborted = new Promise<never>((_, reject) => {
+    const listener = (): void => reject(signal.reason);
+    signal.addEventListener("abort", listener, { once: true });
+    stop = () => signal.removeEventListener("abort", listener);
+  });
+  return Promise.race([promise, aborted]).finally(stop);
+};
+
+export const createEndpoint = (options: EndpointOptions): Endpoint => {
+  const service: Service = {
+    sampler: options.sampler,
+    format: options.format,
+    modelName: options.modelName ?? "policy",
+    clock: options.clock ?? Date.now,
+    randomBytes: options.randomBytes ?? platformRandom,
+  };
+  if (service.format.vocabSize > service.sampler.limits.vocabSize) {
+    throw new AgentError(
+      "bad-format",
+      `createEndpoint: the tokenizer's ids must be below the model's vocabulary of ${service.sampler.limits.vocabSize}, got ${service.format.vocabSize}; take both from one folder`,
+    );
+  }
+  const byName = new Map<string, OpenAttempt>();
+  const byKey = new Map<string, OpenAttempt>();
+
+  const attributed = (request: Request): OpenAttempt => {
+    const key = bearerOf(request);
+    const path = ATTEMPT_PATH.exec(new URL(request.url).pathname);
+    if (path) {
+      const attempt = byName.get(`${path[1]}/${path[2]}`);
+      if (!attempt) {
+        throw new AgentError(
+          "not-found",
+          `endpoint: the path must name an open attempt, got ${path[1]}/${path[2]}, which was never opened or has ended`,
+        );
+      }
+      if (key?.startsWith(KEY_PREFIX) && byKey.get(key) !== attempt) {
+        throw new AgentError(
+          "unauthorized",
+          "endpoint: key and path must name the same attempt, got a key of another one; use the pair that open() returned",
+        );
+      }
+      return attempt;
+    }
+    const attempt = key === undefined ? undefined : byKey.get(key);
+    if (!attempt) {
+      throw new AgentError(
+        "unauthorized",
+        `endpoint: the bearer key must be an open attempt's, got ${key === undefined ? "none" : "an unknown one"}; use the apiKey that open() returned`,
+      );
+    }
+    return attempt;
+  };
+
+  const model = (): { id: string; object: "model"; created: number; owned_by: string; policy_version: number } => ({
+    id: service.modelName,
+    object: "model",
+    created: 0,
+    owned_by: "fulgurite",
+    policy_version: service.sampler.policyVersion,
+  });
+
+  const route = async (request: Request, signal: AbortSignal | undefined, toAttempt: () => OpenAttempt): Promise<Response> => {
+    const target = routeOf(request.url);
+    if (target === "chat/completions" && request.method === "POST") return answerChat(service, toAttempt(), request, signal);
+    if (target === "models" && request.method === "GET") return Response.json({ object: "list", data: [model()] });
+    if (target?.startsWith("models/") && request.method === "GET") {
+      const name = decodeURIComponent(target.slice("models/".length));
+      if (name === service.modelName) return Response.json(model());
+      throw new AgentError("not-found", `endpoint: the model must be ${service.modelName}, got ${name}`, { param: "model" });
+    }
+    throw new AgentError("not-found", `endpoint: must be one of ${ROUTES}, got ${request.method} ${new URL(request.url).pathname}`);
+  };
+
+  const respond = async (request: Request, signal: AbortSignal | undefined, toAttempt: () => OpenAttempt): Promise<Response> => {
+    let response: Response;
+    try {
+      response = await route(request, signal, toAttempt);
+    } catch (error) {
+      const { status, body } = toErrorObject(error);
+      response = Response.json(body, { status });
+    }
+    response.headers.set("x-request-id", `req_${mintId(service.clock(), service.randomBytes)}`);
+    return response;
+  };
+
+  const open = (ref: AttemptRef, sampling: Sampling, signal?: AbortSignal): ReturnType<Endpoint["open"]> => {
+    const name = nameOf(ref);
+    if (byName.has(name)) throw new AgentError("bad-request", `endpoint: an attempt is opened once, got ${name} again; close it first`);
+    const key = `${KEY_PREFIX}${mintId(service.clock(), service.randomBytes)}`;
+    const attempt: OpenAttempt = {
+      ref,
+      sampling,
+      abort: linkAbort([signal]),
+      spans: createSpanQueue(options.store),
+      nodes: [],
+      running: new Set(),
+      counts: {
+        calls: 0,
+        exact: 0,
+        repaired: 0,
+        retokenised: 0,
+        retokenisedBecause: { template: 0, edited: 0, unknown: 0 },
+        malformedCalls: 0,
+        captureFailures: 0,
+      },
+      turns: 0,
+      closed: false,
+    };
+    byName.set(name, attempt);
+    byKey.set(key, attempt);
+
+    const ownFetch: typeof globalThis.fetch = async (input, init) => {
+      const request = new Request(input, init);
+      if (routeOf(request.url) === undefined && new URL(request.url).origin !== ORIGIN) return globalThis.fetch(input, init);
+      const callerSignal = init?.signal ?? (input instanceof Request ? input.signal : undefined);
+      const toAttempt = (): OpenAttempt => {
+        if (attempt.closed) throw closedError(ref);
+        return attempt;
+      };
+      return orAborted(respond(request, callerSignal ?? undefined, toAttempt), callerSignal);
+    };
+
+    const close = async (): Promise<EndpointStats> => {
+      attempt.closed = true;
+      byName.delete(name);
+      byKey.delete(key);
+      attempt.abort.abort(closedError(ref));
+      attempt.abort.unlink();
+      await Promise.all(attempt.running);
+      await attempt.spans.settled();
+      return { ...attempt.counts, captureFailures: attempt.spans.failures };
+    };
+    let closing: Promise<EndpointStats> | undefined;
+    return {
+      openai: { baseURL: `${ORIGIN}/rollout/${name.replace("/", "/attempt/")}/v1`, apiKey: key, fetch: ownFetch },
+      record: (make) => {
+        if (!attempt.closed) attempt.spans.record(make);
+      },
+      close: () => {
+        closing ??= close();
+        return closing;
+      },
+    };
+  };
+
+  return { handle: (request) => respond(request, request.signal, () => attributed(request)), open };
+};

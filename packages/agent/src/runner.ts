@@ -1,0 +1,199 @@
+// Claims rollouts and executes the agent. An agent that throws, hangs or lies is a failed attempt, never a crash; an agent
+// that ignores its abort is abandoned: its key is dead, its answers and rewards go nowhere.
+//
+// How an attempt ends:            the agent …                                     its rollout then
+//   succeeded   returned a finite number, or nothing                              succeeded
+//   failed      threw, returned or recorded no finite number, or lost spans       as retryOn says
+//   timeout     was not done after config.timeoutMs                               as retryOn says
+//   cancelled   met drain's abort, or its rollout was cancelled in the store      as retryOn says; else cancelled
+// Whether a rollout is queued again is the store's decision alone.
+
+import { type AttemptError, type Claim, type Json, mintId, mintSpanId, type Outcome, type Rollout, rewardSpan } from "@fulgurite/trace";
+import { AgentError } from "./errors.ts";
+import { linkAbort } from "./linkedAbort.ts";
+import { seedOf } from "./seeds.ts";
+import type { AgentContext, Runner, RunnerOptions, Sampling } from "./types.ts";
+
+const CONCURRENCY = 64;
+const MAX_TOKENS = 256;
+const HEARTBEAT_MS = 10_000;
+/** Timers of the platform overflow above this and fire at once. */
+const LONGEST_TIMER_MS = 0x7fffffff;
+
+const toAttemptError = (error: unknown): AttemptError =>
+  error instanceof Error
+    ? { name: error.name, message: error.message, ...(error.stack !== undefined && { stack: error.stack }) }
+    : { name: "Error", message: String(error) };
+
+const samplingOf = (rollout: Rollout, chosen: Partial<Sampling> | undefined): Sampling => ({
+  mode: rollout.mode,
+  temperature: rollout.mode === "train" ? 1 : 0,
+  maxTokens: MAX_TOKENS,
+  // of the rollout, not of the attempt: a retry after a crash samples the same tokens
+  seed: seedOf(rollout.id),
+  ...chosen,
+});
+
+const toFinite = (value: unknown, where: string): number => {
+  if (typeof value === "number" && Number.isFinite(value)) return value;
+  const got = typeof value === "number" ? String(value) : `a ${value === null ? "null" : typeof value}`;
+  throw new AgentError("bad-reward", `${where}: a reward must be a finite number, got ${got}; return a number, or nothing`);
+};
+
+/** How an aborted attempt ends: what aborted it is its signal's reason. */
+const abortedOutcome = (reason: unknown): Outcome => ({
+  status: reason instanceof AgentError && reason.code === "timeout" ? "timeout" : "cancelled",
+  error: toAttemptError(reason),
+});
+
+const hasEnded = (rollout: Rollout): boolean => rollout.status !== "queued" && rollout.status !== "running";
+
+/** Runs one claimed attempt to its end in the store. Rejects only when the store fails. */
+const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt }: Claim, signal: AbortSignal): Promise<Rollout> => {
+  const { store, endpoint, agent } = options;
+  const clock = options.clock ?? Date.now;
+  const ref = { rolloutId: rollout.id, id: attempt.id };
+  const abort = linkAbort([signal]);
+  const { timeoutMs } = rollout.config;
+  const timer =
+    timeoutMs <= LONGEST_TIMER_MS
+      ? setTimeout(
+          () =>
+            abort.abort(
+              new AgentError(
+                "timeout",
+                `runner: the agent must end within ${timeoutMs} ms, got no result; raise config.timeoutMs or bound its turns`,
+              ),
+            ),
+          timeoutMs,
+        )
+      : undefined;
+  // a beat that fails is no news: finish() meets the same store
+  const beat = setInterval(() => void store.heartbeat(ref).catch(() => {}), HEARTBEAT_MS);
+  const opened = endpoint.open(ref, samplingOf(rollout, options.sampling?.(rollout)), abort.signal);
+
+  let over = false;
+  let badReward: unknown;
+  const reward: AgentContext["reward"] = (value, details = {}) => {
+    if (over) return;
+    try {
+      toFinite(value, "reward()");
+    } catch (error) {
+      badReward ??= error; // an agent that catches it has failed all the same
+      throw error;
+    }
+    const atMs = clock();
+    opened.record(() => rewardSpan({ attempt: ref, id: mintSpanId(), atMs, value, ...details }));
+  };
+
+  const aborted = new Promise<Outcome>((resolve) => {
+    const end = (): void => resolve(abortedOutcome(abort.signal.reason));
+    if (abort.signal.aborted) end();
+    else abort.signal.addEventListener("abort", end, { once: true });
+  });
+  const executed = async (): Promise<Outcome> => {
+    try {
+      const context = { openai: opened.openai, signal: abort.signal, mode: rollout.mode, rollout, attempt: ref, reward };
+      const returned: unknown = await agent(rollout.input as Task, context);
+      if (over) return { status: "cancelled" };
+      if (returned !== undefined) reward(toFinite(returned, "the agent's return value"));
+      if (badReward !== undefined) throw badReward;
+      return { status: "succeeded" };
+    } catch (error) {
+      // an agent that honours its abort throws because of it
+      return abort.signal.aborted ? abortedOutcome(abort.signal.reason) : { status: "failed", error: toAttemptError(error) };
+    }
+  };
+
+  let outcome = abort.signal.aborted ? await aborted : await Promise.race([executed(), aborted]);
+  over = true;
+  clearTimeout(timer);
+  clearInterval(beat);
+  abort.unlink();
+  const { captureFailures } = await opened.close();
+  abort.abort(new AgentError("closed", "runner: the attempt has ended"));
+  if (captureFailures > 0 && outcome.status === "succeeded") {
+    const lost = `runner: every span must reach the store, got ${captureFailures} that did not; its transitions would be incomplete`;
+    outcome = { status: "failed", error: toAttemptError(new AgentError("capture", lost)) };
+  }
+  try {
+    return await store.finish(ref, outcome);
+  } catch (error) {
+    // ended by someone else meanwhile: cancelled in the store, or taken for dead
+    const known = (await store.attempts(rollout.id)).find(({ id }) => id === attempt.id);
+    if (known === undefined || known.status === "running") throw error;
+    for await (const current of store.rollouts({ ids: [rollout.id] })) return current;
+    throw error;
+  }
+};
+
+export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner => {
+  const { store } = options;
+  const concurrency = options.concurrency ?? CONCURRENCY;
+  const workerId = options.workerId ?? `worker_${mintId((options.clock ?? Date.now)())}`;
+  if (!Number.isInteger(concurrency) || concurrency < 1) {
+    throw new AgentError("bad-request", `createRunner: concurrency must be an integer ≥ 1, got ${concurrency}`);
+  }
+
+  const drain: Runner["drain"] = async ({ signal, onEnd } = {}) => {
+    signal?.throwIfAborted();
+    const run = linkAbort([signal]);
+    const running = new Map<string, { done: Promise<void>; cancel: (reason: AgentError) => void }>();
+    let failure: { error: unknown } | undefined;
+    const fail = (error: unknown): void => {
+      failure ??= { error };
+      run.abort(error);
+    };
+
+    let wake = (): void => {};
+    let woken: Promise<void> = Promise.resolve();
+    const rearm = (): void => {
+      woken = new Promise((resolve) => {
+        wake = resolve;
+      });
+    };
+    run.signal.addEventListener("abort", () => wake());
+    const unwatch = store.watch((event) => {
+      if (event.kind !== "rollout") return;
+      if (event.status === "queued") wake();
+      else if (event.status === "cancelled") {
+        running.get(event.id)?.cancel(new AgentError("aborted", `runner: rollout ${event.id} was cancelled in the store`));
+      }
+    });
+
+    const start = (claim: Claim): void => {
+      const attemptAbort = linkAbort([run.signal]);
+      const done = runAttempt(options, claim, attemptAbort.signal)
+        .then((rollout) => {
+          if (hasEnded(rollout)) onEnd?.(rollout);
+        })
+        .catch(fail)
+        .finally(() => {
+          attemptAbort.unlink();
+          running.delete(claim.rollout.id);
+          wake();
+        });
+      running.set(claim.rollout.id, { done, cancel: attemptAbort.abort });
+    };
+
+    try {
+      while (!run.signal.aborted) {
+        rearm(); // before the claim, so that nothing queued meanwhile is slept through
+        const free = concurrency - running.size;
+        const claims = free > 0 ? await store.claim(workerId, free) : [];
+        for (const claim of claims) start(claim);
+        if (running.size === 0 && claims.length === 0) break;
+        if (!run.signal.aborted) await woken;
+      }
+    } catch (error) {
+      fail(error);
+    } finally {
+      await Promise.all([...running.values()].map(({ done }) => done));
+      unwatch();
+      run.unlink();
+    }
+    if (failure) throw failure.error;
+    signal?.throwIfAborted();
+  };
+  return { drain };
+};

@@ -1,0 +1,116 @@
+// One answer of the policy: tokens from the sampler, and from them text and tool calls as soon as they are certain.
+
+import type { Sampler } from "@fulgurite/engine";
+import { AgentError } from "./errors.ts";
+import { linkAbort } from "./linkedAbort.ts";
+import { createStopMatcher, createTextStream } from "./textStream.ts";
+import { type AnswerPart, createCallParser } from "./toolCalls.ts";
+import type { ChatFormat, ToolCall } from "./types.ts";
+
+export interface Answer {
+  readonly text: string;
+  readonly calls: readonly ToolCall[];
+  /** Calls that did not parse and are part of the text. */
+  readonly malformedCalls: number;
+  readonly tokens: readonly number[]; // [R]
+  readonly logprobs: readonly number[]; // [R]
+  readonly finishReason: "stop" | "length" | "tool_calls" | "aborted";
+  readonly policyVersion: number;
+}
+
+export type CertainPart = { readonly kind: "text"; readonly text: string } | { readonly kind: "call"; readonly call: ToolCall };
+
+export interface AnswerRequest {
+  readonly prompt: Int32Array;
+  readonly maxTokens: number;
+  readonly temperature: number;
+  readonly seed: number;
+  readonly stop: readonly string[];
+  /** Empty: nothing is read as a call. */
+  readonly toolNames: ReadonlySet<string>;
+  readonly signal: AbortSignal;
+  readonly mintCallId: () => string;
+}
+
+export interface AnswerListener {
+  token(token: number, logprob: number): void;
+  part(part: CertainPart): void;
+}
+
+/**
+ * Samples one answer; with a listener, tells it of each token and then of what that token made certain.
+ * An answer that a stop string ends keeps the token that completed it, as that token was sampled.
+ * @throws AgentError "sampler" when the sampler breaks its contract; its own errors pass.
+ */
+export const sampleAnswer = async (
+  sampler: Sampler,
+  format: ChatFormat,
+  request: AnswerRequest,
+  listener?: AnswerListener,
+): Promise<Answer> => {
+  const characters = createTextStream(format);
+  const stops = createStopMatcher(request.stop);
+  const parser = createCallParser(request.toolNames);
+  const stopTokens = new Set(format.stopTokens);
+  const tokens: number[] = [];
+  const logprobs: number[] = [];
+  const calls: ToolCall[] = [];
+  let text = "";
+
+  const settle = (parts: readonly AnswerPart[]): void => {
+    for (const part of parts) {
+      if (part.kind === "text") {
+        text += part.text;
+        listener?.part(part);
+      } else {
+        const call = { id: request.mintCallId(), name: part.name, arguments: part.arguments };
+        calls.push(call);
+        listener?.part({ kind: "call", call });
+      }
+    }
+  };
+  const abort = linkAbort([request.signal]);
+  const take = (token: number, logprob: number): void => {
+    if (stops.stopped) return;
+    tokens.push(token);
+    logprobs.push(logprob);
+    listener?.token(token, logprob);
+    if (!stopTokens.has(token)) settle(parser.push(stops.push(characters.push(token))));
+    if (stops.stopped) abort.abort();
+  };
+
+  try {
+    const completion = await sampler.generate({
+      prompt: request.prompt,
+      maxTokens: request.maxTokens,
+      temperature: request.temperature,
+      stopTokens: format.stopTokens,
+      seed: request.seed,
+      signal: abort.signal,
+      ...((listener !== undefined || request.stop.length > 0) && { onToken: take }),
+    });
+    if (completion.tokens.length !== completion.logprobs.length) {
+      throw new AgentError(
+        "sampler",
+        `sampler: must return one log-prob a token, got ${completion.logprobs.length} for ${completion.tokens.length}; it cannot serve training`,
+      );
+    }
+    for (let at = tokens.length; at < completion.tokens.length; at++)
+      take(completion.tokens[at] as number, completion.logprobs[at] as number);
+    if (!stops.stopped) settle(parser.push(stops.push(characters.end()) + stops.end()));
+    settle(parser.end());
+
+    const ended = stops.stopped ? "stop" : completion.finishReason;
+    return {
+      text,
+      calls,
+      malformedCalls: parser.failed,
+      tokens,
+      logprobs,
+      finishReason: ended === "stop" && calls.length > 0 ? "tool_calls" : ended,
+      policyVersion: completion.policyVersion,
+    };
+  } finally {
+    abort.unlink();
+  }
+};
