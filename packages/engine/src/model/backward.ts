@@ -1,0 +1,84 @@
+// The hand-written reverse of forward.ts. Only LoRA matrices have gradients, and they are ADDED to; the base is frozen.
+// Nothing below the first block's adapted linears is differentiated: the embedding and the first input norm have no
+// parameter under them.
+
+import type { Rows, Step, Tensor } from "../plan/step.ts";
+import { activation, type BlockActivations, type Lora, loraScale } from "./forward.ts";
+import type { LinearName, ModelSpec } from "./spec.ts";
+import type { LoraTensors, ModelTensors } from "./tensors.ts";
+
+export interface DecoderGradient {
+  readonly rows: Rows;
+  readonly positions: Tensor;
+  /** [T] i32: first row of a row's sequence, and the row after its last. */
+  readonly start: Tensor;
+  readonly end: Tensor;
+  readonly blocks: readonly BlockActivations[];
+  /** In: gradient of the residual stream after the last block, [T, D]. It is overwritten block by block. */
+  readonly dx: Tensor;
+}
+
+/** Emits the reverse of emitDecoder; adds to `grads`. */
+export const emitDecoderBackward = (
+  steps: Step[],
+  spec: ModelSpec,
+  weights: ModelTensors,
+  lora: Lora,
+  grads: LoraTensors,
+  { rows, positions, start, end, blocks, dx }: DecoderGradient,
+): void => {
+  const scale = loraScale(lora.spec);
+  const { heads, kvHeads } = spec;
+
+  for (const [i, block] of [...blocks.entries()].reverse()) {
+    const layer = weights.layers[i]!;
+    const tensor = (name: string, width: number): Tensor => activation(`${name}.${i}`, rows, width);
+    const linearBackward = (dy: Tensor, w: Tensor, dx: Tensor, factor: number, accumulate: boolean): void => {
+      steps.push({ op: "linearBackward", rows, dy, w, dx, scale: factor, accumulate });
+    };
+    /**
+     * y = x·Wᵀ + s·h·Bᵀ with h = x·Aᵀ:   dB += s·dyᵀ·h;   dh = s·dy·B;   dA += dhᵀ·x;   dInput (+)= dy·W + dh·A.
+     * Without dInput only the adapter's gradients are made.
+     */
+    const adaptedBackward = (name: LinearName, x: Tensor, dy: Tensor, dInput?: { tensor: Tensor; accumulate: boolean }): void => {
+      const [pair, gradient] = [lora.tensors.layers[i]![name], grads.layers[i]![name]];
+      const dh = tensor(`d.${name}.lora`, pair.a.shape[0]!);
+      steps.push({ op: "weightGrad", rows, dy, x: block.h[name], dw: gradient.b, scale });
+      linearBackward(dy, pair.b, dh, scale, false);
+      steps.push({ op: "weightGrad", rows, dy: dh, x, dw: gradient.a, scale: 1 });
+      if (!dInput) return;
+      linearBackward(dy, layer.linear[name], dInput.tensor, 1, dInput.accumulate);
+      linearBackward(dh, pair.a, dInput.tensor, 1, true);
+    };
+
+    // Second half: next = x1 + down(glu(gate(n1), up(n1))). dx is the gradient of next and, by the residual, of x1.
+    const { x1, n1, rstd1, gate, up, a } = block;
+    const [da, dn1] = [tensor("d.a", spec.feedForward), tensor("d.n1", spec.width)];
+    adaptedBackward("down_proj", a, dx, { tensor: da, accumulate: false });
+    // From here on gate and up hold their gradients.
+    steps.push({ op: "gluBackward", rows, gate, up, dy: da });
+    adaptedBackward("gate_proj", n1, gate, { tensor: dn1, accumulate: false });
+    adaptedBackward("up_proj", n1, up, { tensor: dn1, accumulate: true });
+    steps.push({ op: "rmsNormBackward", rows, x: x1, gain: layer.postAttentionNorm, rstd: rstd1, dy: dn1, dx });
+
+    // First half: x1 = x + o_proj(attention(rope(q(n)), rope(k(n)), v(n))).
+    const { x, n, rstd, q, k, v, o, lse } = block;
+    const [dO, delta, dq] = [tensor("d.o", heads * spec.headWidth), tensor("delta", heads), tensor("d.q", heads * spec.headWidth)];
+    const [dk, dv] = [tensor("d.k", kvHeads * spec.headWidth), tensor("d.v", kvHeads * spec.headWidth)];
+    const attention = { rows, q, k, v, dO, lse, delta, heads, kvHeads, scale: spec.headWidth ** -0.5 };
+    adaptedBackward("o_proj", o, dx, { tensor: dO, accumulate: false });
+    steps.push(
+      { op: "attentionDelta", rows, o, dO, delta, heads },
+      { op: "attentionBackwardQ", ...attention, start, dq },
+      { op: "attentionBackwardKv", ...attention, end, dk, dv },
+      { op: "rope", rows, x: dq, table: weights.rope, positions, heads, direction: -1 },
+      { op: "rope", rows, x: dk, table: weights.rope, positions, heads: kvHeads, direction: -1 },
+    );
+    const isLowest = i === 0;
+    const dn = tensor("d.n", spec.width);
+    adaptedBackward("q_proj", n, dq, isLowest ? undefined : { tensor: dn, accumulate: false });
+    adaptedBackward("k_proj", n, dk, isLowest ? undefined : { tensor: dn, accumulate: true });
+    adaptedBackward("v_proj", n, dv, isLowest ? undefined : { tensor: dn, accumulate: true });
+    if (!isLowest) steps.push({ op: "rmsNormBackward", rows, x, gain: layer.inputNorm, rstd, dy: dn, dx });
+  }
+};

@@ -1,0 +1,269 @@
+// The plans of a policy: sample, score, train, optimise. Each is a list of steps and the io tensors that a caller writes and
+// reads. Row counts are dynamic up to a capacity; nothing else is.
+// The head works in chunks of output rows, so that [rows, V] logits never exist for a whole batch.
+
+import { EngineError } from "../errors.ts";
+import { type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
+import { emitDecoderBackward } from "./backward.ts";
+import { activation, attendPacked, emitDecoder, emitOutputRows, type Lora } from "./forward.ts";
+import type { ModelSpec } from "./spec.ts";
+import type { LoraTensors, ModelTensors } from "./tensors.ts";
+
+/** One pair a layer, [slots, positions, K·C], home kv. */
+export interface KvCache {
+  readonly layers: readonly { readonly k: Tensor; readonly v: Tensor }[];
+  readonly slots: number;
+  readonly positions: number;
+}
+
+export interface InferPlan {
+  readonly plan: Plan;
+  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed. */
+  readonly tokens: Tensor;
+  readonly positions: Tensor;
+  readonly slots: Tensor;
+  /** [outRows] i32: the rows after which a token is sampled. */
+  readonly outIndex: Tensor;
+  /** [outRows]; 0: greedy. */
+  readonly inverseTemperature: Tensor;
+  /** [outRows], in [0, 1). */
+  readonly uniform: Tensor;
+  /** [outRows] i32 and f32, out. */
+  readonly token: Tensor;
+  readonly logprob: Tensor;
+}
+
+export interface ScorePlan {
+  readonly plan: Plan;
+  /** [rows] i32. start, end: first row of a row's sequence and the row after its last. */
+  readonly tokens: Tensor;
+  readonly positions: Tensor;
+  readonly start: Tensor;
+  readonly end: Tensor;
+  /** [outRows] i32: the row whose prediction is scored, and the token that followed. outIndex is distinct. */
+  readonly outIndex: Tensor;
+  readonly target: Tensor;
+  /** [outRows]. */
+  readonly inverseTemperature: Tensor;
+  /** [outRows], out. */
+  readonly logprob: Tensor;
+  readonly entropy: Tensor;
+}
+
+export interface TrainPlan extends ScorePlan {
+  /** [outRows]: old log-probs; advantages (crossEntropy: weights). */
+  readonly old: Tensor;
+  readonly advantage: Tensor;
+  /** [4]: clipLow, clipHigh, dualClip, unused. */
+  readonly lossParams: Tensor;
+  /** [outRows], out. */
+  readonly tokenLoss: Tensor;
+}
+
+export interface Capacity {
+  readonly rows: number;
+  readonly outRows: number;
+}
+
+/** headChunk: output rows whose logits exist at once; a multiple of 64, default 128. */
+export interface TrainCapacity extends Capacity {
+  readonly headChunk?: number;
+}
+
+const DEFAULT_HEAD_CHUNK = 128;
+
+const io = (name: string, length: number, dtype: Tensor["dtype"] = "f32"): Tensor => ({ name, shape: [length], dtype, home: "io" });
+
+export const kvCache = (spec: ModelSpec, { slots, positions }: { slots: number; positions: number }): KvCache => {
+  const tensor = (name: string): Tensor => ({
+    name,
+    shape: [slots, positions, spec.kvHeads * spec.headWidth],
+    dtype: "f32",
+    home: "kv",
+  });
+  return {
+    layers: Array.from({ length: spec.layers }, (_, i) => ({ k: tensor(`cache.k.${i}`), v: tensor(`cache.v.${i}`) })),
+    slots,
+    positions,
+  };
+};
+
+/** One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it. */
+export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, cache: KvCache, capacity: Capacity): InferPlan => {
+  const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
+  const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
+  const [tokens, positions, slots] = [
+    io("tokens", capacity.rows, "i32"),
+    io("positions", capacity.rows, "i32"),
+    io("slots", capacity.rows, "i32"),
+  ];
+  const outIndex = io("outIndex", capacity.outRows, "i32");
+  const [inverseTemperature, uniform] = [io("inverseTemperature", capacity.outRows), io("uniform", capacity.outRows)];
+  const [token, logprob] = [io("token", capacity.outRows, "i32"), io("logprob", capacity.outRows)];
+
+  const steps: Step[] = [];
+  const { heads, kvHeads } = spec;
+  const { x } = emitDecoder(steps, spec, weights, lora, {
+    rows,
+    tokens,
+    positions,
+    attend: (list, i, { q, k, v, o }) => {
+      const { k: kCache, v: vCache } = cache.layers[i]!;
+      list.push(
+        { op: "kvAppend", rows, k, v, slots, positions, kCache, vCache },
+        { op: "attentionCached", rows, q, kCache, vCache, slots, positions, o, heads, kvHeads, scale: spec.headWidth ** -0.5 },
+      );
+    },
+  });
+  const { n } = emitOutputRows(steps, spec, weights, outRows, { x, outIndex });
+  const z = activation("logits", outRows, spec.vocab);
+  steps.push(
+    { op: "linear", rows: outRows, x: n, w: weights.head, y: z, scale: 1 },
+    { op: "sample", rows: outRows, z, inverseTemperature, uniform, token, logprob },
+  );
+  const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
+  return { plan, tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob };
+};
+
+/** The part of a row-shaped tensor that belongs to a chunk. */
+const chunkOf = (tensor: Tensor, chunk: Rows): Tensor => {
+  const [capacity, width] = tensor.shape as [number, number | undefined];
+  if (chunk.capacity === capacity) return tensor;
+  return {
+    ...tensor,
+    name: `${tensor.name}[${chunk.base}]`,
+    shape: width === undefined ? [chunk.capacity] : [chunk.capacity, width],
+    view: { of: tensor, offset: chunk.base * (width ?? 1) },
+  };
+};
+
+const headChunks = ({ outRows, headChunk = DEFAULT_HEAD_CHUNK }: TrainCapacity): Rows[] => {
+  if (!Number.isInteger(headChunk) || headChunk <= 0 || headChunk % 64 !== 0) {
+    throw new EngineError("bad-request", `trainPlan: headChunk is a positive multiple of 64, got ${headChunk}`);
+  }
+  return Array.from({ length: Math.ceil(outRows / headChunk) }, (_, i) => ({
+    count: "outRows",
+    base: i * headChunk,
+    capacity: Math.min(headChunk, outRows - i * headChunk),
+  }));
+};
+
+/** What forwardPlan and trainPlan share: io tensors and the way to the rows below the head. */
+const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity: Capacity) => {
+  const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
+  const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
+  const [tokens, positions] = [io("tokens", capacity.rows, "i32"), io("positions", capacity.rows, "i32")];
+  const [start, end] = [io("start", capacity.rows, "i32"), io("end", capacity.rows, "i32")];
+  const [outIndex, target] = [io("outIndex", capacity.outRows, "i32"), io("target", capacity.outRows, "i32")];
+  const inverseTemperature = io("inverseTemperature", capacity.outRows);
+  const [logprob, entropy] = [io("logprob", capacity.outRows), io("entropy", capacity.outRows)];
+  const steps: Step[] = [];
+  const attend = attendPacked(spec, rows, start);
+  const { blocks, x } = emitDecoder(steps, spec, weights, lora, { rows, tokens, positions, attend });
+  const out = emitOutputRows(steps, spec, weights, outRows, { x, outIndex });
+  /** Logits, log-probs and entropies of one chunk. */
+  const emitLogprobs = (chunk: Rows): { z: Tensor; lse: Tensor } => {
+    const z = activation(`logits.${chunk.base}`, chunk, spec.vocab);
+    const lse = activation(`out.lse.${chunk.base}`, chunk, 0);
+    steps.push(
+      { op: "linear", rows: chunk, x: chunkOf(out.n, chunk), w: weights.head, y: z, scale: 1 },
+      {
+        op: "logprob",
+        rows: chunk,
+        z,
+        target: chunkOf(target, chunk),
+        inverseTemperature: chunkOf(inverseTemperature, chunk),
+        logprob: chunkOf(logprob, chunk),
+        entropy: chunkOf(entropy, chunk),
+        lse,
+      },
+    );
+    return { z, lse };
+  };
+  const tensors = { tokens, positions, start, end, outIndex, target, inverseTemperature, logprob, entropy };
+  return { rows, outRows, steps, blocks, out, emitLogprobs, tensors };
+};
+
+/** Scoring only: log-probs and entropies of targets. `end` is there for symmetry; no step reads it, so it has no storage. */
+export const forwardPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity: TrainCapacity): ScorePlan => {
+  const { steps, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
+  for (const chunk of headChunks(capacity)) emitLogprobs(chunk);
+  return { plan: { name: `forward, ${capacity.rows} rows, ${capacity.outRows} out`, steps }, ...tensors };
+};
+
+/** Forward, token loss, backward. ADDS the gradient of the token sum to `grads`. */
+export const trainPlan = (
+  spec: ModelSpec,
+  weights: ModelTensors,
+  lora: Lora,
+  grads: LoraTensors,
+  loss: LossName,
+  capacity: TrainCapacity,
+): TrainPlan => {
+  const { rows, outRows, steps, blocks, out, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
+  const [old, advantage, lossParams] = [io("old", capacity.outRows), io("advantage", capacity.outRows), io("lossParams", 4)];
+  const tokenLoss = io("tokenLoss", capacity.outRows);
+  const [dn, dOut] = [activation("d.out.n", outRows, spec.width), activation("d.out.x", outRows, spec.width)];
+
+  for (const chunk of headChunks(capacity)) {
+    const { z, lse } = emitLogprobs(chunk);
+    const dLogprob = activation(`d.logprob.${chunk.base}`, chunk, 0);
+    steps.push(
+      {
+        op: "tokenLoss",
+        rows: chunk,
+        loss,
+        logprob: chunkOf(tensors.logprob, chunk),
+        old: chunkOf(old, chunk),
+        advantage: chunkOf(advantage, chunk),
+        lossParams,
+        tokenLoss: chunkOf(tokenLoss, chunk),
+        dLogprob,
+      },
+      {
+        op: "logprobBackward",
+        rows: chunk,
+        z,
+        target: chunkOf(tensors.target, chunk),
+        inverseTemperature: chunkOf(tensors.inverseTemperature, chunk),
+        lse,
+        dLogprob,
+      },
+      { op: "linearBackward", rows: chunk, dy: z, w: weights.head, dx: chunkOf(dn, chunk), scale: 1, accumulate: false },
+    );
+  }
+  const dx = activation("d.x", rows, spec.width);
+  steps.push(
+    // rmsNormBackward adds to the residual gradient; above the last block there is none.
+    { op: "zero", x: dOut },
+    { op: "rmsNormBackward", rows: outRows, x: out.x, gain: weights.norm, rstd: out.rstd, dy: dn, dx: dOut },
+    { op: "scatterRows", rows, outRows, dy: dOut, index: tensors.outIndex, dx },
+  );
+  const { positions, start, end } = tensors;
+  emitDecoderBackward(steps, spec, weights, lora, grads, { rows, positions, start, end, blocks, dx });
+  const plan: Plan = { name: `train ${loss}, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
+  return { plan, ...tensors, old, advantage, lossParams, tokenLoss };
+};
+
+export interface OptimPlan {
+  readonly plan: Plan;
+  /** [1], out: Σ g² before clipping. */
+  readonly sumSquares: Tensor;
+}
+
+/** One AdamW step over the flat buffers; the gradients are zero afterwards, also when a non-finite norm refused the step. */
+export const optimPlan = (parameters: LoraTensors, grads: LoraTensors, m: LoraTensors, v: LoraTensors): OptimPlan => {
+  const sumSquares = io("sumSquares", 1);
+  const [p, g] = [parameters.flat, grads.flat];
+  return {
+    plan: {
+      name: `optimise, ${sizeOf(p)} parameters`,
+      steps: [
+        { op: "sumSquares", x: g, sum: sumSquares },
+        { op: "adamW", p, g, m: m.flat, v: v.flat, sumSquares },
+        { op: "zero", x: g },
+      ],
+    },
+    sumSquares,
+  };
+};
