@@ -35,11 +35,10 @@ export interface InferPlan {
 
 export interface ScorePlan {
   readonly plan: Plan;
-  /** [rows] i32. start, end: first row of a row's sequence and the row after its last. */
+  /** [rows] i32. start: first row of a row's sequence. */
   readonly tokens: Tensor;
   readonly positions: Tensor;
   readonly start: Tensor;
-  readonly end: Tensor;
   /** [outRows] i32: the row whose prediction is scored, and the token that followed. outIndex is distinct. */
   readonly outIndex: Tensor;
   readonly target: Tensor;
@@ -51,6 +50,8 @@ export interface ScorePlan {
 }
 
 export interface TrainPlan extends ScorePlan {
+  /** [rows] i32: the row after the last one of a row's sequence. */
+  readonly end: Tensor;
   /** [outRows]: old log-probs; advantages (crossEntropy: weights). */
   readonly old: Tensor;
   readonly advantage: Tensor;
@@ -153,7 +154,7 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
   const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
   const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
   const [tokens, positions] = [io("tokens", capacity.rows, "i32"), io("positions", capacity.rows, "i32")];
-  const [start, end] = [io("start", capacity.rows, "i32"), io("end", capacity.rows, "i32")];
+  const start = io("start", capacity.rows, "i32");
   const [outIndex, target] = [io("outIndex", capacity.outRows, "i32"), io("target", capacity.outRows, "i32")];
   const inverseTemperature = io("inverseTemperature", capacity.outRows);
   const [logprob, entropy] = [io("logprob", capacity.outRows), io("entropy", capacity.outRows)];
@@ -180,11 +181,11 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
     );
     return { z, lse };
   };
-  const tensors = { tokens, positions, start, end, outIndex, target, inverseTemperature, logprob, entropy };
+  const tensors = { tokens, positions, start, outIndex, target, inverseTemperature, logprob, entropy };
   return { rows, outRows, steps, blocks, out, emitLogprobs, tensors };
 };
 
-/** Scoring only: log-probs and entropies of targets. `end` is there for symmetry; no step reads it, so it has no storage. */
+/** Scoring only: log-probs and entropies of targets. */
 export const forwardPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity: TrainCapacity): ScorePlan => {
   const { steps, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
   for (const chunk of headChunks(capacity)) emitLogprobs(chunk);
@@ -202,7 +203,7 @@ export const trainPlan = (
 ): TrainPlan => {
   const { rows, outRows, steps, blocks, out, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
   const [old, advantage, lossParams] = [io("old", capacity.outRows), io("advantage", capacity.outRows), io("lossParams", 4)];
-  const tokenLoss = io("tokenLoss", capacity.outRows);
+  const [end, tokenLoss] = [io("end", capacity.rows, "i32"), io("tokenLoss", capacity.outRows)];
   const [dn, dOut] = [activation("d.out.n", outRows, spec.width), activation("d.out.x", outRows, spec.width)];
 
   for (const chunk of headChunks(capacity)) {
@@ -239,10 +240,10 @@ export const trainPlan = (
     { op: "rmsNormBackward", rows: outRows, x: out.x, gain: weights.norm, rstd: out.rstd, dy: dn, dx: dOut },
     { op: "scatterRows", rows, outRows, dy: dOut, index: tensors.outIndex, dx },
   );
-  const { positions, start, end } = tensors;
+  const { positions, start } = tensors;
   emitDecoderBackward(steps, spec, weights, lora, grads, { rows, positions, start, end, blocks, dx });
   const plan: Plan = { name: `train ${loss}, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
-  return { plan, ...tensors, old, advantage, lossParams, tokenLoss };
+  return { plan, ...tensors, end, old, advantage, lossParams, tokenLoss };
 };
 
 export interface OptimPlan {
