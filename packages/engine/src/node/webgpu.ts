@@ -1,0 +1,72 @@
+// WebGPU in Node: Dawn from the optional package `webgpu`. Nothing else in the engine knows about it.
+// Dawn's binding crashes the process when the object from create() is garbage-collected while devices or pending calls still
+// use it (node-webgpu issue 18), so it lies in a set on globalThis until it is released, after the device is gone.
+
+import { EngineError } from "../errors.ts";
+import type { Backend } from "../plan/backend.ts";
+import { createWebGpuBackend, type WebGpuOptions } from "../webgpu/backend.ts";
+
+/** What is used of the package. */
+export interface DawnModule {
+  create(flags: string[]): GPU;
+}
+
+export interface NodeGpuOptions {
+  /** Dawn's flags, such as "backend=null" or "adapter=<name>". */
+  readonly flags?: readonly string[];
+  /** Loads the package; tests pass their own. */
+  readonly load?: () => Promise<DawnModule>;
+}
+
+export interface NodeGpu {
+  readonly gpu: GPU;
+  /** Lets Dawn be collected. Call it when every device from this `gpu` has been destroyed; idempotent. */
+  release(): void;
+}
+
+const HELD = Symbol.for("fulgurite.dawn");
+
+const held = (): Set<GPU> => {
+  const holder = globalThis as { [HELD]?: Set<GPU> };
+  holder[HELD] ??= new Set();
+  return holder[HELD];
+};
+
+/** Throws EngineError("device") when the package is missing or cannot be loaded here. */
+export const openNodeGpu = async ({ flags = [], load = () => import("webgpu") }: NodeGpuOptions = {}): Promise<NodeGpu> => {
+  let dawn: DawnModule;
+  try {
+    dawn = await load();
+  } catch (cause) {
+    const isMissing =
+      /ERR_MODULE_NOT_FOUND|MODULE_NOT_FOUND/.test((cause as { code?: string }).code ?? "") ||
+      /Cannot find|Failed to load url/.test(String(cause));
+    throw new EngineError(
+      "device",
+      isMissing
+        ? "openNodeGpu: WebGPU in Node needs the package webgpu, got none; run: npm install webgpu"
+        : `openNodeGpu: the package webgpu must load on ${process.platform}-${process.arch}, got "${(cause as Error).message}"; run: npm install webgpu`,
+      { cause },
+    );
+  }
+  const gpu = dawn.create([...flags]);
+  held().add(gpu);
+  return { gpu, release: () => void held().delete(gpu) };
+};
+
+/** A WebGPU backend on Dawn; its dispose() lets Dawn go too, so that the process can end. */
+export const openNodeWebGpu = async (options: WebGpuOptions & NodeGpuOptions = {}): Promise<Backend> => {
+  const { gpu, release } = await openNodeGpu(options);
+  try {
+    return await createWebGpuBackend(gpu, {
+      ...options,
+      onDispose: () => {
+        release();
+        options.onDispose?.();
+      },
+    });
+  } catch (error) {
+    release();
+    throw error;
+  }
+};

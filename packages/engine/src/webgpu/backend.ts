@@ -1,0 +1,238 @@
+// The WebGPU executor: a plan becomes dispatches (kernels/), pipelines, bind groups and one array that `run` loops over.
+// Memory: one buffer for each weights, state, kv and io tensor; one arena buffer that all plans share, activations at the offsets of
+// plan/arena.ts; one scratch buffer for partial sums inside a step. Views are ranges of a binding.
+// Left out: weights cut into shards. A tensor above the device's binding limit is refused with both numbers.
+
+import type { DeviceInfo } from "../contract.ts";
+import { EngineError } from "../errors.ts";
+import { type Arena, planArena } from "../plan/arena.ts";
+import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { createBuffers, USAGE } from "./buffers.ts";
+import { type DeviceOptions, openDevice } from "./device.ts";
+import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
+import { SCRATCH } from "./kernels/kernel.ts";
+import { lower } from "./kernels/lower.ts";
+import { createPipelines, PARAMS_BYTES } from "./pipelines.ts";
+import { createReadback } from "./readback.ts";
+
+export interface WebGpuOptions extends DeviceOptions {
+  /** Every launch is validated by itself, and errors name it. Many times slower. */
+  readonly debug?: boolean;
+  /** Called at the end of dispose(), when the device is gone: node/webgpu.ts lets go of Dawn here. */
+  readonly onDispose?: () => void;
+}
+
+const rootOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
+
+/** Throws EngineError("device") when there is no adapter or it refuses a device. */
+export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {}): Promise<Backend> => {
+  const open = await openDevice(gpu, options);
+  const { device, check } = open;
+  const info: DeviceInfo = { kind: "webgpu", description: open.description };
+  const buffers = createBuffers(open);
+  const readback = createReadback(open);
+  const { pipelineFor, layoutFor } = createPipelines(open);
+  const storage = new Map<Tensor, GPUBuffer>();
+  /** How many executables use an io tensor; at none its buffer is freed. */
+  const ioUsers = new Map<Tensor, number>();
+  const inFlight: InFlight = [];
+  let arenaBuffer: GPUBuffer | undefined;
+  let scratchBuffer: GPUBuffer | undefined;
+  /** Raised whenever arena or scratch is replaced: bind groups that name the old one are stale. */
+  let generation = 0;
+  let paramsBytes = 0;
+
+  const bufferOf = (tensor: Tensor): GPUBuffer => {
+    const buffer = storage.get(rootOf(tensor));
+    if (!buffer) {
+      throw new EngineError(
+        "bad-request",
+        `webgpu backend: "${tensor.name}" (home ${tensor.home}) has no storage; allocate it, or compile the plan that uses it`,
+      );
+    }
+    return buffer;
+  };
+
+  const grown = async (
+    name: string,
+    buffer: GPUBuffer | undefined,
+    byteLength: number,
+    isBoundWhole: boolean,
+  ): Promise<GPUBuffer | undefined> => {
+    if (byteLength <= (buffer?.size ?? 0)) return buffer;
+    // The old one goes first: at the limit of memory both would not fit. Work that still uses it finishes; its contents are nobody's.
+    if (buffer) buffers.destroy(buffer);
+    generation++;
+    return await buffers.create(name, byteLength, { isBoundWhole });
+  };
+
+  const growShared = async (plan: Plan, arenaBytes: number, scratchBytes: number): Promise<void> => {
+    const [oldArena, oldScratch] = [arenaBuffer, scratchBuffer];
+    // Forgotten before the attempt, so that a failed one leaves no destroyed buffer behind.
+    if (arenaBytes > (oldArena?.size ?? 0)) arenaBuffer = undefined;
+    arenaBuffer = await grown(`arena (plan "${plan.name}")`, oldArena, arenaBytes, false);
+    if (scratchBytes > (oldScratch?.size ?? 0)) scratchBuffer = undefined;
+    scratchBuffer = await grown(`scratch (plan "${plan.name}")`, oldScratch, scratchBytes, true);
+  };
+
+  const allocate = async (tensor: Tensor, data?: HostArray): Promise<void> => {
+    check("allocate");
+    if (tensor.view || tensor.home === "arena" || tensor.home === "io" || storage.has(tensor)) {
+      throw new EngineError(
+        "bad-request",
+        `allocate: takes a weights, state or kv tensor once, got "${tensor.name}" (home ${tensor.home}${tensor.view ? ", a view" : ""}${storage.has(tensor) ? ", again" : ""})`,
+      );
+    }
+    if (data && data.length !== sizeOf(tensor)) {
+      throw new EngineError("bad-request", `allocate: "${tensor.name}" has ${sizeOf(tensor)} elements, got ${data.length}`);
+    }
+    const buffer = await buffers.create(tensor.name, sizeOf(tensor) * 4);
+    storage.set(tensor, buffer);
+    if (data) await buffers.upload(buffer, data);
+  };
+
+  const bindingOf = (tensor: Tensor, arena: Arena): GPUBufferBinding => {
+    if (tensor === SCRATCH) return { buffer: scratchBuffer! };
+    const size = sizeOf(tensor) * 4;
+    if (tensor.home === "arena") return { buffer: arenaBuffer!, offset: arena.offsetOf(tensor), size };
+    return { buffer: bufferOf(tensor), offset: (tensor.view?.offset ?? 0) * 4, size };
+  };
+
+  const releaseIo = (io: Iterable<Tensor>): void => {
+    for (const tensor of io) {
+      const users = ioUsers.get(tensor)! - 1;
+      ioUsers.set(tensor, users);
+      if (users > 0) continue;
+      ioUsers.delete(tensor);
+      const buffer = storage.get(tensor);
+      storage.delete(tensor);
+      if (buffer) buffers.destroy(buffer);
+    }
+  };
+
+  const compile = async (plan: Plan): Promise<Executable> => {
+    check("compile");
+    const arena = planArena(plan);
+    const dispatches = plan.steps.flatMap(lower);
+    // From the steps, not the kernels: an operand that a kernel leaves out (old of crossEntropy) can be written all the same.
+    const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
+    const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));
+    for (const tensor of operands) {
+      if (tensor.home !== "arena" && tensor.home !== "io") bufferOf(tensor);
+    }
+    for (const tensor of io) ioUsers.set(tensor, (ioUsers.get(tensor) ?? 0) + 1);
+    const { slots, slotOf } = slotsOf(dispatches);
+    let params: GPUBuffer;
+    let pipelines: GPUComputePipeline[];
+    try {
+      for (const tensor of io) {
+        if (!storage.has(tensor)) storage.set(tensor, await buffers.create(tensor.name, sizeOf(tensor) * 4));
+      }
+      const scratchBytes = dispatches.reduce((most, dispatch) => Math.max(most, dispatch.scratchBytes), 0);
+      await growShared(plan, arena.byteLength, scratchBytes);
+      pipelines = await Promise.all(dispatches.map(pipelineFor));
+      check("compile");
+      params = device.createBuffer({
+        label: `parameters of ${plan.name}`,
+        size: Math.max(slots.length, 1) * SLOT_BYTES,
+        usage: USAGE.UNIFORM | USAGE.COPY_DST,
+      });
+      paramsBytes += params.size;
+    } catch (cause) {
+      releaseIo(io);
+      throw cause instanceof EngineError ? cause : open.failure("compile", cause);
+    }
+
+    let bound: readonly GPUBindGroup[] = [];
+    let boundGeneration = -1;
+    const bindGroups = (): readonly GPUBindGroup[] => {
+      if (boundGeneration === generation) return bound;
+      bound = dispatches.map(({ label, access, bindings }) =>
+        device.createBindGroup({
+          label,
+          layout: layoutFor(access),
+          entries: [
+            { binding: 0, resource: { buffer: params, size: PARAMS_BYTES } },
+            ...bindings.map((tensor, i) => ({ binding: i + 1, resource: bindingOf(tensor, arena) })),
+          ],
+        }),
+      );
+      boundGeneration = generation;
+      return bound;
+    };
+    bindGroups();
+
+    const launches = dispatches.map((dispatch, i): Launch => ({ dispatch, pipeline: pipelines[i]!, slot: slotOf[i]! }));
+    const replay = createReplay({
+      open,
+      name: plan.name,
+      launches,
+      slots,
+      params,
+      inFlight,
+      bindGroups,
+      debug: options.debug ?? false,
+    });
+    let isReleased = false;
+    return {
+      run: async (vars: Vars): Promise<void> => {
+        if (isReleased) throw new EngineError("disposed", `run: plan "${plan.name}" was disposed; compile it again`);
+        await replay(vars);
+      },
+      dispose: (): void => {
+        if (isReleased) return;
+        isReleased = true;
+        bound = [];
+        params.destroy();
+        paramsBytes -= params.size;
+        releaseIo(io);
+      },
+    };
+  };
+
+  const write = (tensor: Tensor, data: HostArray, offset = 0): void => {
+    check("write");
+    const buffer = bufferOf(tensor);
+    if (offset < 0 || offset + data.length > sizeOf(tensor)) {
+      throw new EngineError("bad-request", `write: "${tensor.name}" has ${sizeOf(tensor)} elements, got ${data.length} from ${offset} on`);
+    }
+    if (data instanceof Int32Array !== (tensor.dtype === "i32")) {
+      throw new EngineError("bad-request", `write: "${tensor.name}" holds ${tensor.dtype}, got ${data.constructor.name}`);
+    }
+    device.queue.writeBuffer(buffer, ((tensor.view?.offset ?? 0) + offset) * 4, data as HostArray & { buffer: ArrayBuffer });
+  };
+
+  const read = async (tensor: Tensor, length: number = sizeOf(tensor)): Promise<HostArray> => {
+    check("read");
+    const buffer = bufferOf(tensor);
+    const count = Math.min(Math.max(length, 0), sizeOf(tensor));
+    const into = tensor.dtype === "i32" ? new Int32Array(count) : new Float32Array(count);
+    await readback.read(buffer, (tensor.view?.offset ?? 0) * 4, into);
+    return into;
+  };
+
+  let disposal: Promise<void> | undefined;
+  const dispose = (): Promise<void> => {
+    disposal ??= (async () => {
+      storage.clear();
+      ioUsers.clear();
+      // Destroying the device destroys its buffers and rejects pending maps.
+      await open.close();
+      options.onDispose?.();
+    })();
+    return disposal;
+  };
+
+  return {
+    device: info,
+    allocate,
+    compile,
+    write,
+    read,
+    get byteLength(): number {
+      return disposal ? 0 : buffers.byteLength + readback.byteLength + paramsBytes;
+    },
+    dispose,
+  };
+};

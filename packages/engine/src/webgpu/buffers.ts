@@ -1,0 +1,74 @@
+// Every storage buffer of a backend: limits checked first, memory asked for inside error scopes, bytes counted.
+
+import { EngineError } from "../errors.ts";
+import type { HostArray } from "../plan/backend.ts";
+import type { OpenDevice } from "./device.ts";
+
+// WebGPU's flag values; the globals that name them do not exist in Node.
+export const USAGE = { MAP_READ: 0x01, COPY_SRC: 0x04, COPY_DST: 0x08, UNIFORM: 0x40, STORAGE: 0x80 } as const;
+
+/** One writeBuffer copies its bytes into a staging buffer first: large uploads go in pieces, and wait for each other now and then. */
+const UPLOAD_BYTES = 8 << 20;
+const UPLOADS_IN_FLIGHT = 8;
+
+const mebibytes = (bytes: number): string => `${bytes} bytes (${(bytes / 2 ** 20).toFixed(1)} MiB)`;
+
+export interface Buffers {
+  /** A zeroed storage buffer. `isBoundWhole`: it must fit one binding, not only one buffer. */
+  create(name: string, byteLength: number, options?: { isBoundWhole?: boolean }): Promise<GPUBuffer>;
+  upload(buffer: GPUBuffer, data: HostArray): Promise<void>;
+  destroy(buffer: GPUBuffer): void;
+  readonly byteLength: number;
+}
+
+export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
+  const live = new Set<GPUBuffer>();
+  let byteLength = 0;
+
+  const destroy = (buffer: GPUBuffer): void => {
+    if (!live.delete(buffer)) return;
+    byteLength -= buffer.size;
+    buffer.destroy();
+  };
+
+  return {
+    create: async (name, size, { isBoundWhole = true } = {}): Promise<GPUBuffer> => {
+      const { maxBufferSize, maxStorageBufferBindingSize } = device.limits;
+      const limit = isBoundWhole ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
+      if (size > limit) {
+        throw new EngineError(
+          "device",
+          `webgpu: "${name}" must fit this device's limit of ${mebibytes(limit)}, got ${mebibytes(size)}; use a smaller model, fewer rows, or another device`,
+        );
+      }
+      device.pushErrorScope("validation");
+      device.pushErrorScope("out-of-memory");
+      const buffer = device.createBuffer({ label: name, size, usage: USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST });
+      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
+      const error = errors.find((found) => found !== null);
+      if (error) {
+        buffer.destroy();
+        throw new EngineError(
+          "device",
+          `webgpu: the device must have ${mebibytes(size)} free for "${name}" beside the ${mebibytes(byteLength)} in use, got "${error.message}"; use a smaller model or fewer rows`,
+        );
+      }
+      check(`allocating "${name}"`);
+      live.add(buffer);
+      byteLength += size;
+      return buffer;
+    },
+    upload: async (buffer, data): Promise<void> => {
+      const step = UPLOAD_BYTES / 4;
+      for (let from = 0, pieces = 1; from < data.length; from += step, pieces++) {
+        const part = data.subarray(from, from + step) as HostArray & { buffer: ArrayBuffer };
+        device.queue.writeBuffer(buffer, from * 4, part);
+        if (pieces % UPLOADS_IN_FLIGHT === 0) await device.queue.onSubmittedWorkDone();
+      }
+    },
+    destroy,
+    get byteLength(): number {
+      return byteLength;
+    },
+  };
+};

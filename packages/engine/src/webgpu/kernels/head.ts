@@ -1,0 +1,217 @@
+// From logits to numbers that learn: logprob, tokenLoss, logprobBackward, sample. Formulas stand at the ops (plan/step.ts).
+// The logits are scaled and shifted once, x_j = i·z_j − max, so that lse = max + log Σ eˣ and entropy = log Σ eˣ − Σ x·eˣ / Σ eˣ,
+// which loses nothing when the logits are large.
+
+import type { Step } from "../../plan/step.ts";
+import { reductions } from "../../wgsl/reduce.ts";
+import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel } from "./kernel.ts";
+
+type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
+
+const threadsFor = (V: number): number => (V <= 256 ? 64 : 256);
+
+/** Sets `largest` = max_j i·z_j of the row; `inverse` is i. */
+const largestOf = (V: number, threads: number): string => `var top = -3.0e38;
+  for (var j = lane; j < ${V}u; j += ${threads}u) { top = max(top, inverse * z[row * ${V}u + j]); }
+  let largest = maxOf(top, lane);`;
+
+export const logprob = (step: Of<"logprob">): Dispatch[] => {
+  const { rows, z, target, inverseTemperature, logprob, entropy, lse } = step;
+  const V = columnsOf(z);
+  const threads = threadsFor(V);
+  return [
+    kernel({
+      label: `logprob ${V}`,
+      bindings: {
+        z: { tensor: z, as: "f32" },
+        target: { tensor: target, as: "i32" },
+        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
+        logprob: { tensor: logprob, as: "f32" },
+        entropy: { tensor: entropy, as: "f32" },
+        lse: { tensor: lse, as: "f32" },
+      },
+      body:
+        reductions(threads) +
+        byRow(
+          threads,
+          `let inverse = inverseTemperature[row];
+  ${largestOf(V, threads)}
+  var mass = 0.0;
+  var moment = 0.0;
+  for (var j = lane; j < ${V}u; j += ${threads}u) {
+    let x = inverse * z[row * ${V}u + j] - largest;
+    let e = exp(x);
+    mass += e;
+    moment += x * e;
+  }
+  let total = sumOf(mass, lane);
+  let totalMoment = sumOf(moment, lane);
+  if (lane == 0u) {
+    let logTotal = log(total);
+    lse[row] = largest + logTotal;
+    entropy[row] = logTotal - totalMoment / total;
+    logprob[row] = inverse * z[row * ${V}u + u32(target[row])] - largest - logTotal;
+  }`,
+        ),
+      rows,
+      groups: (n) => foldedGroups(n),
+      work: 10 * V,
+    }),
+  ];
+};
+
+const LOSSES: Record<Of<"tokenLoss">["loss"], string> = {
+  crossEntropy: "tokenLoss[i] = -A * logprob[i]; dLogprob[i] = -A;",
+  importanceSampling: "tokenLoss[i] = -A * r; dLogprob[i] = select(-A * r, 0.0, isClamped);",
+  ppoClip: `let low = 1.0 - lossParams[0];
+  let high = 1.0 + lossParams[1];
+  let dual = lossParams[2];
+  if (A >= 0.0) {
+    tokenLoss[i] = -A * min(r, high);
+    dLogprob[i] = select(-A * r, 0.0, isClamped || r > high);
+  } else {
+    tokenLoss[i] = min(-A * max(r, low), -A * dual);
+    dLogprob[i] = select(-A * r, 0.0, isClamped || r < low || r > dual);
+  }`,
+};
+
+export const tokenLoss = (step: Of<"tokenLoss">): Dispatch[] => {
+  const { rows, loss, logprob, old, advantage, lossParams, tokenLoss, dLogprob } = step;
+  const hasRatio = loss !== "crossEntropy";
+  return [
+    kernel({
+      label: `tokenLoss ${loss}`,
+      bindings: {
+        logprob: { tensor: logprob, as: "f32" },
+        ...(hasRatio && { old: { tensor: old, as: "f32" } }),
+        advantage: { tensor: advantage, as: "f32" },
+        ...(loss === "ppoClip" && { lossParams: { tensor: lossParams, as: "f32" } }),
+        tokenLoss: { tensor: tokenLoss, as: "f32" },
+        dLogprob: { tensor: dLogprob, as: "f32" },
+      },
+      body: flat(
+        "params.rows",
+        `let A = advantage[i];
+  ${
+    hasRatio
+      ? `let difference = logprob[i] - old[i];
+  let isClamped = abs(difference) > 20.0;
+  let r = exp(clamp(difference, -20.0, 20.0));`
+      : ""
+  }
+  ${LOSSES[loss]}`,
+      ),
+      rows,
+      groups: (n) => flatGroups(n),
+      work: 10,
+    }),
+  ];
+};
+
+export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
+  const { rows, z, target, inverseTemperature, lse, dLogprob } = step;
+  const V = columnsOf(z);
+  return [
+    kernel({
+      label: `logprobBackward ${V}`,
+      bindings: {
+        z: { tensor: z, as: "f32" },
+        target: { tensor: target, as: "i32" },
+        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
+        lse: { tensor: lse, as: "f32" },
+        dLogprob: { tensor: dLogprob, as: "f32" },
+      },
+      body: flat(
+        `params.rows * ${V}u`,
+        `let row = i / ${V}u;
+  let inverse = inverseTemperature[row];
+  let chosen = select(0.0, 1.0, i % ${V}u == u32(target[row]));
+  z[i] = dLogprob[row] * inverse * (chosen - exp(inverse * z[i] - lse[row]));`,
+      ),
+      rows,
+      groups: (n) => flatGroups(n * V),
+      work: 5 * V,
+    }),
+  ];
+};
+
+const SAMPLE_THREADS = 256;
+
+/**
+ * Inverse CDF in two levels: each lane sums the mass of one range of tokens, lane 0 walks the ranges and then the tokens of one range.
+ * Ranges are in token order, so the walk is the CDF's.
+ */
+export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }: Of<"sample">): Dispatch[] => {
+  const V = columnsOf(z);
+  const range = Math.ceil(V / SAMPLE_THREADS);
+  const ranges = Math.ceil(V / range);
+  return [
+    kernel({
+      label: `sample ${V}`,
+      bindings: {
+        z: { tensor: z, as: "f32" },
+        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
+        uniform_: { tensor: uniform, as: "f32" },
+        token: { tensor: token, as: "i32" },
+        logprob: { tensor: logprob, as: "f32" },
+      },
+      body: `var<workgroup> masses: array<f32, ${SAMPLE_THREADS}>;
+var<workgroup> tops: array<f32, ${SAMPLE_THREADS}>;
+var<workgroup> topAt: array<u32, ${SAMPLE_THREADS}>;
+${reductions(SAMPLE_THREADS)}${byRow(
+  SAMPLE_THREADS,
+  `let asked = inverseTemperature[row];
+  let isGreedy = asked == 0.0;
+  let inverse = select(asked, 1.0, isGreedy);
+  let first = row * ${V}u;
+  let from = min(lane * ${range}u, ${V}u);
+  let to = min(from + ${range}u, ${V}u);
+  var top = -3.4e38;
+  var at = from;
+  for (var j = from; j < to; j++) {
+    let x = inverse * z[first + j];
+    if (x > top) { top = x; at = j; }
+  }
+  tops[lane] = top;
+  topAt[lane] = at;
+  let largest = maxOf(top, lane);
+  var mass = 0.0;
+  for (var j = from; j < to; j++) { mass += exp(inverse * z[first + j] - largest); }
+  masses[lane] = mass;
+  workgroupBarrier();
+  if (lane > 0u) { return; }
+  var total = 0.0;
+  for (var r = 0u; r < ${ranges}u; r++) { total += masses[r]; }
+  var chosen = 0u;
+  if (isGreedy) {
+    for (var r = 0u; r < ${ranges}u; r++) {
+      if (tops[r] == largest) { chosen = topAt[r]; break; }
+    }
+  } else {
+    let goal = uniform_[row] * total;
+    var below = 0.0;
+    var picked = 0u;
+    var pickedBelow = 0.0;
+    for (var r = 0u; r < ${ranges}u; r++) {
+      if (masses[r] > 0.0) { picked = r; pickedBelow = below; }
+      below += masses[r];
+      if (below > goal) { break; }
+    }
+    let last = min((picked + 1u) * ${range}u, ${V}u);
+    below = pickedBelow;
+    for (var j = picked * ${range}u; j < last; j++) {
+      let e = exp(inverse * z[first + j] - largest);
+      if (e > 0.0) { chosen = j; }
+      below += e;
+      if (below > goal) { break; }
+    }
+  }
+  token[row] = i32(chosen);
+  logprob[row] = inverse * z[first + chosen] - largest - log(total);`,
+)}`,
+      rows,
+      groups: (n) => foldedGroups(n),
+      work: 10 * V,
+    }),
+  ];
+};

@@ -1,0 +1,121 @@
+// What a kernel is before a device has seen it: WGSL text, the tensors that it binds, and how many workgroups a run takes.
+// Every step of a plan becomes one dispatch or two or three; they run in order and see each other's writes.
+// Nothing here touches WebGPU, so every kernel's text can be read and tested without a device.
+
+import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
+
+/** f32 or vec4f for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
+export type Element = "f32" | "vec4f" | "i32" | "u32";
+
+/** Partial sums between two dispatches of one step. Its contents never outlive the step. */
+export const SCRATCH: Tensor = { name: "scratch", shape: [0], dtype: "f32", home: "arena" };
+
+export type Groups = readonly [x: number, y: number, z: number];
+
+export interface Dispatch {
+  /** Names the pipeline in errors and profilers. */
+  readonly label: string;
+  readonly source: string;
+  /** In binding order, from binding 1 on; binding 0 is the parameter slot. */
+  readonly bindings: readonly Tensor[];
+  /** "r" or "w" (read_write) for each binding. */
+  readonly access: string;
+  readonly rows?: Rows;
+  readonly outRows?: Rows;
+  /** Workgroups for these row counts; a zero anywhere: nothing to do. */
+  readonly groups: (rows: number, outRows: number) => Groups;
+  /** Multiply-adds for one row (without rows: for the whole dispatch), rough: it decides where a long plan is cut. */
+  readonly work: number;
+  /** Bytes of SCRATCH that it needs; 0 if it binds none. */
+  readonly scratchBytes: number;
+}
+
+/** binding name in the WGSL text → what it is. */
+export type Bindings = Readonly<Record<string, { readonly tensor: Tensor; readonly as: Element }>>;
+
+/** Run-time scalars, 48 bytes; backend.ts writes them in this order. */
+export const PARAMS = `struct Params {
+  rows: u32, outRows: u32, learningRate: f32, beta1: f32,
+  beta2: f32, eps: f32, weightDecay: f32, gradClipNorm: f32,
+  correction1: f32, correction2: f32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+`;
+
+/**
+ * Weights are bound `read`, everything else `read_write`: within one dispatch a buffer may not be bound both ways, and arena tensors
+ * that a step reads and writes share buffers. Disjoint read_write ranges of one buffer are valid.
+ */
+const accessOf = (tensor: Tensor): "r" | "w" => ((tensor.view?.of ?? tensor).home === "weights" ? "r" : "w");
+
+export interface KernelParts {
+  readonly label: string;
+  readonly bindings: Bindings;
+  readonly body: string;
+  readonly groups: Dispatch["groups"];
+  readonly work: number;
+  readonly rows?: Rows;
+  readonly outRows?: Rows;
+  readonly scratchBytes?: number;
+}
+
+export const kernel = ({ label, bindings, body, groups, work, rows, outRows, scratchBytes = 0 }: KernelParts): Dispatch => {
+  const list = Object.entries(bindings);
+  const access = list.map(([, { tensor }]) => accessOf(tensor)).join("");
+  const declarations = list.map(
+    ([name, { as }], i) =>
+      `@group(0) @binding(${i + 1}) var<storage, ${access[i] === "r" ? "read" : "read_write"}> ${name}: array<${as}>;\n`,
+  );
+  return {
+    label,
+    source: PARAMS + declarations.join("") + body,
+    bindings: list.map(([, { tensor }]) => tensor),
+    access,
+    groups,
+    work,
+    scratchBytes,
+    ...(rows && { rows }),
+    ...(outRows && { outRows }),
+  };
+};
+
+/** The columns of a [rows, columns] tensor; a vector is one column. */
+export const columnsOf = (tensor: Tensor): number => (tensor.shape.length > 1 ? sizeOf(tensor) / tensor.shape[0]! : 1);
+
+/** A JavaScript number as a WGSL f32. */
+export const float = (x: number): string => `f32(${x})`;
+
+export const times = (n: number, line: (i: number) => string): string => Array.from({ length: n }, (_, i) => line(i)).join("\n");
+
+/** WebGPU's guaranteed count of workgroups along one axis. */
+const MAX_GROUPS = 65_535;
+
+/** `count` workgroups in a row, folded into y where x alone cannot hold them; `linearGroup` undoes it and may count too far. */
+export const foldedGroups = (count: number, z = 1): Groups => [Math.min(count, MAX_GROUPS), Math.ceil(count / MAX_GROUPS), count ? z : 0];
+
+/** The arguments of every main(), and the index of a workgroup in a folded grid. Both are uniform, so barriers may follow a return on them. */
+export const MAIN_ARGUMENTS =
+  "@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32";
+const linearGroup = "group.y * groups.x + group.x";
+
+const FLAT_THREADS = 256;
+
+/** One thread an element: `i` runs over `total` (a WGSL expression). */
+export const flat = (total: string, body: string): string => `@compute @workgroup_size(${FLAT_THREADS})
+fn main(${MAIN_ARGUMENTS}) {
+  let i = (${linearGroup}) * ${FLAT_THREADS}u + lane;
+  if (i >= ${total}) { return; }
+  ${body}
+}
+`;
+
+export const flatGroups = (total: number): Groups => foldedGroups(Math.ceil(total / FLAT_THREADS));
+
+/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. */
+export const byRow = (threads: number, body: string): string => `@compute @workgroup_size(${threads})
+fn main(${MAIN_ARGUMENTS}) {
+  let row = ${linearGroup};
+  if (row >= params.rows) { return; }
+  ${body}
+}
+`;
