@@ -1,0 +1,268 @@
+// The WASM SIMD executor: the fast path where there is no GPU. A plan becomes one table in linear memory and a run is one call into the
+// interpreter of assembly/index.ts. This file lays memory out and moves numbers; it computes nothing.
+//
+// A run blocks the calling thread until it is done: call it from a worker where a page must not stall.
+
+import type { DeviceInfo } from "../contract.ts";
+import { EngineError } from "../errors.ts";
+import { planArena } from "../plan/arena.ts";
+import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import { rowCount } from "../plan/rowCount.ts";
+import { operandsOf, type Plan, type Step, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { encodePlan, scratchBytes } from "./encode.ts";
+import { type Machine, startMachine } from "./machine.ts";
+import { findSpawner, mayWait, type ThreadSpawner } from "./threads.ts";
+
+export type { Thread, ThreadJob, ThreadSpawner } from "./threads.ts";
+
+export interface WasmOptions {
+  /** At most this many threads, the caller included. Default: min(cores, 4) where threads can be had, else 1. Results do not depend on it. */
+  readonly threads?: number;
+  /** Starts the threads. Default: Web Workers where the browser allows it; in Node pass nodeThreads (node/wasmThreads.ts), else there is one. */
+  readonly spawn?: ThreadSpawner;
+  /** A run with fewer GEMM operations (2 a multiply-add) stays on the caller's thread: waking the others would cost more. */
+  readonly minThreadedFlop?: number;
+}
+
+/** Offsets of assembly/control.ts. */
+const ROWS = 256;
+const ADAM = 264;
+
+const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
+
+const multiplied = (step: Step): Tensor | undefined =>
+  step.op === "linear" || step.op === "linearBackward" ? step.w : step.op === "weightGrad" ? step.dw : undefined;
+
+/** Operations of a run's GEMMs, 2 for each multiply-add. */
+const gemmFlop = (plan: Plan, vars: Vars): number =>
+  plan.steps.reduce((sum, step) => {
+    const matrix = multiplied(step);
+    return matrix && "rows" in step ? sum + 2 * sizeOf(matrix) * rowCount(step.rows, vars) : sum;
+  }, 0);
+
+const adamNames = ["learningRate", "beta1", "beta2", "eps", "weightDecay", "gradClipNorm", "adamStep"] as const;
+
+/** Adam's ten numbers in the order of assembly/state.ts; the differences from 1 are taken in f64. */
+const adamNumbers = (vars: Vars): number[] => {
+  const value = (name: (typeof adamNames)[number]): number => {
+    const number = vars[name];
+    if (number === undefined) throw new EngineError("bad-request", `adamW: vars.${name} is needed, got none; pass it to run`);
+    return number;
+  };
+  const [rate, beta1, beta2, eps, decay, clip, t] = adamNames.map(value) as [number, number, number, number, number, number, number];
+  return [rate, 1 - rate * decay, beta1, 1 - beta1, beta2, 1 - beta2, eps, clip, 1 / (1 - beta1 ** t), 1 / (1 - beta2 ** t)];
+};
+
+export const createWasmBackend = async (options: WasmOptions = {}): Promise<Backend> => {
+  const spawner = options.spawn && mayWait() ? options.spawn : findSpawner();
+  const wanted = options.threads ?? Math.min(spawner?.cores() ?? 1, 4);
+  if (!Number.isInteger(wanted) || wanted < 1) {
+    throw new EngineError("bad-request", `createWasmBackend: threads is a positive integer, got ${wanted}`);
+  }
+  const { minThreadedFlop = 4e6 } = options;
+  /** Dropped by dispose, so that the memory goes even if somebody keeps the backend. */
+  let machine: Machine | undefined = await startMachine(spawner ? wanted - 1 : 0, spawner, options.spawn !== undefined);
+  let isBroken = false;
+  const threadCount = machine.threads.length + 1;
+  const control = machine.kernels.controlAddress() >>> 0;
+  const device: DeviceInfo = { kind: "wasm", description: `WASM SIMD, ${threadCount} thread${threadCount === 1 ? "" : "s"}` };
+
+  const addresses = new Map<Tensor, number>();
+  /** Panels of frozen weights by "address O I": views of one part share them. */
+  const panels = new Map<string, number>();
+  /** How many executables use an io tensor; at none its storage is freed. */
+  const ioUsers = new Map<Tensor, number>();
+  /** Arena and scratch of all plans in one block; when it moves, programs are encoded again before their next run. */
+  let workspace = { address: 0, arenaBytes: 0, scratchBytes: 0, generation: 0 };
+
+  const alive = (where: string): Machine => {
+    if (!machine) throw new EngineError("disposed", `${where}: the backend was disposed; create another one`);
+    if (isBroken) throw new EngineError("device", `${where}: the backend failed in an earlier run; create another one`);
+    return machine;
+  };
+
+  const addressOf = (tensor: Tensor): number => {
+    const address = addresses.get(parentOf(tensor));
+    if (address === undefined) {
+      throw new EngineError(
+        "bad-request",
+        `wasm backend: "${tensor.name}" (home ${tensor.home}) has no storage; allocate it, or compile the plan that uses it`,
+      );
+    }
+    return address + (tensor.view?.offset ?? 0) * 4;
+  };
+
+  /** A tensor's numbers where they lie; invalid after the next growth. */
+  const viewOf = (tensor: Tensor): HostArray =>
+    new (tensor.dtype === "i32" ? Int32Array : Float32Array)(alive("wasm backend").heap.memory.buffer, addressOf(tensor), sizeOf(tensor));
+
+  const store = (tensor: Tensor, data?: HostArray): void => {
+    addresses.set(tensor, alive("allocate").heap.allocate(sizeOf(tensor) * 4, `"${tensor.name}"`));
+    if (data) viewOf(tensor).set(data);
+    else viewOf(tensor).fill(0);
+  };
+
+  const panelKey = (weight: Tensor): string => `${addressOf(weight)} ${weight.shape[0]} ${weight.shape[1]}`;
+
+  const pack = (weight: Tensor): void => {
+    const { heap, kernels } = alive("compile");
+    const key = panelKey(weight);
+    if (panels.has(key)) return;
+    const [outputs, inputs] = weight.shape as [number, number];
+    const to = heap.allocate(Math.ceil(outputs / 8) * 8 * inputs * 4, `"${weight.name}", packed`);
+    kernels.packWeights(addressOf(weight), to, outputs, inputs);
+    panels.set(key, to);
+  };
+
+  const growWorkspace = (arenaBytes: number, perThread: number): void => {
+    if (workspace.address && arenaBytes <= workspace.arenaBytes && perThread <= workspace.scratchBytes) return;
+    const { heap } = alive("compile");
+    const arena = Math.max(arenaBytes, workspace.arenaBytes);
+    const scratch = Math.max(perThread, workspace.scratchBytes);
+    const previous = workspace;
+    // Freed first, since the contents need not survive: the larger block may then reuse the place.
+    if (previous.address) heap.free(previous.address);
+    workspace = { address: 0, arenaBytes: 0, scratchBytes: 0, generation: previous.generation + 1 };
+    try {
+      workspace = {
+        ...workspace,
+        address: heap.allocate(arena + scratch * threadCount, "the arena"),
+        arenaBytes: arena,
+        scratchBytes: scratch,
+      };
+    } catch (cause) {
+      // The plans compiled so far keep running.
+      const { arenaBytes: oldArena, scratchBytes: oldScratch } = previous;
+      if (previous.address) {
+        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena");
+        workspace = { ...workspace, address, arenaBytes: oldArena, scratchBytes: oldScratch };
+      }
+      throw cause;
+    }
+  };
+
+  const releaseIo = (io: Iterable<Tensor>): void => {
+    for (const tensor of io) {
+      const users = ioUsers.get(tensor)! - 1;
+      if (users > 0) {
+        ioUsers.set(tensor, users);
+        continue;
+      }
+      ioUsers.delete(tensor);
+      machine?.heap.free(addressOf(tensor));
+      addresses.delete(tensor);
+    }
+  };
+
+  const compile = async (plan: Plan): Promise<Executable> => {
+    const { heap, kernels } = alive("compile");
+    const arena = planArena(plan);
+    const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
+    for (const tensor of operands) if (tensor.home !== "arena" && tensor.home !== "io") addressOf(tensor);
+    const io = new Set([...operands].filter((tensor) => tensor.home === "io").map(parentOf));
+    const held: Tensor[] = [];
+    let program = 0;
+    let encodedFor = -1;
+    const encode = (): void => {
+      const table = encodePlan(
+        plan,
+        {
+          of: (tensor) => (tensor.home === "arena" ? workspace.address + arena.offsetOf(tensor) : addressOf(tensor)),
+          packed: (weight) => (weight.home === "weights" ? panels.get(panelKey(weight)) : undefined),
+        },
+        { address: workspace.address + workspace.arenaBytes, perThread: workspace.scratchBytes },
+      );
+      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`);
+      new Uint32Array(heap.memory.buffer, program, table.length).set(table);
+      encodedFor = workspace.generation;
+    };
+    try {
+      for (const tensor of io) {
+        if (!addresses.has(tensor)) store(tensor);
+        ioUsers.set(tensor, (ioUsers.get(tensor) ?? 0) + 1);
+        held.push(tensor);
+      }
+      for (const step of plan.steps) if (step.op === "linear" && step.w.home === "weights") pack(step.w);
+      growWorkspace(arena.byteLength, scratchBytes(plan, kernels.gemmScratch()));
+      encode();
+    } catch (cause) {
+      if (program) heap.free(program);
+      releaseIo(held);
+      throw cause;
+    }
+
+    const counted = plan.steps.flatMap((step) => [...("rows" in step ? [step.rows] : []), ...("outRows" in step ? [step.outRows] : [])]);
+    const hasAdam = plan.steps.some((step) => step.op === "adamW");
+    let isReleased = false;
+    return {
+      run: async (vars: Vars): Promise<void> => {
+        const { heap, kernels } = alive("run");
+        if (isReleased) throw new EngineError("disposed", `run: plan "${plan.name}" was disposed; compile it again`);
+        for (const rows of counted) rowCount(rows, vars);
+        if (encodedFor !== workspace.generation) encode();
+        new Int32Array(heap.memory.buffer, control + ROWS, 2).set([vars.rows ?? 0, vars.outRows ?? 0]);
+        if (hasAdam) new Float32Array(heap.memory.buffer, control + ADAM, 10).set(adamNumbers(vars));
+        const threads = threadCount > 1 && gemmFlop(plan, vars) >= minThreadedFlop ? threadCount : 1;
+        try {
+          kernels.run(program, threads);
+        } catch (cause) {
+          isBroken = true;
+          throw new EngineError("device", `run: plan "${plan.name}" runs through, got a WASM trap; create another backend`, { cause });
+        }
+      },
+      dispose: (): void => {
+        if (isReleased || !machine) return;
+        isReleased = true;
+        machine.heap.free(program);
+        releaseIo(io);
+      },
+    };
+  };
+
+  return {
+    device,
+    allocate: async (tensor, data) => {
+      alive("allocate");
+      if (tensor.view || tensor.home === "arena" || tensor.home === "io" || addresses.has(tensor)) {
+        throw new EngineError(
+          "bad-request",
+          `allocate: takes a weights, state or kv tensor once, got "${tensor.name}" (home ${tensor.home}${tensor.view ? ", a view" : ""}${addresses.has(tensor) ? ", again" : ""})`,
+        );
+      }
+      if (data && data.length !== sizeOf(tensor)) {
+        throw new EngineError("bad-request", `allocate: "${tensor.name}" has ${sizeOf(tensor)} elements, got ${data.length}`);
+      }
+      store(tensor, data);
+    },
+    compile,
+    write: (tensor, data, offset = 0) => {
+      alive("write");
+      const target = viewOf(tensor);
+      if (tensor.home === "weights" || offset < 0 || offset + data.length > target.length) {
+        throw new EngineError(
+          "bad-request",
+          `write: takes a state, kv or io tensor and stays inside it, got "${tensor.name}" (home ${tensor.home}, ${target.length} elements) and ${data.length} from ${offset} on`,
+        );
+      }
+      target.set(data, offset);
+    },
+    read: async (tensor, length = sizeOf(tensor)) => {
+      alive("read");
+      // slice copies out of the shared memory
+      return viewOf(tensor).slice(0, length);
+    },
+    get byteLength() {
+      return machine?.heap.byteLength ?? 0;
+    },
+    dispose: async () => {
+      if (!machine) return;
+      const { kernels, threads } = machine;
+      machine = undefined;
+      addresses.clear();
+      panels.clear();
+      ioUsers.clear();
+      if (threads.length > 0 && !isBroken) kernels.stop();
+      await Promise.all(threads.map((thread) => thread.stop()));
+    },
+  };
+};
