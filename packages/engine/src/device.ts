@@ -1,0 +1,41 @@
+// Which executor runs. Opening one is the platform's matter (index.ts for browsers, node/index.ts for Node); choosing is not.
+
+import type { DeviceKind } from "./contract.ts";
+import { EngineError } from "./errors.ts";
+import type { Backend } from "./plan/backend.ts";
+
+export interface BackendOptions {
+  /** WASM threads. Default: what the machine allows. */
+  readonly threads?: number;
+}
+
+/** What a platform can open. Each entry imports its executor on first use and throws EngineError("device") where there is none. */
+export type DeviceEdges = Readonly<Record<DeviceKind, (options: BackendOptions) => Promise<Backend>>>;
+
+/** The first that opens serves "auto". The reference is a specification, not a choice. */
+const isSoftware = ({ device }: Backend): boolean => device.description.includes("(software)");
+
+/**
+ * Opens the executor of this kind. "auto" takes WebGPU where there is a GPU, else WASM: WebGPU emulated on the CPU
+ * (SwiftShader, llvmpipe) is many times slower than WASM and is taken only when asked for by name.
+ * Throws EngineError("bad-request") for an unknown kind, EngineError("device") when it cannot be opened.
+ */
+export const openBackend = async (kind: DeviceKind | "auto", edges: DeviceEdges, options: BackendOptions = {}): Promise<Backend> => {
+  if (kind !== "auto") {
+    if (!Object.hasOwn(edges, kind))
+      throw new EngineError(
+        "bad-request",
+        `device: known kinds are auto, ${Object.keys(edges).join(", ")}, got ${JSON.stringify(kind)}; name one of them`,
+      );
+    return edges[kind](options);
+  }
+  let gpu: Backend | undefined;
+  try {
+    gpu = await edges.webgpu(options);
+  } catch (error) {
+    if (!(error instanceof EngineError && error.code === "device")) throw error;
+  }
+  if (gpu && !isSoftware(gpu)) return gpu;
+  await gpu?.dispose();
+  return edges.wasm(options);
+};
