@@ -119,12 +119,15 @@ export const createCallParser = (toolNames: ReadonlySet<string>): CallParser => 
   let open: CallSyntax | undefined;
   let gap = ""; // whitespace before the open call: dropped with a call, handed on with a failed one
   let started = false; // something but whitespace was seen
-  let called = false;
+  let afterCall = false; // nothing but whitespace since the last call
   let failed = 0;
 
   const emit = (parts: AnswerPart[], text: string): void => {
     if (text !== "") parts.push({ kind: "text", text });
-    if (text.trim() !== "") started = true;
+    if (text.trim() !== "") {
+      started = true;
+      afterCall = false;
+    }
   };
 
   const findOpener = (): { syntax: CallSyntax; at: number } | undefined => {
@@ -144,7 +147,7 @@ export const createCallParser = (toolNames: ReadonlySet<string>): CallParser => 
     const call = parseCall(body, syntax, toolNames);
     if (call !== undefined) {
       parts.push(call);
-      called = true;
+      afterCall = true;
       started = true;
     } else {
       if (!syntax.bare) failed++;
@@ -181,7 +184,7 @@ export const createCallParser = (toolNames: ReadonlySet<string>): CallParser => 
       close(parts, open, body, closer as string);
     }
     if (ended) {
-      if (!(called && pending.trim() === "")) emit(parts, pending);
+      if (!(afterCall && pending.trim() === "")) emit(parts, pending);
       pending = "";
       return;
     }
