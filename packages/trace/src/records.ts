@@ -5,18 +5,18 @@ import type { Rows, StoreRecord } from "./rows.ts";
 import { decideAfter, guardRollout, isTerminal } from "./status.ts";
 import type { Attempt, Rollout, StoreEvent } from "./vocabulary.ts";
 
-/** The rollout after one of its attempts began, lived or ended. Only the latest attempt moves it. */
+/** The rollout after one of its attempts began, lived or ended. Only the latest attempt moves it; one whose beginning was lost with a damaged line began. */
 export const afterAttempt = (rollout: Rollout, attempt: Attempt): Rollout => {
   if (isTerminal(rollout.status) || attempt.sequence < rollout.attempts) return rollout;
-  if (attempt.status === "running") {
-    if (rollout.status === "running") return rollout;
-    guardRollout(rollout, "running");
-    return Object.freeze({ ...rollout, status: "running", attempts: attempt.sequence });
+  let begun = rollout;
+  if (attempt.sequence > rollout.attempts) {
+    if (rollout.status !== "running") guardRollout(rollout, "running");
+    begun = Object.freeze({ ...rollout, status: "running", attempts: attempt.sequence });
   }
-  if (rollout.status !== "running") return rollout;
-  const status = decideAfter(attempt.status, rollout);
-  guardRollout(rollout, status);
-  return Object.freeze({ ...rollout, status, ...(isTerminal(status) ? { endedAtMs: attempt.endedAtMs } : {}) } as Rollout);
+  if (attempt.status === "running" || begun.status !== "running") return begun;
+  const status = decideAfter(attempt.status, begun);
+  guardRollout(begun, status);
+  return Object.freeze({ ...begun, status, ...(isTerminal(status) ? { endedAtMs: attempt.endedAtMs } : {}) } as Rollout);
 };
 
 /** Changes the rows and says what listeners may want to hear. An attempt or span whose rollout is not there changes nothing: undefined. */

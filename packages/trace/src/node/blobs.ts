@@ -1,0 +1,68 @@
+// Bytes beside the log. Blobs: named by their SHA-256, written once, checked on every read. States: replaced whole.
+//
+//   blobs/<sha256>                 the bytes
+//   state/<sha256 of the name>     line (codec.ts) {"magic":"fulgurite-state","v":1,"name","byteLength","sha256"}, then the bytes
+
+import { createHash } from "node:crypto";
+import { readdir, readFile, stat, unlink } from "node:fs/promises";
+import { join } from "node:path";
+import { TraceError } from "../errors.ts";
+import { type BlobRef, decodeLine, encodeLine } from "./codec.ts";
+import { isMissing, replaceFile } from "./durable.ts";
+
+const NEWLINE = 0x0a;
+const STATE_MAGIC = "fulgurite-state";
+const STATE_VERSION = 1;
+
+const sha256 = (bytes: Uint8Array | string): string => createHash("sha256").update(bytes).digest("hex");
+
+const damaged = (path: string, rule: string, got: unknown): TraceError =>
+  new TraceError("corrupt", `${path}: ${rule}, got ${got}; restore the file from a copy`);
+
+/** On disk when resolved. */
+export const keepBlob = async (folder: string, bytes: Uint8Array): Promise<BlobRef> => {
+  const hash = sha256(bytes);
+  const path = join(folder, hash);
+  const known = await stat(path).catch((error) => {
+    if (!isMissing(error)) throw error;
+  });
+  if (known?.size !== bytes.length) await replaceFile(path, bytes);
+  return { sha256: hash, byteLength: bytes.length };
+};
+
+/** @throws TraceError "corrupt" when the bytes are not those. */
+export const loadBlob = async (folder: string, ref: BlobRef): Promise<Uint8Array> => {
+  const path = join(folder, ref.sha256);
+  const bytes = await readFile(path).catch((error) => {
+    throw isMissing(error) ? damaged(path, `a blob of ${ref.byteLength} bytes`, "no file") : error;
+  });
+  if (sha256(bytes) !== ref.sha256) throw damaged(path, "bytes of that SHA-256", sha256(bytes));
+  return new Uint8Array(bytes);
+};
+
+export const keepState = async (folder: string, name: string, bytes: Uint8Array): Promise<void> => {
+  const header = encodeLine({ magic: STATE_MAGIC, v: STATE_VERSION, name, byteLength: bytes.length, sha256: sha256(bytes) });
+  await replaceFile(join(folder, sha256(name)), Buffer.concat([header, bytes]));
+};
+
+/** @throws TraceError "corrupt" when the file is not what was written. */
+export const loadState = async (folder: string, name: string): Promise<Uint8Array | undefined> => {
+  const path = join(folder, sha256(name));
+  const file = await readFile(path).catch((error) => {
+    if (!isMissing(error)) throw error;
+  });
+  if (file === undefined) return undefined;
+  const headerEnd = file.indexOf(NEWLINE);
+  const header = decodeLine(file.subarray(0, Math.max(headerEnd, 0))) as { magic?: unknown; v?: unknown; sha256?: unknown } | undefined;
+  if (header === undefined) throw damaged(path, "a whole first line", "a damaged one");
+  if (header.magic !== STATE_MAGIC || header.v !== STATE_VERSION)
+    throw damaged(path, `magic ${STATE_MAGIC}, v ${STATE_VERSION}`, `magic ${header.magic}, v ${header.v}`);
+  const bytes = file.subarray(headerEnd + 1);
+  if (sha256(bytes) !== header.sha256) throw damaged(path, "bytes of the SHA-256 in its first line", sha256(bytes));
+  return new Uint8Array(bytes);
+};
+
+/** What a crash left half-written. Only for the holder of the folder's lock. */
+export const removeTemporary = async (folder: string): Promise<void> => {
+  for (const name of await readdir(folder)) if (name.endsWith(".tmp")) await unlink(join(folder, name));
+};

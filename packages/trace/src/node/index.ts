@@ -1,0 +1,146 @@
+// A store in a folder, for one process at a time; others reach it over HTTP.
+//
+//   <folder>/lock  meta.json  log/<first seq, 16 digits>.log  blobs/<sha256>  state/<sha256>  quarantine/<what was damaged>
+//
+// What a method answered is on disk (fdatasync) before it resolves, reads included: nothing is ever seen and then lost.
+// Rollouts, attempts and the places of spans are in memory; the spans themselves are read back from the log on demand.
+
+import { mkdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { TraceError } from "../errors.ts";
+import { createMemoryRows, createQueue } from "../memory.ts";
+import { applyRecord } from "../records.ts";
+import type { Backend, StoreRecord, Transaction } from "../rows.ts";
+import { createStore, type StoreOptions } from "../store.ts";
+import type { Resource, Store, StoredSpan } from "../vocabulary.ts";
+import { keepBlob, keepState, loadBlob, loadState, removeTemporary } from "./blobs.ts";
+import type { BlobRef, LogData, StoredResource } from "./codec.ts";
+import { isMissing, replaceFile, syncFolder } from "./durable.ts";
+import { acquireLock } from "./lock.ts";
+import { type LogIo, openSegmentLog, type Place, platformIo, type SegmentLog } from "./segmentLog.ts";
+
+export type { LogIo } from "./segmentLog.ts";
+
+export interface FileStoreOptions extends StoreOptions {
+  /** Hears what a person should know: torn or damaged files, and what was done. Default: console.warn. */
+  readonly onReport?: (message: string) => void;
+  /** A log file is followed by another from this size on. */
+  readonly rotateBytes?: number; // 64 MiB
+  /** The disk under the log. Default: the platform's. Tests fail it. */
+  readonly io?: LogIo;
+}
+
+const META_MAGIC = "fulgurite-store";
+const META_VERSION = 1;
+
+const checkMeta = async (path: string, nowMs: number): Promise<void> => {
+  const text = await readFile(path, "utf8").catch((error) => {
+    if (!isMissing(error)) throw error;
+  });
+  if (text === undefined) {
+    await replaceFile(path, Buffer.from(`${JSON.stringify({ magic: META_MAGIC, v: META_VERSION, createdMs: nowMs })}\n`));
+    return;
+  }
+  const meta = JSON.parse(text) as { magic?: unknown; v?: unknown };
+  if (meta.magic !== META_MAGIC || meta.v !== META_VERSION)
+    throw new TraceError(
+      "corrupt",
+      `${path}: magic ${META_MAGIC}, v ${META_VERSION}, got magic ${meta.magic}, v ${meta.v}; open it with the release that wrote it`,
+    );
+};
+
+/**
+ * Opens (or makes) the store in `folder` and holds its lock until close().
+ * After a crash call requeueStale(now): what was running then is not any more.
+ * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; the platform's file errors.
+ */
+export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
+  const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 64 * 2 ** 20, io = platformIo } = options;
+  const inside = (name: string) => join(folder, name);
+  for (const name of ["log", "blobs", "state"]) await mkdir(inside(name), { recursive: true });
+  await syncFolder(folder);
+  const lock = await acquireLock(folder);
+  try {
+    await checkMeta(inside("meta.json"), clock());
+    for (const name of ["log", "blobs", "state"]) await removeTemporary(inside(name));
+
+    const places = new WeakMap<StoredSpan, Place>();
+    const manifests = new WeakMap<Resource, StoredResource>();
+    let log: SegmentLog;
+    const rows = createMemoryRows<Place, StoredResource>({
+      keepSpan: (span) => places.get(span) as Place,
+      loadSpans: (kept) => Promise.all(kept.map(async (place) => (await log.read(place)).data as StoredSpan)),
+      keepResource: (resource) => manifests.get(resource) as StoredResource,
+      loadResource: async (stored) => {
+        const files: [string, Uint8Array][] = [];
+        for (const [path, ref] of Object.entries(stored.files)) files.push([path, await loadBlob(inside("blobs"), ref)]);
+        return { ...stored, files: Object.fromEntries(files) };
+      },
+    });
+
+    log = await openSegmentLog(inside("log"), inside("quarantine"), {
+      rotateBytes,
+      io,
+      clock,
+      onReport,
+      onRecord: async (record, place) => {
+        let known: StoreRecord;
+        if (record.kind === "resource") {
+          known = { kind: "resource", data: { ...record.data, files: {} } };
+          manifests.set(known.data, record.data);
+        } else known = record;
+        if (known.kind === "span") places.set(known.data, place);
+        if ((await applyRecord(rows, known)) === undefined)
+          onReport(`${inside("log")}: record ${record.seq} is a ${record.kind} of a rollout or attempt that was lost, and is left out`);
+      },
+    });
+
+    const toLogData = async (record: StoreRecord): Promise<LogData> => {
+      if (record.kind !== "resource") return record;
+      const files: [string, BlobRef][] = [];
+      for (const [path, bytes] of Object.entries(record.data.files)) files.push([path, await keepBlob(inside("blobs"), bytes)]);
+      const data: StoredResource = { ...record.data, files: Object.fromEntries(files) };
+      manifests.set(record.data, data);
+      return { kind: "resource", data };
+    };
+
+    const transaction: Transaction = {
+      ...rows,
+      log: async (records) => {
+        const data: LogData[] = [];
+        for (const record of records) data.push(await toLogData(record));
+        const added = log.add(data);
+        for (const [index, record] of records.entries()) if (record.kind === "span") places.set(record.data, added[index] as Place);
+      },
+    };
+
+    const inTurn = createQueue();
+    const stateInTurn = createQueue();
+    const backend: Backend = {
+      transact: async (_mode, body) => {
+        // the next body may run while this one's records are on their way: that is the group commit
+        const { answer, safe } = await inTurn(async () => {
+          const answer = await body(transaction);
+          const safe = log.settled();
+          safe.catch(() => {}); // awaited below, perhaps a moment after it failed
+          return { answer, safe };
+        });
+        await safe;
+        return answer;
+      },
+      putState: (name, bytes) => stateInTurn(() => keepState(inside("state"), name, bytes)),
+      getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
+      close: async () => {
+        try {
+          await inTurn(() => stateInTurn(() => log.close()));
+        } finally {
+          await lock.release();
+        }
+      },
+    };
+    return createStore(folder, backend, options);
+  } catch (error) {
+    await lock.release();
+    throw error;
+  }
+};

@@ -1,0 +1,120 @@
+// One writer a folder. The file `lock` names its holder: {"magic":"fulgurite-lock","v":1,"pid","startedAt","host","token"}.
+// It appears whole or not at all (a hard link to a finished file). It is stale when its process is gone, or when its pid
+// belongs to a process that began at another time; a holder on another machine is never presumed gone.
+
+import { randomBytes } from "node:crypto";
+import { link, readFile, rename, unlink, writeFile } from "node:fs/promises";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { TraceError } from "../errors.ts";
+import { isMissing } from "./durable.ts";
+
+interface Holder {
+  readonly magic: "fulgurite-lock";
+  readonly v: 1;
+  readonly pid: number;
+  /** In the kernel's own unit since boot; absent where the system does not tell (then the pid alone must do). */
+  readonly startedAt?: string;
+  readonly host: string;
+  readonly token: string;
+}
+
+/** Field 22 of /proc/<pid>/stat; the command in field 2 may hold spaces and brackets, so count from its last bracket. */
+const startOf = async (pid: number): Promise<string | undefined> => {
+  const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => undefined);
+  return stat?.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+};
+
+const isAlive = (pid: number): boolean => {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code !== "ESRCH"; // EPERM: it lives, and is someone else's
+  }
+};
+
+const isStale = async (holder: Holder): Promise<boolean> => {
+  if (holder.host !== hostname()) return false;
+  if (!isAlive(holder.pid)) return true;
+  const startedAt = await startOf(holder.pid);
+  return holder.startedAt !== undefined && startedAt !== undefined && holder.startedAt !== startedAt;
+};
+
+const readHolder = async (path: string): Promise<Holder | undefined> => {
+  const text = await readFile(path, "utf8").catch((error) => {
+    if (isMissing(error)) return undefined;
+    throw error;
+  });
+  if (text === undefined) return undefined;
+  try {
+    const holder = JSON.parse(text) as Holder;
+    if (holder?.magic === "fulgurite-lock" && holder.v === 1) return holder;
+  } catch {
+    // told below
+  }
+  throw new TraceError(
+    "locked",
+    `${path}: a lock of magic fulgurite-lock, v 1, got ${JSON.stringify(text.slice(0, 80))}; if nothing uses the folder, delete the file`,
+  );
+};
+
+/** Another opener may take a stale lock over at the same moment: what was moved aside is looked at again, and put back if it was the other's. */
+const removeStale = async (path: string, stale: Holder): Promise<void> => {
+  const aside = `${path}.${randomBytes(6).toString("hex")}.stale`;
+  try {
+    await rename(path, aside);
+  } catch (error) {
+    if (isMissing(error)) return;
+    throw error;
+  }
+  const moved = await readHolder(aside);
+  if (moved?.token !== stale.token) await link(aside, path).catch(() => {}); // EEXIST: a third one holds it already
+  await unlink(aside);
+};
+
+export interface Lock {
+  release(): Promise<void>;
+}
+
+/** @throws TraceError "locked" naming the pid of the holder. */
+export const acquireLock = async (folder: string): Promise<Lock> => {
+  const path = join(folder, "lock");
+  const startedAt = await startOf(process.pid);
+  const token = randomBytes(8).toString("hex");
+  const mine: Holder = {
+    magic: "fulgurite-lock",
+    v: 1,
+    pid: process.pid,
+    ...(startedAt === undefined ? {} : { startedAt }),
+    host: hostname(),
+    token,
+  };
+  const finished = `${path}.${token}.tmp`;
+  await writeFile(finished, `${JSON.stringify(mine)}\n`, { flag: "wx" });
+  try {
+    for (;;) {
+      try {
+        await link(finished, path);
+        break;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      }
+      const holder = await readHolder(path);
+      if (holder === undefined) continue; // released between the two looks
+      if (!(await isStale(holder)))
+        throw new TraceError(
+          "locked",
+          `${folder}: one writer at a time, got a lock held by pid ${holder.pid} on ${holder.host}; stop that process, or share its store over HTTP`,
+        );
+      await removeStale(path, holder);
+    }
+  } finally {
+    await unlink(finished);
+  }
+  return {
+    release: async () => {
+      if ((await readHolder(path))?.token === token) await unlink(path);
+    },
+  };
+};
