@@ -1,0 +1,42 @@
+// Which stores there are, what each can do, and where each runs. A store that cannot run here says why.
+import { createMemoryStore, type Store, type StoreOptions } from "@fulgurite/trace";
+
+export interface StoreCase {
+  readonly name: string;
+  /** What is stored outlives the object. */
+  readonly persists: boolean;
+  /** Two objects may have one store open at once. */
+  readonly shared: boolean;
+  /** Opens the store of that name: a new one, or what was stored before under it. */
+  readonly open: (name: string, options: StoreOptions) => Promise<Store>;
+  /** Why it cannot run here. */
+  readonly skip?: string;
+}
+
+export const inNode: boolean = typeof process !== "undefined" && process.versions?.node !== undefined;
+
+const absent = (name: string, skip: string): StoreCase => ({
+  name,
+  persists: true,
+  shared: false,
+  skip,
+  open: () => Promise.reject(new Error(skip)),
+});
+
+const here = async (): Promise<StoreCase[]> => {
+  if (inNode) {
+    const { fakeIndexedDbCase, filesCase } = await import("./storeCasesInNode.ts");
+    return [fakeIndexedDbCase, filesCase, absent("IndexedDB", "Node has none; the browser project runs it in Chromium")];
+  }
+  const { openIndexedDbStore } = await import("@fulgurite/trace/indexedDb");
+  return [
+    { name: "IndexedDB", persists: true, shared: true, open: openIndexedDbStore },
+    absent("fake-indexeddb", "it stands in where there is no IndexedDB"),
+    absent("files", "a browser has no folder of ours"),
+  ];
+};
+
+export const storeCases: StoreCase[] = [
+  { name: "memory", persists: false, shared: false, open: async (_name, options) => createMemoryStore(options) },
+  ...(await here()),
+];

@@ -1,0 +1,629 @@
+// What a Store promises, on every store. The clock, the ids and the timer are the test's.
+import {
+  DEFAULT_CONFIG,
+  type Rollout,
+  type Span,
+  type Store,
+  type StoredSpan,
+  type StoreEvent,
+  type StoreOptions,
+  TraceError,
+} from "@fulgurite/trace";
+import { afterEach, describe, expect, test } from "vitest";
+import { type StoreCase, storeCases } from "./storeCases.ts";
+
+const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
+  const all: T[] = [];
+  for await (const item of items) all.push(item);
+  return all;
+};
+
+const codeOf = async (act: Promise<unknown>): Promise<string> =>
+  act.then(
+    () => "resolved",
+    (error) => (error instanceof TraceError ? error.code : `not a TraceError: ${error}`),
+  );
+
+/** Long enough for every microtask and message of what was started. */
+const settle = () => new Promise((resolve) => setTimeout(resolve, 20));
+
+let opened: Store[] = [];
+afterEach(async () => {
+  for (const store of opened) await store.close();
+  opened = [];
+});
+
+let names = 0;
+const runId = Math.random().toString(36).slice(2); // a browser keeps its databases between runs
+
+interface World {
+  readonly store: Store;
+  readonly time: { now: number };
+  readonly timers: { act: () => void; ms: number; stopped: boolean }[];
+  readonly again: () => Promise<Store>;
+}
+
+const openWorld = async ({ open }: StoreCase): Promise<World> => {
+  const name = `store-${runId}-${++names}`;
+  const time = { now: 1_000 };
+  const timers: World["timers"] = [];
+  let ids = 0;
+  const options: StoreOptions = {
+    clock: () => time.now,
+    newId: () => `id-${String(++ids).padStart(4, "0")}`,
+    timer: (act, ms) => {
+      const timer = { act, ms, stopped: false };
+      timers.push(timer);
+      return () => {
+        timer.stopped = true;
+      };
+    },
+  };
+  const again = async () => {
+    const store = await open(name, options);
+    opened.push(store);
+    return store;
+  };
+  return { store: await again(), time, timers, again };
+};
+
+const span = (rolloutId: string, attemptId: string, id: string, more: Partial<Span> = {}): Span => ({
+  rolloutId,
+  attemptId,
+  id,
+  name: "step",
+  startMs: 1,
+  endMs: 2,
+  status: "ok",
+  attributes: { n: 1 },
+  ...more,
+});
+
+const begin = async (store: Store, id: string, config = {}) => {
+  await store.enqueue([{ id, input: id, config }]);
+  const [claim] = await store.claim("w");
+  return claim!.attempt;
+};
+
+describe.each(storeCases)("$name", (storeCase) => {
+  const test_ =
+    storeCase.skip === undefined ? test : (title: string, _body: () => unknown) => test.skip(`${title} (${storeCase.skip})`, () => {});
+
+  test_("enqueue keeps the order given, fills defaults, and copies its input", async () => {
+    const { store } = await openWorld(storeCase);
+    const input = { question: "1+1", list: [1, { deep: true }] };
+    const [a, b] = await store.enqueue([
+      { id: "b", input },
+      { input: null, mode: "val", metadata: { set: "x" }, config: { maxAttempts: 3 } },
+    ]);
+    input.question = "changed";
+    (input.list[1] as { deep: boolean }).deep = false;
+    expect(a).toEqual({
+      id: "b",
+      seq: 1,
+      input: { question: "1+1", list: [1, { deep: true }] },
+      mode: "train",
+      status: "queued",
+      config: DEFAULT_CONFIG,
+      metadata: {},
+      attempts: 0,
+      createdAtMs: 1_000,
+    });
+    expect(b).toMatchObject({ id: "id-0001", seq: 2, mode: "val", metadata: { set: "x" }, config: { ...DEFAULT_CONFIG, maxAttempts: 3 } });
+    expect(await collect(store.rollouts())).toEqual([a, b]);
+  });
+
+  test_("enqueue of a known id gives the stored rollout unchanged, also within one call", async () => {
+    const { store } = await openWorld(storeCase);
+    const [first] = await store.enqueue([{ id: "a", input: 1 }]);
+    const again = await store.enqueue([
+      { id: "a", input: 2 },
+      { id: "b", input: 3 },
+      { id: "b", input: 4 },
+    ]);
+    expect(again.map((rollout) => [rollout.id, rollout.seq, rollout.input])).toEqual([
+      ["a", 1, 1],
+      ["b", 2, 3],
+      ["b", 2, 3],
+    ]);
+    expect(again[0]).toEqual(first);
+    expect((await store.stats()).rollouts.queued).toBe(2);
+  });
+
+  test_("what is handed out cannot change what is stored", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    const tokens = Int32Array.of(1, 2);
+    await store.append([span("a", attempt.id, "s1", { attributes: { tokens, list: [1] } })]);
+    tokens[0] = 99;
+    const spoil = (value: unknown): void => {
+      if (value === null || typeof value !== "object") return;
+      if (value instanceof Int32Array || value instanceof Uint8Array) return void value.fill(77);
+      for (const [key, item] of Object.entries(value)) {
+        spoil(item);
+        Reflect.set(value, key, "spoiled");
+      }
+    };
+    const bytes = Uint8Array.of(1, 2);
+    spoil(await store.publish({ name: "p", kind: "prompt", files: { f: bytes }, metadata: { m: [1] } }));
+    bytes[0] = 99;
+    await store.putState("s", bytes);
+    bytes[1] = 99;
+    for (let round = 0; round < 2; round++) {
+      const seen = [
+        await collect(store.rollouts()),
+        await store.attempts("a"),
+        await collect(store.spans({ rolloutId: "a" })),
+        await store.resource("p"),
+        await store.getState("s"),
+      ];
+      expect(seen[0]).toMatchObject([{ id: "a", input: "a", status: "running", config: DEFAULT_CONFIG }]);
+      expect(seen[1]).toMatchObject([{ id: attempt.id, status: "running" }]);
+      expect(seen[2]).toMatchObject([{ attributes: { tokens: Int32Array.of(1, 2), list: [1] } }]);
+      expect(seen[3]).toMatchObject({ files: { f: Uint8Array.of(1, 2) }, metadata: { m: [1] } });
+      expect(seen[4]).toEqual(Uint8Array.of(99, 2));
+      for (const value of seen) spoil(value);
+    }
+  });
+
+  test_("what no store could give back is refused with its path", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    expect(await codeOf(store.enqueue([{ input: Number.NaN }]))).toBe("bad-input");
+    expect(await codeOf(store.enqueue([{ id: "", input: 1 }]))).toBe("bad-input");
+    expect(await codeOf(store.enqueue([{ input: 1, config: { maxAttempts: 0 } }]))).toBe("bad-input");
+    expect(await codeOf(store.enqueue([{ input: 1, config: { retryOn: ["succeeded"] } }]))).toBe("bad-input");
+    await expect(store.enqueue([{ id: "x", input: { at: new Date(0) } as never }])).rejects.toThrow("task x.input.at");
+    await expect(store.append([span("a", attempt.id, "s1", { attributes: { deep: [Number.POSITIVE_INFINITY] } })])).rejects.toThrow(
+      "span s1.attributes.deep[0]",
+    );
+    expect(await codeOf(store.publish({ name: "p", kind: "lora", version: 0, files: {} }))).toBe("bad-input");
+    expect(await store.stats()).toMatchObject({ rollouts: { queued: 0, running: 1 }, spans: 0, resources: 0 });
+  });
+
+  test_("claim hands out the oldest queued, in order, and nothing when nothing is queued", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue(["c", "a", "b"].map((id) => ({ id, input: id })));
+    const claims = await store.claim("w1", 2);
+    expect(
+      claims.map(({ rollout, attempt }) => [rollout.id, rollout.status, rollout.attempts, attempt.rolloutId, attempt.sequence]),
+    ).toEqual([
+      ["c", "running", 1, "c", 1],
+      ["a", "running", 1, "a", 1],
+    ]);
+    expect(claims[0]!.attempt).toMatchObject({ status: "running", workerId: "w1", startedAtMs: 1_000, lastHeartbeatMs: 1_000 });
+    expect(await store.claim("w2", 0)).toEqual([]);
+    expect((await store.claim("w2", 5)).map(({ rollout }) => rollout.id)).toEqual(["b"]);
+    expect(await store.claim("w2", 5)).toEqual([]);
+    expect(await codeOf(store.claim("w2", -1))).toBe("bad-input");
+  });
+
+  test_("20 claimers at once never get one rollout twice", async () => {
+    const world = await openWorld(storeCase);
+    const stores = storeCase.shared ? [world.store, await world.again()] : [world.store];
+    await world.store.enqueue(Array.from({ length: 50 }, (_, index) => ({ id: `r${index}`, input: index })));
+    const claims = (
+      await Promise.all(Array.from({ length: 20 }, (_, index) => stores[index % stores.length]!.claim(`w${index}`, 3)))
+    ).flat();
+    expect(claims.length).toBe(50);
+    expect(new Set(claims.map(({ rollout }) => rollout.id)).size).toBe(50);
+    expect(new Set(claims.map(({ attempt }) => attempt.id)).size).toBe(50);
+    expect(await world.store.stats()).toMatchObject({ rollouts: { queued: 0, running: 50 }, attempts: 50 });
+  });
+
+  test_("append twice is once, in the store's order, also when both are under way", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    const spans = ["s2", "s1"].map((id) => span("a", attempt.id, id));
+    await Promise.all([store.append(spans), store.append(spans), store.append([...spans, spans[0]!])]);
+    await store.append([span("a", attempt.id, "s2", { name: "other" }), span("a", attempt.id, "s3")]);
+    const stored = await collect(store.spans({ rolloutId: "a" }));
+    expect(stored.map(({ id, seq, name }) => [id, seq, name])).toEqual([
+      ["s2", 1, "step"],
+      ["s1", 2, "step"],
+      ["s3", 3, "step"],
+    ]);
+    expect((await store.stats()).spans).toBe(3);
+  });
+
+  test_("span ids of different attempts do not meet, and queries tell them apart", async () => {
+    const { store } = await openWorld(storeCase);
+    const first = await begin(store, "a", { maxAttempts: 2, retryOn: ["failed"] });
+    await store.append([span("a", first.id, "s1")]);
+    await store.finish(first, { status: "failed" });
+    const [second] = await store.claim("w");
+    const other = await begin(store, "b");
+    await store.append([span("b", other.id, "s1"), span("a", second!.attempt.id, "s1"), span("a", first.id, "s9")]);
+    const seqs = async (rolloutId: string, attemptId?: string) =>
+      (await collect(store.spans({ rolloutId, ...(attemptId === undefined ? {} : { attemptId }) }))).map(({ id, seq }) => `${id}@${seq}`);
+    expect(await seqs("a")).toEqual(["s1@1", "s1@3", "s9@4"]);
+    expect(await seqs("a", first.id)).toEqual(["s1@1", "s9@4"]);
+    expect(await seqs("b")).toEqual(["s1@2"]);
+    expect(await seqs("nobody")).toEqual([]);
+  });
+
+  test_("typed arrays come back typed and equal, and look-alikes stay what they were", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    const odd = new Int32Array(new ArrayBuffer(16), 4, 2); // a view that is not its whole buffer
+    odd.set([-(2 ** 31), 2 ** 31 - 1]);
+    const attributes = {
+      odd,
+      empty: new Int32Array(0),
+      logprobs: Float32Array.of(-0.1, Number.NEGATIVE_INFINITY, Number.NaN, 1e-45),
+      lookAlike: { $i32: "AAAA" },
+      nested: { $json: { $f32: "x" } },
+      text: "𝄞 \u2028 \n \u0000 \ud800",
+      json: [null, true, -0, 1e308, { "": {}, __proto__: null, constructor: [] }],
+    };
+    const own = JSON.parse('{"__proto__": {"polluted": true}}');
+    await store.append([span("a", attempt.id, "s1", { attributes: { ...attributes, own }, parentId: "p", status: "error" })]);
+    const [stored] = await collect(store.spans({ rolloutId: "a" }));
+    expect(stored).toEqual({
+      ...span("a", attempt.id, "s1", { parentId: "p", status: "error" }),
+      seq: 1,
+      attributes: { ...attributes, own, json: [null, true, 0, 1e308, { "": {}, constructor: [] }] },
+    });
+    expect(stored!.attributes.logprobs).toBeInstanceOf(Float32Array);
+    expect(stored!.attributes.empty).toBeInstanceOf(Int32Array);
+    expect(Object.hasOwn(stored!.attributes.own as object, "__proto__")).toBe(true);
+  });
+
+  test_("more spans and rollouts than a page come back whole and in order", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "r000");
+    for (let at = 0; at < 150; at += 50)
+      await store.append(Array.from({ length: 50 }, (_, index) => span("r000", attempt.id, `s${at + index}`)));
+    expect((await collect(store.spans({ rolloutId: "r000" }))).map(({ seq }) => seq)).toEqual(
+      Array.from({ length: 150 }, (_, index) => index + 1),
+    );
+    expect((await collect(store.spans({ rolloutId: "r000", attemptId: attempt.id }))).length).toBe(150);
+    await store.enqueue(Array.from({ length: 599 }, (_, index) => ({ id: `r${index + 1}`, input: 0 })));
+    const oldest = (await collect(store.rollouts())).map(({ seq }) => seq);
+    expect(oldest).toEqual(Array.from({ length: 600 }, (_, index) => index + 1));
+    expect((await collect(store.rollouts({ order: "newest" }))).map(({ seq }) => seq)).toEqual(oldest.reverse());
+  });
+
+  test_("append rejects an unknown attempt and stores nothing of the call; late spans of ended attempts are stored", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    expect(await codeOf(store.append([span("a", attempt.id, "s1"), span("a", "nobody", "s2")]))).toBe("unknown");
+    expect(await codeOf(store.heartbeat({ rolloutId: "a", id: "nobody" }))).toBe("unknown");
+    expect((await store.stats()).spans).toBe(0);
+    await store.finish(attempt, { status: "succeeded" });
+    time.now = 9_000;
+    await store.append([span("a", attempt.id, "s1")]);
+    expect((await store.stats()).spans).toBe(1);
+    expect((await store.attempts("a"))[0]).toMatchObject({ status: "succeeded", lastHeartbeatMs: 1_000, endedAtMs: 1_000 });
+  });
+
+  test_("finish ends the attempt and its rollout once; another status afterwards is an error", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    time.now = 2_000;
+    const ended = await store.finish(attempt, { status: "succeeded" });
+    expect(ended).toMatchObject({ id: "a", status: "succeeded", attempts: 1, endedAtMs: 2_000 });
+    time.now = 3_000;
+    expect(await store.finish(attempt, { status: "succeeded" })).toEqual(ended);
+    expect(await codeOf(store.finish(attempt, { status: "failed" }))).toBe("status");
+    expect(await codeOf(store.finish(attempt, { status: "running" as never }))).toBe("status");
+    expect(await codeOf(store.finish({ rolloutId: "a", id: "nobody" }, { status: "failed" }))).toBe("unknown");
+    expect(await store.attempts("a")).toMatchObject([{ status: "succeeded", endedAtMs: 2_000 }]);
+  });
+
+  test_("a failed attempt keeps its error, and is retried as its rollout's config says", async () => {
+    const { store } = await openWorld(storeCase);
+    const first = await begin(store, "a", { maxAttempts: 3, retryOn: ["failed", "timeout"] });
+    await store.enqueue([{ id: "b", input: 0 }]);
+    const error = { name: "TypeError", message: "x is undefined", stack: "at y" };
+    expect(await store.finish(first, { status: "failed", error })).toMatchObject({ status: "queued", attempts: 1 });
+    const [second] = await store.claim("w2"); // before b: its place in the order is kept
+    expect(second).toMatchObject({ rollout: { id: "a", attempts: 2, status: "running" }, attempt: { sequence: 2, workerId: "w2" } });
+    expect(await codeOf(store.finish(first, { status: "succeeded" }))).toBe("status");
+    expect(await store.finish(second!.attempt, { status: "unresponsive" })).toMatchObject({ status: "failed", attempts: 2 });
+    expect(await store.attempts("a")).toMatchObject([
+      { sequence: 1, status: "failed", error },
+      { sequence: 2, status: "unresponsive" },
+    ]);
+  });
+
+  test_("attempts run out", async () => {
+    const { store } = await openWorld(storeCase);
+    let attempt = await begin(store, "a", { maxAttempts: 2, retryOn: ["timeout"] });
+    expect((await store.finish(attempt, { status: "timeout" })).status).toBe("queued");
+    attempt = (await store.claim("w"))[0]!.attempt;
+    expect((await store.finish(attempt, { status: "timeout" })).status).toBe("failed");
+    expect(await store.claim("w")).toEqual([]);
+  });
+
+  test_("cancel ends what is queued or running, with its attempt, and leaves the rest as it is", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    await store.enqueue([{ id: "b", input: 0 }]);
+    time.now = 5_000;
+    expect(await store.cancel("a")).toMatchObject({ status: "cancelled", endedAtMs: 5_000 });
+    expect(await store.cancel("b")).toMatchObject({ status: "cancelled", attempts: 0 });
+    expect(await store.attempts("a")).toMatchObject([{ status: "cancelled", endedAtMs: 5_000 }]);
+    expect(await store.claim("w")).toEqual([]);
+    expect(await codeOf(store.finish(attempt, { status: "succeeded" }))).toBe("status");
+    expect((await store.finish(attempt, { status: "cancelled" })).status).toBe("cancelled");
+    const done = await begin(store, "c");
+    const ended = await store.finish(done, { status: "succeeded" });
+    expect(await store.cancel("c")).toEqual(ended);
+    expect(await codeOf(store.cancel("nobody"))).toBe("unknown");
+  });
+
+  test_("an attempt that its worker cancels cancels the rollout", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a", { maxAttempts: 5 });
+    expect((await store.finish(attempt, { status: "cancelled" })).status).toBe("cancelled");
+  });
+
+  test_("requeueStale ends what has been silent, and only that", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const silent = await begin(store, "silent", { maxAttempts: 2 });
+    await begin(store, "beating");
+    const talking = await begin(store, "talking");
+    await begin(store, "once");
+    time.now = 2_000;
+    await store.heartbeat((await store.attempts("beating"))[0]!);
+    await store.append([span("talking", talking.id, "s1")]);
+    expect(await store.requeueStale(1_000)).toBe(0);
+    expect(await store.requeueStale(2_000)).toBe(2);
+    expect(await store.requeueStale(2_000)).toBe(0);
+    const statuses = (await collect(store.rollouts())).map(({ id, status }) => `${id} ${status}`);
+    expect(statuses).toEqual(["silent queued", "beating running", "talking running", "once failed"]);
+    expect((await store.attempts("silent"))[0]).toMatchObject({
+      status: "unresponsive",
+      endedAtMs: 2_000,
+      error: { name: "Unresponsive" },
+    });
+    expect((await store.claim("w2"))[0]).toMatchObject({ rollout: { id: "silent" }, attempt: { sequence: 2 } });
+    expect(await codeOf(store.finish(silent, { status: "succeeded" }))).toBe("status");
+  });
+
+  test_("a clock that goes backwards changes no order and silences no one", async () => {
+    const { store, time } = await openWorld(storeCase);
+    time.now = 5_000;
+    await store.enqueue([{ id: "a", input: 0 }]);
+    time.now = 1_000;
+    await store.enqueue([{ id: "b", input: 0 }]);
+    time.now = 4_000;
+    const claims = await store.claim("w", 2);
+    expect(claims.map(({ rollout }) => rollout.id)).toEqual(["a", "b"]);
+    const { attempt } = claims[0]!;
+    await store.append([span("a", attempt.id, "s1", { startMs: 900, endMs: 901 })]);
+    time.now = 500;
+    await store.heartbeat(attempt);
+    await store.append([span("a", attempt.id, "s2", { startMs: 100, endMs: 101 })]);
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id }) => id)).toEqual(["s1", "s2"]);
+    expect((await store.attempts("a"))[0]!.lastHeartbeatMs).toBe(4_000);
+    expect(await store.requeueStale(4_000)).toBe(0);
+  });
+
+  test_("rollouts are found by id, status, mode and metadata, in both orders, up to a limit", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue([
+      { id: "a", input: 0, metadata: { set: "x", tags: { k: [1] } } },
+      { id: "b", input: 0, mode: "val", metadata: { set: "x" } },
+      { id: "c", input: 0, metadata: { set: "y" } },
+      { id: "d", input: 0, mode: "val" },
+    ]);
+    await store.cancel("c");
+    const ids = async (query?: Parameters<Store["rollouts"]>[0]) => (await collect(store.rollouts(query))).map(({ id }) => id).join("");
+    expect(await ids()).toBe("abcd");
+    expect(await ids({ order: "newest" })).toBe("dcba");
+    expect(await ids({ limit: 2 })).toBe("ab");
+    expect(await ids({ limit: 0 })).toBe("");
+    expect(await ids({ order: "newest", limit: 1, mode: "train" })).toBe("c");
+    expect(await ids({ status: ["queued"] })).toBe("abd");
+    expect(await ids({ status: ["cancelled", "queued"], mode: "train" })).toBe("ac");
+    expect(await ids({ status: [] })).toBe("");
+    expect(await ids({ metadata: { set: "x" } })).toBe("ab");
+    expect(await ids({ metadata: { tags: { k: [1] } } })).toBe("a");
+    expect(await ids({ metadata: { tags: { k: [2] } } })).toBe("");
+    expect(await ids({ metadata: { missing: null } })).toBe("");
+    expect(await ids({ ids: ["d", "nobody", "a", "a"] })).toBe("ad");
+    expect(await ids({ ids: ["d", "a", "b"], order: "newest", mode: "val", limit: 1 })).toBe("d");
+    expect(await ids({ ids: [] })).toBe("");
+  });
+
+  test_("published versions grow and never change", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const adapter = {
+      name: "policy",
+      kind: "lora",
+      metadata: { step: 1 },
+      files: { "a.bin": Uint8Array.of(1, 2, 3), "b.bin": new Uint8Array(0) },
+    } as const;
+    const first = await store.publish(adapter);
+    expect(first).toEqual({ ...adapter, version: 1, createdAtMs: 1_000 });
+    time.now = 2_000;
+    expect(await store.publish({ ...adapter, version: 1 })).toEqual(first);
+    expect(await codeOf(store.publish({ ...adapter, version: 1, metadata: { step: 2 } }))).toBe("conflict");
+    expect(await codeOf(store.publish({ ...adapter, version: 1, files: { ...adapter.files, "a.bin": Uint8Array.of(1, 2, 4) } }))).toBe(
+      "conflict",
+    );
+    expect(await codeOf(store.publish({ ...adapter, version: 1, files: { "a.bin": Uint8Array.of(1, 2, 3) } }))).toBe("conflict");
+    expect(await codeOf(store.publish({ ...adapter, version: 1, kind: "model" }))).toBe("conflict");
+    expect((await store.publish({ ...adapter, version: 5, files: { x: Uint8Array.of(9) } })).version).toBe(5);
+    expect(await codeOf(store.publish({ ...adapter, version: 3 }))).toBe("conflict");
+    expect((await store.publish(adapter)).version).toBe(6);
+    expect((await store.publish({ name: "prompt", kind: "prompt", files: {} })).version).toBe(1);
+    expect(await store.resource("policy", 1)).toEqual(first);
+    expect((await store.resource("policy", 5))?.files).toEqual({ x: Uint8Array.of(9) });
+    expect((await store.resource("policy"))?.version).toBe(6);
+    expect(await store.resource("policy", 2)).toBeUndefined();
+    expect(await store.resource("nobody")).toBeUndefined();
+    expect((await store.stats()).resources).toBe(4);
+  });
+
+  test_("publishers at once get versions of their own", async () => {
+    const { store } = await openWorld(storeCase);
+    const all = await Promise.all(
+      Array.from({ length: 5 }, (_, index) => store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(index) } })),
+    );
+    expect(all.map(({ version }) => version).sort()).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test_("state is the last write, and names do not meet", async () => {
+    const { store } = await openWorld(storeCase);
+    expect(await store.getState("cursor")).toBeUndefined();
+    await store.putState("cursor", Uint8Array.of(1));
+    await Promise.all([2, 3, 4].map((value) => store.putState("cursor", Uint8Array.of(value, value))));
+    await store.putState("../Cursor/é", new Uint8Array(0));
+    expect(await store.getState("cursor")).toEqual(Uint8Array.of(4, 4));
+    expect(await store.getState("../Cursor/é")).toEqual(new Uint8Array(0));
+    expect(await store.getState("Cursor")).toBeUndefined();
+  });
+
+  test_("waitFor resolves when all are terminal, in the order asked", async () => {
+    const { store, timers } = await openWorld(storeCase);
+    expect(await store.waitFor([])).toEqual([]);
+    const a = await begin(store, "a", { maxAttempts: 2, retryOn: ["failed"] });
+    await store.enqueue([{ id: "b", input: 0 }]);
+    let done: Rollout[] | undefined;
+    const waiting = store.waitFor(["b", "a", "b"], { timeoutMs: 7 }).then((rollouts) => {
+      done = rollouts;
+    });
+    await store.cancel("b");
+    await store.finish(a, { status: "failed" });
+    await settle();
+    expect(done).toBeUndefined();
+    await store.finish((await store.claim("w"))[0]!.attempt, { status: "succeeded" });
+    await waiting;
+    expect(done!.map(({ id, status }) => `${id} ${status}`)).toEqual(["b cancelled", "a succeeded", "b cancelled"]);
+    expect(timers.length).toBeGreaterThan(0);
+    expect(timers.every(({ stopped }) => stopped)).toBe(true);
+    expect((await store.waitFor(["a"])).length).toBe(1);
+  });
+
+  test_("waitFor rejects when aborted, timed out, closed or asked for the unknown", async () => {
+    const { store, timers } = await openWorld(storeCase);
+    await begin(store, "a");
+    const reason = new Error("enough");
+    await expect(store.waitFor(["a"], { signal: AbortSignal.abort(reason) })).rejects.toBe(reason);
+    const controller = new AbortController();
+    const aborted = store.waitFor(["a"], { signal: controller.signal });
+    controller.abort(reason);
+    await expect(aborted).rejects.toBe(reason);
+    const late = codeOf(store.waitFor(["a"], { timeoutMs: 1_234 }));
+    await settle();
+    timers.find(({ ms, stopped }) => ms === 1_234 && !stopped)!.act();
+    expect(await late).toBe("timeout");
+    expect(await codeOf(store.waitFor(["a", "nobody"]))).toBe("unknown");
+    const closing = codeOf(store.waitFor(["a"]));
+    await settle();
+    await store.close();
+    expect(await closing).toBe("closed");
+  });
+
+  test_("watch hears every change after it is stored, until stopped", async () => {
+    const { store } = await openWorld(storeCase);
+    const heard: StoreEvent[] = [];
+    const listener = (event: StoreEvent) => void heard.push(event);
+    const stop = store.watch(listener);
+    const attempt = await begin(store, "a", { maxAttempts: 2, retryOn: ["failed"] });
+    await store.append([span("a", attempt.id, "s1"), span("a", attempt.id, "s2")]);
+    await store.append([span("a", attempt.id, "s1")]); // nothing new, nothing heard
+    await store.finish(attempt, { status: "failed" });
+    await store.cancel("a");
+    await store.publish({ name: "p", kind: "prompt", files: {} });
+    await settle();
+    expect(heard).toEqual([
+      { kind: "rollout", id: "a", status: "queued" },
+      { kind: "rollout", id: "a", status: "running" },
+      { kind: "spans", rolloutId: "a", count: 2 },
+      { kind: "rollout", id: "a", status: "queued" },
+      { kind: "rollout", id: "a", status: "cancelled" },
+      { kind: "resource", name: "p", version: 1 },
+    ]);
+    stop();
+    await store.enqueue([{ id: "b", input: 0 }]);
+    await settle();
+    expect(heard.length).toBe(6);
+  });
+
+  test_("a closed store says so, and closing twice is closing", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.close();
+    await store.close();
+    expect(await codeOf(store.enqueue([]))).toBe("closed");
+    expect(await codeOf(store.stats())).toBe("closed");
+    expect(await codeOf(collect(store.rollouts()))).toBe("closed");
+    expect(await codeOf(collect(store.spans({ rolloutId: "a" })))).toBe("closed");
+    expect(await codeOf(store.getState("x"))).toBe("closed");
+    expect(await codeOf(store.waitFor([]))).toBe("closed");
+  });
+
+  const persisted = storeCase.persists
+    ? test_
+    : (title: string, _body: () => unknown) => test.skip(`${title} (it does not persist)`, () => {});
+
+  persisted("reopening finds everything, and goes on where it was", async () => {
+    const world = await openWorld(storeCase);
+    const { store } = world;
+    const attempt = await begin(store, "a", { maxAttempts: 2, retryOn: ["failed"] });
+    await store.append([
+      span("a", attempt.id, "s1", { attributes: { t: Int32Array.of(1, -1), big: "x".repeat(3_000) } }),
+      span("a", attempt.id, "s2"),
+    ]);
+    await store.finish(attempt, { status: "failed", error: { name: "E", message: "m" } });
+    await store.enqueue([
+      { id: "b", input: { q: [1] }, metadata: { m: 1 } },
+      { id: "c", input: 0 },
+    ]);
+    await store.claim("w");
+    world.time.now = 3_000;
+    await store.cancel("c");
+    await store.publish({ name: "p", kind: "lora", files: { f: Uint8Array.of(1) } });
+    await store.publish({ name: "p", kind: "lora", files: { f: Uint8Array.of(2) } });
+    await store.putState("s", Uint8Array.of(5));
+    const look = async (store: Store) => ({
+      rollouts: await collect(store.rollouts()),
+      attempts: [await store.attempts("a"), await store.attempts("b")],
+      spans: await collect(store.spans({ rolloutId: "a" })),
+      resources: [await store.resource("p", 1), await store.resource("p")],
+      state: await store.getState("s"),
+      stats: await store.stats(),
+    });
+    const before = await look(store);
+    await store.close();
+    const again = await world.again();
+    expect(await look(again)).toEqual(before);
+    expect((await again.enqueue([{ id: "d", input: 0 }]))[0]!.seq).toBe(4);
+    await again.append([span("a", attempt.id, "s2"), span("a", attempt.id, "s3")]);
+    expect((await collect(again.spans({ rolloutId: "a" }))).map(({ id, seq }: StoredSpan) => `${id}@${seq}`)).toEqual([
+      "s1@1",
+      "s2@2",
+      "s3@3",
+    ]);
+    expect((await again.publish({ name: "p", kind: "lora", files: {} })).version).toBe(3);
+    expect(await again.requeueStale(world.time.now + 1)).toBe(1);
+    expect((await again.claim("w2", 9)).map(({ rollout }) => rollout.id)).toEqual(["b", "d"]);
+  });
+
+  const shared = storeCase.shared
+    ? test_
+    : (title: string, _body: () => unknown) => test.skip(`${title} (one object holds it at a time)`, () => {});
+
+  shared("two objects see one store, and hear of each other", async () => {
+    const world = await openWorld(storeCase);
+    const other = await world.again();
+    const heard: StoreEvent[] = [];
+    const first = new Promise<void>((resolve) => {
+      other.watch((event) => {
+        heard.push(event);
+        resolve();
+      });
+    });
+    const [rollout] = await world.store.enqueue([{ id: "a", input: 1 }]);
+    expect(await collect(other.rollouts())).toEqual([rollout]);
+    await first;
+    expect(heard).toEqual([{ kind: "rollout", id: "a", status: "queued" }]);
+    const waiting = other.waitFor(["a"]);
+    await settle();
+    await world.store.cancel("a");
+    expect((await waiting)[0]!.status).toBe("cancelled");
+  });
+});
