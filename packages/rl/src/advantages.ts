@@ -188,11 +188,9 @@ export const reinforcePlusPlus = ({
     let total = 0;
     let squares = 0;
     const eachCall = (visit: (value: number, count: number) => void): void => {
-      groups.forEach(({ rollouts }, group) => {
-        rollouts.forEach((rollout, member) => {
-          if (isComparable(rollout)) values[group]![member]!.forEach((value, call) => visit(value, rollout.callTokens[call]!));
-        });
-      });
+      for (const [group, { rollouts }] of groups.entries())
+        for (const [member, rollout] of rollouts.entries())
+          if (isComparable(rollout)) for (const [call, value] of values[group]![member]!.entries()) visit(value, rollout.callTokens[call]!);
     };
     eachCall((value, count) => {
       tokens += count;
