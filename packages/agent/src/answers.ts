@@ -86,7 +86,7 @@ export const toChunk = (
   delta: Json,
   sampled: SampledTokens,
   format: ChatFormat,
-  options: { first?: boolean; finishReason?: string } = {},
+  options: { first?: boolean; finishReason?: string; usage?: Usage } = {},
 ): Record<string, Json> => ({
   id: head.id,
   object: "chat.completion.chunk",
@@ -102,15 +102,16 @@ export const toChunk = (
       finish_reason: options.finishReason ?? null,
     },
   ],
+  ...(options.usage && { usage: { ...options.usage } }),
 });
 
-export const toUsageChunk = (head: AnswerHead, completionLength: number): Record<string, Json> => ({
+export const toUsageChunk = (head: AnswerHead, usage: Usage): Record<string, Json> => ({
   id: head.id,
   object: "chat.completion.chunk",
   created: head.created,
   model: head.model,
   choices: [],
-  usage: { ...toUsage(head.promptTokens.length, completionLength) },
+  usage: { ...usage },
 });
 
 /** Clients repeat 408, 409, 429 and 5xx by themselves: only what may pass by itself has such a status. */

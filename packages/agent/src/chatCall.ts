@@ -4,7 +4,7 @@
 
 import type { Sampler } from "@fulgurite/engine";
 import { type AttemptRef, type Json, mintId, mintSpanId, modelCallSpan, type RandomBytes } from "@fulgurite/trace";
-import { type AnswerHead, toChatCompletion, toChunk, toErrorObject, toUsageChunk } from "./answers.ts";
+import { type AnswerHead, toChatCompletion, toChunk, toErrorObject, toUsage, toUsageChunk } from "./answers.ts";
 import type { SpanQueue } from "./capture.ts";
 import { type ChatRequest, parseChatRequest } from "./conversation.ts";
 import { AgentError, messageOf } from "./errors.ts";
@@ -219,7 +219,7 @@ const answerStream = (
   call: Call,
   abort: LinkedAbort,
 ): { response: Response; ended: Promise<void> } => {
-  const { head } = call;
+  const { head, prompt } = call;
   const { format } = service;
   const stream = createEventStream((reason) => abort.abort(reason));
   const fresh = { tokens: [] as number[], logprobs: [] as number[] };
@@ -253,8 +253,12 @@ const answerStream = (
       const answer = await sample(service, attempt, call, abort.signal, listener);
       if (answer.finishReason === "aborted") return stream.fail(abortedError(abort.signal));
       if (!begun) begin({ content: "" });
-      stream.send(toChunk(head, {}, taken(), format, { finishReason: answer.finishReason }));
-      if (call.chat.options.includeUsage) stream.send(toUsageChunk(head, answer.tokens.length));
+      // a chunk without choices only for who asked: naive readers take choices[0]. LangChain counts by itself where it finds
+      // no usage at all, with a vocabulary from the network, so the others find it in the last chunk
+      const { includeUsage } = call.chat.options;
+      const usage = toUsage(prompt.tokens.length, answer.tokens.length);
+      stream.send(toChunk(head, {}, taken(), format, { finishReason: answer.finishReason, ...(!includeUsage && { usage }) }));
+      if (includeUsage) stream.send(toUsageChunk(head, usage));
       stream.done();
     } catch (error) {
       stream.send(toErrorObject(error).body);

@@ -27,7 +27,6 @@ const bearerOf = (request: Request): string | undefined => /^Bearer\s+(\S+)$/i.e
 /** Rejects as fetch does when its signal aborts, even if what it waits for does not care. */
 const orAborted = async <T>(promise: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> => {
   if (!signal) return promise;
-  signal.throwIfAborted();
   let stop = (): void => {};
   const aborted = new Promise<never>((_, reject) => {
     const listener = (): void => reject(signal.reason);
@@ -145,6 +144,7 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
       const request = new Request(input, init);
       if (routeOf(request.url) === undefined && new URL(request.url).origin !== ORIGIN) return globalThis.fetch(input, init);
       const callerSignal = init?.signal ?? (input instanceof Request ? input.signal : undefined);
+      callerSignal?.throwIfAborted();
       const toAttempt = (): OpenAttempt => {
         if (attempt.closed) throw closedError(ref);
         return attempt;

@@ -40,7 +40,11 @@ test("stop tokens are the union of eos_token and both eos_token_id", () => {
 test("the template gets messages in OpenAI's shape, with arguments parsed when they are JSON", () => {
   const render = (written: string): unknown =>
     JSON.parse(
-      loadChatFormat({ tokenizer: tinyTokenizer(), tokenizerConfig: { ...config, bos_token: "<s>" }, chatTemplate: "{{ [messages, tools, bos_token, eos_token, add_generation_prompt] | tojson }}" }).render(
+      loadChatFormat({
+        tokenizer: tinyTokenizer(),
+        tokenizerConfig: { ...config, bos_token: "<s>" },
+        chatTemplate: "{{ [messages, tools, bos_token, eos_token, add_generation_prompt] | tojson }}",
+      }).render(
         {
           messages: [
             { role: "assistant", text: "", calls: [{ id: "call_1", name: "f", arguments: written }] },
@@ -68,7 +72,13 @@ test("the template gets messages in OpenAI's shape, with arguments parsed when t
 test("a named list serves requests with tools by its tool_use template", () => {
   const format = loadChatFormat({
     tokenizer: tinyTokenizer(),
-    tokenizerConfig: { ...config, chat_template: [{ name: "default", template: "plain" }, { name: "tool_use", template: "tools" }] },
+    tokenizerConfig: {
+      ...config,
+      chat_template: [
+        { name: "default", template: "plain" },
+        { name: "tool_use", template: "tools" },
+      ],
+    },
   });
   const messages = [{ role: "user" as const, text: "hi" }];
   expect(format.render({ messages, tools: [] }, { addGenerationPrompt: true })).toBe("plain");
@@ -76,7 +86,11 @@ test("a named list serves requests with tools by its tool_use template", () => {
 });
 
 test("chat_template.jinja wins over the template in tokenizer_config.json", () => {
-  const format = loadChatFormat({ tokenizer: tinyTokenizer(), tokenizerConfig: { ...config, chat_template: "config" }, chatTemplate: "file" });
+  const format = loadChatFormat({
+    tokenizer: tinyTokenizer(),
+    tokenizerConfig: { ...config, chat_template: "config" },
+    chatTemplate: "file",
+  });
   expect(format.render({ messages: [], tools: [] }, { addGenerationPrompt: false })).toBe("file");
 });
 

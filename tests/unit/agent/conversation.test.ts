@@ -5,8 +5,19 @@ import { WEATHER } from "./scripted.ts";
 const user = { role: "user", content: "hi" };
 
 test("content may be null, text or parts, and foreign keys are ignored", () => {
-  const contents = [null, "", "ab", [{ type: "text", text: "a", cache: 1 }, { type: "input_text", text: "b" }], ["a", { type: "output_text", text: "b" }]];
-  const texts = contents.map((content) => parseChatRequest({ messages: [{ role: "user", content, foreign: true }] }).conversation.messages[0]?.text);
+  const contents = [
+    null,
+    "",
+    "ab",
+    [
+      { type: "text", text: "a", cache: 1 },
+      { type: "input_text", text: "b" },
+    ],
+    ["a", { type: "output_text", text: "b" }],
+  ];
+  const texts = contents.map(
+    (content) => parseChatRequest({ messages: [{ role: "user", content, foreign: true }] }).conversation.messages[0]?.text,
+  );
   expect(texts).toEqual(["", "", "ab", "ab", "ab"]);
 });
 
@@ -57,7 +68,15 @@ test("options are read, and what changes no meaning is let through", () => {
     metadata: { a: 1 },
     unknown: [],
   });
-  expect(options).toEqual({ stream: true, includeUsage: true, maxTokens: 5, seed: 4294967295, stop: ["x"], logprobs: false, returnTokenIds: false });
+  expect(options).toEqual({
+    stream: true,
+    includeUsage: true,
+    maxTokens: 5,
+    seed: 4294967295,
+    stop: ["x"],
+    logprobs: false,
+    returnTokenIds: false,
+  });
   expect(conversation.tools).toEqual([]);
 });
 
@@ -66,7 +85,10 @@ test.each([
   ["messages", { messages: [] }],
   ["messages[0].role", { messages: [{ role: "robot", content: "" }] }],
   ["messages[1].content[0].type", { messages: [user, { role: "user", content: [{ type: "image_url", image_url: { url: "data:" } }] }] }],
-  ["messages[0].tool_calls[0].type", { messages: [{ role: "assistant", tool_calls: [{ id: "a", type: "custom", function: { name: "x" } }] }] }],
+  [
+    "messages[0].tool_calls[0].type",
+    { messages: [{ role: "assistant", tool_calls: [{ id: "a", type: "custom", function: { name: "x" } }] }] },
+  ],
   ["tools[0].type", { messages: [user], tools: [{ type: "web_search" }] }],
   ["tools[0].function", { messages: [user], tools: [{ type: "function" }] }],
   ["n", { messages: [user], n: 2 }],

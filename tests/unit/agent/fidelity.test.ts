@@ -1,6 +1,6 @@
 // Every case is a round trip through the endpoint: turn 1 is sampled, turn 2 replays it as a client would.
 import { createEndpoint, type EndpointStats, type OpenedAttempt } from "@fulgurite/agent";
-import { createMemoryStore, toTransitions, type StoredSpan } from "@fulgurite/trace";
+import { createMemoryStore, type StoredSpan, toTransitions } from "@fulgurite/trace";
 import { expect, test } from "vitest";
 import replayFidelity from "../../captures/replay-fidelity.json" with { type: "json" };
 import { CHATML, callText, type Line, ScriptedSampler, TRAIN, tinyFormat, WEATHER } from "./scripted.ts";
@@ -43,7 +43,9 @@ const begin = async (lines: readonly Line[], format = tinyFormat()) => {
 const { sent, ...clients } = replayFidelity as unknown as {
   sent: { content: string; arguments: string };
 } & Record<string, { replayed: Written[] }>;
-const chatClients = Object.entries(clients as Record<string, { replayed: Written[] }>).filter(([, { replayed }]) => replayed.every((item) => "role" in item && "content" in item && !("type" in item)));
+const chatClients = Object.entries(clients as Record<string, { replayed: Written[] }>).filter(([, { replayed }]) =>
+  replayed.every((item) => "role" in item && "content" in item && !("type" in item)),
+);
 const turn1 = `${sent.content}${callText("get_weather", sent.arguments)}`;
 
 /** The ids that a continuing prompt must begin with: what was fed and what was sampled in turn 1. */
@@ -54,7 +56,8 @@ const stored = (sampler: ScriptedSampler, format = tinyFormat(), line = turn1): 
 ];
 
 /** The replayed list, with the id that our answer minted. */
-const withId = (replayed: readonly Written[], id: string): Written[] => JSON.parse(JSON.stringify(replayed).replaceAll("call_1", id)) as Written[];
+const withId = (replayed: readonly Written[], id: string): Written[] =>
+  JSON.parse(JSON.stringify(replayed).replaceAll("call_1", id)) as Written[];
 
 test("the captures hold ten chat replays", () => expect(chatClients.map(([name]) => name)).toHaveLength(10));
 
@@ -85,7 +88,11 @@ test.each<[string, "edited" | "unknown", (id: string) => Written[], Written?]>([
   ["arguments that are no JSON any more", "edited", (id) => [system, user, replay(id, "{"), result(id)]],
   ["another tool", "edited", (id) => [system, user, replay(id, sent.arguments, "get_time"), result(id)]],
   ["changed text", "edited", (id) => [system, user, replay(id, sent.arguments, "get_weather", "Let me think."), result(id)]],
-  ["one character in another message", "edited", (id) => [system, { role: "user", content: "Weather in Paris!" }, replay(id, sent.arguments), result(id)]],
+  [
+    "one character in another message",
+    "edited",
+    (id) => [system, { role: "user", content: "Weather in Paris!" }, replay(id, sent.arguments), result(id)],
+  ],
   ["another system prompt", "edited", (id) => [{ role: "system", content: "Be brief." }, user, replay(id, sent.arguments), result(id)]],
   ["a pruned system prompt", "edited", (id) => [user, replay(id, sent.arguments), result(id)]],
   ["other tools", "edited", (id) => [system, user, replay(id, sent.arguments), result(id)], { tools: [] }],

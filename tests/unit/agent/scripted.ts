@@ -1,6 +1,6 @@
 // What the agent room's tests stand on: a byte-level tokenizer of 256 bytes and a few specials, a ChatML template, and a
 // sampler that says what a script tells it (the model is a foreign door here). Every logprob is −(j + 1)/8 at token j.
-import { loadChatFormat, type ChatFormat, type EndpointOptions, type Sampling } from "@fulgurite/agent";
+import { type ChatFormat, type EndpointOptions, loadChatFormat, type Sampling } from "@fulgurite/agent";
 import type { Completion, GenerateRequest, Sampler } from "@fulgurite/engine";
 
 /** GPT-2's printable stand-ins for the 256 bytes. */
@@ -142,4 +142,5 @@ export const WEATHER = {
   },
 };
 
-export const callText = (name: string, written: string): string => `<tool_call>\n{"name": "${name}", "arguments": ${written}}\n</tool_call>`;
+export const callText = (name: string, written: string): string =>
+  `<tool_call>\n{"name": "${name}", "arguments": ${written}}\n</tool_call>`;

@@ -18,7 +18,14 @@ test("a Hermes call is found, its arguments the model's own characters", () => {
 test("several calls, any whitespace, members in any order, text around them", () => {
   expect(
     parse('<tool_call>{"arguments":{"a":1},"name":"add"}</tool_call>\n\n<tool_call>  {"name":"add","arguments":{}}</tool_call> done.'),
-  ).toEqual({ text: " done.", calls: [{ name: "add", arguments: '{"a":1}' }, { name: "add", arguments: "{}" }], failed: 0 });
+  ).toEqual({
+    text: " done.",
+    calls: [
+      { name: "add", arguments: '{"a":1}' },
+      { name: "add", arguments: "{}" },
+    ],
+    failed: 0,
+  });
 });
 
 test("a call without arguments has empty ones, and arguments in a string are its content", () => {
@@ -28,7 +35,7 @@ test("a call without arguments has empty ones, and arguments in a string are its
 
 test("what does not parse stays text, word for word, and is counted", () => {
   for (const broken of [
-    "x \n<tool_call>{\"name\": \"add\", \"arguments\": {</tool_call> y",
+    'x \n<tool_call>{"name": "add", "arguments": {</tool_call> y',
     "<tool_call>[]</tool_call>",
     '<tool_call>{"arguments":{}}</tool_call>',
     '<tool_call>{"name":"add","arguments":[1]}</tool_call>',
@@ -53,11 +60,17 @@ test("a broken call does not swallow the next", () => {
 
 test("a closer inside a string does not end the call", () => {
   const written = '{"city":"</tool_call> \\" "}';
-  expect(parse(`<tool_call>{"name":"get_weather","arguments":${written}}</tool_call>`).calls).toEqual([{ name: "get_weather", arguments: written }]);
+  expect(parse(`<tool_call>{"name":"get_weather","arguments":${written}}</tool_call>`).calls).toEqual([
+    { name: "get_weather", arguments: written },
+  ]);
 });
 
 test("Llama 3 writes the bare object, and only an offered tool makes it a call", () => {
-  expect(parse('{"name": "add", "parameters": {"a": 1}}')).toEqual({ text: "", calls: [{ name: "add", arguments: '{"a": 1}' }], failed: 0 });
+  expect(parse('{"name": "add", "parameters": {"a": 1}}')).toEqual({
+    text: "",
+    calls: [{ name: "add", arguments: '{"a": 1}' }],
+    failed: 0,
+  });
   expect(parse('<|python_tag|>{"name": "add", "parameters": {}}').calls).toEqual([{ name: "add", arguments: "{}" }]);
   for (const answer of ['{"name": "other", "parameters": {}}', '{"name": "add", "price": 3}', '{"answer": 42}', "{oops"]) {
     expect(parse(answer)).toEqual({ text: answer, calls: [], failed: 0 });
@@ -70,7 +83,8 @@ test("without tools nothing is a call", () => {
 });
 
 test("cut at every place, the parts are the same, and no text that may open a call leaves early", () => {
-  const answer = 'a < b <tool_cat> \n<tool_call>{"name":"add","arguments":{"s":"<tool_call>"}}</tool_call> \n<tool_call>{bad}</tool_call> end ';
+  const answer =
+    'a < b <tool_cat> \n<tool_call>{"name":"add","arguments":{"s":"<tool_call>"}}</tool_call> \n<tool_call>{bad}</tool_call> end ';
   const whole = parse(answer);
   for (let cut = 0; cut <= answer.length; cut++) {
     const parser = createCallParser(tools);
