@@ -1,0 +1,205 @@
+// Random histories: whatever memory answers, error codes included, the stores that persist answer too, also after reopening.
+import "fake-indexeddb/auto";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type AttemptRef, createMemoryStore, type Store, type StoreOptions, TraceError } from "@fulgurite/trace";
+import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
+import { openFileStore } from "@fulgurite/trace/node";
+import * as fc from "fast-check";
+import { expect, test } from "vitest";
+
+type Command =
+  | { do: "enqueue"; ids: string[]; maxAttempts: number; input: unknown }
+  | { do: "claim"; limit: number }
+  | { do: "append"; attempt: number; spans: { id: string; value: unknown; tokens: Int32Array }[] }
+  | { do: "heartbeat"; attempt: number }
+  | { do: "finish"; attempt: number; status: "succeeded" | "failed" | "timeout" | "cancelled" }
+  | { do: "cancel"; id: string }
+  | { do: "requeueStale"; beforeMs: number }
+  | { do: "publish"; version: number | undefined; byte: number }
+  | { do: "putState"; byte: number }
+  | { do: "clock"; byMs: number }
+  | { do: "reopen" };
+
+const rolloutId = fc.constantFrom("a", "b", "c", "d");
+const attemptIndex = fc.nat({ max: 4 });
+const json = fc.jsonValue({ maxDepth: 2 });
+const command: fc.Arbitrary<Command> = fc.oneof(
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      do: fc.constant("enqueue" as const),
+      ids: fc.array(rolloutId, { maxLength: 3 }),
+      maxAttempts: fc.integer({ min: 0, max: 3 }),
+      input: json,
+    }),
+  },
+  { weight: 3, arbitrary: fc.record({ do: fc.constant("claim" as const), limit: fc.nat({ max: 3 }) }) },
+  {
+    weight: 4,
+    arbitrary: fc.record({
+      do: fc.constant("append" as const),
+      attempt: attemptIndex,
+      spans: fc.array(fc.record({ id: fc.constantFrom("s1", "s2", "s3", "s4"), value: json, tokens: fc.int32Array({ maxLength: 4 }) }), {
+        maxLength: 3,
+      }),
+    }),
+  },
+  fc.record({ do: fc.constant("heartbeat" as const), attempt: attemptIndex }),
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      do: fc.constant("finish" as const),
+      attempt: attemptIndex,
+      status: fc.constantFrom("succeeded" as const, "failed" as const, "timeout" as const, "cancelled" as const),
+    }),
+  },
+  fc.record({ do: fc.constant("cancel" as const), id: rolloutId }),
+  fc.record({ do: fc.constant("requeueStale" as const), beforeMs: fc.integer({ min: 900, max: 1_100 }) }),
+  fc.record({
+    do: fc.constant("publish" as const),
+    version: fc.option(fc.integer({ min: 0, max: 4 }), { nil: undefined }),
+    byte: fc.nat({ max: 1 }),
+  }),
+  fc.record({ do: fc.constant("putState" as const), byte: fc.nat({ max: 255 }) }),
+  fc.record({ do: fc.constant("clock" as const), byMs: fc.integer({ min: -20, max: 40 }) }),
+  fc.record({ do: fc.constant("reopen" as const) }),
+);
+
+const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
+  const all: T[] = [];
+  for await (const item of items) all.push(item);
+  return all;
+};
+
+/** A store under test, with its own clock and ids, so that two of them live the same life. */
+const createSubject = (open: (options: StoreOptions) => Promise<Store>) => {
+  let now = 1_000;
+  let ids = 0;
+  const options: StoreOptions = { clock: () => now, newId: () => `id-${++ids}` };
+  let store: Store;
+  const claimed: AttemptRef[] = [];
+  const attemptAt = (index: number): AttemptRef => claimed[index] ?? { rolloutId: "a", id: "nobody" };
+
+  const act = async (step: Command): Promise<unknown> => {
+    switch (step.do) {
+      case "enqueue":
+        return store.enqueue(step.ids.map((id) => ({ id, input: step.input as never, config: { maxAttempts: step.maxAttempts } })));
+      case "claim": {
+        const claims = await store.claim("w", step.limit);
+        claimed.push(...claims.map(({ attempt }) => attempt));
+        return claims;
+      }
+      case "append": {
+        const { rolloutId, id } = attemptAt(step.attempt);
+        return store.append(
+          step.spans.map((span) => ({
+            rolloutId,
+            attemptId: id,
+            id: span.id,
+            name: "n",
+            startMs: now,
+            endMs: now,
+            status: "ok",
+            attributes: { value: span.value as never, tokens: span.tokens },
+          })),
+        );
+      }
+      case "heartbeat":
+        return store.heartbeat(attemptAt(step.attempt));
+      case "finish":
+        return store.finish(attemptAt(step.attempt), { status: step.status });
+      case "cancel":
+        return store.cancel(step.id);
+      case "requeueStale":
+        return store.requeueStale(step.beforeMs);
+      case "publish":
+        return store.publish({
+          name: "p",
+          kind: "lora",
+          files: { f: Uint8Array.of(step.byte) },
+          ...(step.version === undefined ? {} : { version: step.version }),
+        });
+      case "putState":
+        return store.putState("s", Uint8Array.of(step.byte));
+      case "clock":
+        now += step.byMs;
+        return undefined;
+      case "reopen":
+        await store.close();
+        store = await open(options);
+    }
+  };
+
+  return {
+    start: async () => {
+      store = await open(options);
+    },
+    act: (step: Command): Promise<unknown> =>
+      act(step).catch((error) => {
+        if (error instanceof TraceError) return error.code;
+        throw error;
+      }),
+    look: async () => ({
+      rollouts: await collect(store.rollouts()),
+      attempts: await Promise.all(["a", "b", "c", "d"].map((id) => store.attempts(id))),
+      spans: await Promise.all(["a", "b", "c", "d"].map((rolloutId) => collect(store.spans({ rolloutId })))),
+      resources: await Promise.all([undefined, 1, 2, 3, 4].map((version) => store.resource("p", version))),
+      state: await store.getState("s"),
+      stats: await store.stats(),
+    }),
+    close: () => store.close(),
+  };
+};
+
+const persisting: {
+  name: string;
+  open: (name: string) => (options: StoreOptions) => Promise<Store>;
+  runs: number;
+  clean: (name: string) => void;
+}[] = [
+  {
+    name: "fake-indexeddb",
+    open: (name) => (options) => openIndexedDbStore(name, options),
+    runs: 40,
+    clean: (name) => void indexedDB.deleteDatabase(`fulgurite/${name}`),
+  },
+  {
+    name: "files",
+    open: (name) => (options) => openFileStore(name, { ...options, rotateBytes: 1_000 }),
+    runs: 40,
+    clean: (name) => rmSync(name, { recursive: true }),
+  },
+];
+
+const root = mkdtempSync(join(tmpdir(), "fulgurite-model-"));
+
+test.each(persisting)("$name answers every history as memory does", async ({ open, runs, clean, name: kind }) => {
+  let histories = 0;
+  await fc.assert(
+    fc.asyncProperty(fc.array(command, { minLength: 1, maxLength: 40, size: "max" }), async (steps) => {
+      const name = join(root, `${kind}-${++histories}`);
+      const memory = createMemoryStore;
+      let kept: Store | undefined;
+      const model = createSubject(async (options) => {
+        kept ??= Object.assign(memory(options), { close: async () => {} }); // "reopen" leaves memory as it is
+        return kept;
+      });
+      const subject = createSubject(open(name));
+      await model.start();
+      await subject.start();
+      try {
+        for (const step of steps) expect(await subject.act(step), JSON.stringify(step)).toEqual(await model.act(step));
+        const expected = await model.look();
+        expect(await subject.look()).toEqual(expected);
+        await subject.act({ do: "reopen" });
+        expect(await subject.look()).toEqual(expected);
+      } finally {
+        await subject.close();
+        clean(name);
+      }
+    }),
+    { numRuns: runs, seed: 20261122 },
+  );
+});
