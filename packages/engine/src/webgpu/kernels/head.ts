@@ -24,7 +24,7 @@ export const logprob = (step: Of<"logprob">): Dispatch[] => {
       label: `logprob ${V}`,
       bindings: {
         z: { tensor: z, as: "f32" },
-        target: { tensor: target, as: "i32" },
+        chosen: { tensor: target, as: "i32" },
         inverseTemperature: { tensor: inverseTemperature, as: "f32" },
         logprob: { tensor: logprob, as: "f32" },
         entropy: { tensor: entropy, as: "f32" },
@@ -50,7 +50,7 @@ export const logprob = (step: Of<"logprob">): Dispatch[] => {
     let logTotal = log(total);
     lse[row] = largest + logTotal;
     entropy[row] = logTotal - totalMoment / total;
-    logprob[row] = inverse * z[row * ${V}u + u32(target[row])] - largest - logTotal;
+    logprob[row] = inverse * z[row * ${V}u + u32(chosen[row])] - largest - logTotal;
   }`,
         ),
       rows,
@@ -116,7 +116,7 @@ export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
       label: `logprobBackward ${V}`,
       bindings: {
         z: { tensor: z, as: "f32" },
-        target: { tensor: target, as: "i32" },
+        chosen: { tensor: target, as: "i32" },
         inverseTemperature: { tensor: inverseTemperature, as: "f32" },
         lse: { tensor: lse, as: "f32" },
         dLogprob: { tensor: dLogprob, as: "f32" },
@@ -125,8 +125,8 @@ export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
         `params.rows * ${V}u`,
         `let row = i / ${V}u;
   let inverse = inverseTemperature[row];
-  let chosen = select(0.0, 1.0, i % ${V}u == u32(target[row]));
-  z[i] = dLogprob[row] * inverse * (chosen - exp(inverse * z[i] - lse[row]));`,
+  let isTarget = select(0.0, 1.0, i % ${V}u == u32(chosen[row]));
+  z[i] = dLogprob[row] * inverse * (isTarget - exp(inverse * z[i] - lse[row]));`,
       ),
       rows,
       groups: (n) => flatGroups(n * V),
@@ -164,11 +164,11 @@ ${reductions(SAMPLE_THREADS)}${byRow(
   let isGreedy = asked == 0.0;
   let inverse = select(asked, 1.0, isGreedy);
   let first = row * ${V}u;
-  let from = min(lane * ${range}u, ${V}u);
-  let to = min(from + ${range}u, ${V}u);
+  let begin = min(lane * ${range}u, ${V}u);
+  let end = min(begin + ${range}u, ${V}u);
   var top = -3.4e38;
-  var at = from;
-  for (var j = from; j < to; j++) {
+  var at = begin;
+  for (var j = begin; j < end; j++) {
     let x = inverse * z[first + j];
     if (x > top) { top = x; at = j; }
   }
@@ -176,7 +176,7 @@ ${reductions(SAMPLE_THREADS)}${byRow(
   topAt[lane] = at;
   let largest = maxOf(top, lane);
   var mass = 0.0;
-  for (var j = from; j < to; j++) { mass += exp(inverse * z[first + j] - largest); }
+  for (var j = begin; j < end; j++) { mass += exp(inverse * z[first + j] - largest); }
   masses[lane] = mass;
   workgroupBarrier();
   if (lane > 0u) { return; }
