@@ -1,5 +1,6 @@
 // The calculator demo: word problems, a tool-calling agent, an exact reward.
 import { type ClientOptions, solve } from "./agent.ts";
+import { type Recipe, recipes } from "./recipes.ts";
 import { answerReward } from "./reward.ts";
 import { type CalculatorTask, calculatorTasks, type Split } from "./tasks.ts";
 
@@ -22,6 +23,8 @@ export interface Demo {
   tasks(split: Split, count: number, seed?: number): DemoTask[];
   /** Solves one task and returns its reward, 0 or 1. */
   agent(task: CalculatorTask, context: { readonly openai: ClientOptions; readonly signal: AbortSignal }): Promise<number>;
+  /** Sizes of a training run, by name. */
+  readonly recipes: Readonly<Record<string, Recipe>>;
 }
 
 export const calculatorDemo: Demo = {
@@ -31,4 +34,5 @@ export const calculatorDemo: Demo = {
   tasks: (split, count, seed = 0) =>
     calculatorTasks(split, count, seed).map((input, index) => ({ id: `calculator-${split}-${seed}-${index}`, input })),
   agent: async (task, { openai, signal }) => answerReward(await solve(task.question, openai, signal), task.answer),
+  recipes,
 };

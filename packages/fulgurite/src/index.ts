@@ -1,1 +1,20 @@
-export {};
+// What `npm i fulgurite` gives: a few functions with good defaults. Everything else is one package name further.
+
+export type { Agent, AgentContext, OpenAIOptions } from "@fulgurite/agent";
+export type { DeviceKind, LoraSpec, PeftFiles, Policy } from "@fulgurite/engine";
+export { type Algorithm, type Evaluation, type GrpoOptions, grpo, reinforce, rloo, type StepReport } from "@fulgurite/rl";
+export type { Store } from "@fulgurite/trace";
+export { type EvaluateOptions, evaluate } from "./evaluate.ts";
+export {
+  type Demo,
+  type ExperimentOptions,
+  type ExperimentRecord,
+  experiment,
+  type Phase,
+  type Recipe,
+  readExperiment,
+  type Score,
+} from "./experiment.ts";
+export { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "./loadPolicy.ts";
+export { openStore } from "./openStore.ts";
+export { type TrainOptions, train } from "./train.ts";
