@@ -7,7 +7,7 @@ import type { Correction } from "./correction.ts";
 import type { Batch, Example } from "./datums.ts";
 import { RlError } from "./errors.ts";
 import type { PolicyLoss } from "./losses.ts";
-import { type ExampleOutput, updateMetrics } from "./metrics.ts";
+import { type ExampleOutput, offPolicyMetrics, updateMetrics } from "./metrics.ts";
 
 export interface UpdateOptions {
   readonly correction?: Correction;
@@ -131,5 +131,7 @@ export async function forwardBackward(
       });
     });
   }
-  return { lossSum, outputs, metrics: { lossSum, ...updateMetrics(outputs) } };
+  // only a correction makes `old` the trainer's; else it is the sampler's own, and there is nothing to compare
+  const apart = correction ? offPolicyMetrics(outputs.map(({ datum }) => datum)) : {};
+  return { lossSum, outputs, metrics: { lossSum, ...updateMetrics(outputs), ...apart } };
 }

@@ -241,6 +241,7 @@ describe("gradients of a batch", () => {
     }
     expect(update.metrics.effectiveSampleFraction).toBeLessThanOrEqual(1);
     expect(update.metrics.policyKl).toBe(0);
+    expect(update.metrics.samplerK3).toBeGreaterThan(0);
     const none = await gradientOf(toDatums([group], algorithm), algorithm.loss, { correction: icePop({ min: 100, max: 200 }) });
     expectClose(none.gradient, new Float64Array(VOCABULARY ** 2));
   });
