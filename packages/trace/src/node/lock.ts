@@ -49,7 +49,7 @@ const readHolder = async (path: string): Promise<Holder | undefined> => {
   if (text === undefined) return undefined;
   try {
     const holder = JSON.parse(text) as Holder;
-    if (holder?.magic === "fulgurite-lock" && holder.v === 1) return holder;
+    if (holder?.magic === "fulgurite-lock" && holder.v === 1 && /^[0-9a-z]+$/.test(holder.token)) return holder;
   } catch {
     // told below
   }
@@ -59,18 +59,30 @@ const readHolder = async (path: string): Promise<Holder | undefined> => {
   );
 };
 
-/** Another opener may take a stale lock over at the same moment: what was moved aside is looked at again, and put back if it was the other's. */
-const removeStale = async (path: string, stale: Holder): Promise<void> => {
-  const aside = `${path}.${randomBytes(6).toString("hex")}.stale`;
-  try {
-    await rename(path, aside);
-  } catch (error) {
-    if (isMissing(error)) return;
-    throw error;
+/**
+ * Puts our finished file at `path` unless a living process is there. Whoever replaces a stale lock must first hold the claim
+ * on that very lock, `lock.<its token>`, taken the same way (its holder may have died too); so of many who find it stale one
+ * replaces it, and the late ones see that it is no longer the lock that they judged.
+ */
+const take = async (folder: string, path: string, finished: string): Promise<void> => {
+  for (;;) {
+    try {
+      return await link(finished, path);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const holder = await readHolder(path);
+    if (holder === undefined) continue; // released between the two looks
+    if (!(await isStale(holder)))
+      throw new TraceError(
+        "locked",
+        `${folder}: one writer at a time, got a lock held by pid ${holder.pid} on ${holder.host}; stop that process, or share its store over HTTP`,
+      );
+    const claim = join(folder, `lock.${holder.token}`);
+    await take(folder, claim, finished);
+    if ((await readHolder(path))?.token === holder.token) return rename(claim, path); // one step: the claim becomes the lock
+    await unlink(claim);
   }
-  const moved = await readHolder(aside);
-  if (moved?.token !== stale.token) await link(aside, path).catch(() => {}); // EEXIST: a third one holds it already
-  await unlink(aside);
 };
 
 export interface Lock {
@@ -93,22 +105,7 @@ export const acquireLock = async (folder: string): Promise<Lock> => {
   const finished = `${path}.${token}.tmp`;
   await writeFile(finished, `${JSON.stringify(mine)}\n`, { flag: "wx" });
   try {
-    for (;;) {
-      try {
-        await link(finished, path);
-        break;
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-      }
-      const holder = await readHolder(path);
-      if (holder === undefined) continue; // released between the two looks
-      if (!(await isStale(holder)))
-        throw new TraceError(
-          "locked",
-          `${folder}: one writer at a time, got a lock held by pid ${holder.pid} on ${holder.host}; stop that process, or share its store over HTTP`,
-        );
-      await removeStale(path, holder);
-    }
+    await take(folder, path, finished);
   } finally {
     await unlink(finished);
   }

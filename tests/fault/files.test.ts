@@ -1,0 +1,370 @@
+// The file store against torn files, flipped bits, failing disks, killed processes and second openers.
+import { spawn } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
+import { hostname, tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
+import { type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
+import { build } from "vite";
+import { afterAll, expect, test } from "vitest";
+
+const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+let folders = 0;
+const newFolder = (): string => join(root, String(++folders));
+
+const span = (attemptId: string, id: string, more = {}): Span => ({
+  rolloutId: "r",
+  attemptId,
+  id,
+  name: "n",
+  startMs: 1,
+  endMs: 1,
+  status: "ok",
+  attributes: { tokens: Int32Array.of(1, 2), ...more },
+});
+
+const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
+  const all: T[] = [];
+  for await (const item of items) all.push(item);
+  return all;
+};
+
+const open = async (folder: string, options: FileStoreOptions = {}): Promise<{ store: Store; reports: string[] }> => {
+  const reports: string[] = [];
+  let ids = 0;
+  const store = await openFileStore(folder, {
+    clock: () => 1_000,
+    newId: () => `id-${++ids}`,
+    onReport: (message) => reports.push(message),
+    ...options,
+  });
+  return { store, reports };
+};
+
+const codeOf = (act: Promise<unknown>): Promise<string> =>
+  act.then(
+    () => "resolved",
+    (error) => (error instanceof TraceError ? error.code : `not a TraceError: ${error}`),
+  );
+
+const logFiles = (folder: string): string[] => readdirSync(join(folder, "log")).sort();
+const FIRST = "0000000000000001.log";
+
+/** One log file: header, rollout, attempt, then a line for each of these spans. */
+const makeLog = async (spanIds: readonly string[]): Promise<{ folder: string; bytes: Buffer }> => {
+  const folder = newFolder();
+  const { store } = await open(folder);
+  await store.enqueue([{ id: "r", input: "é" }]);
+  const [claim] = await store.claim("w");
+  for (const id of spanIds) await store.append([span(claim!.attempt.id, id)]);
+  await store.close();
+  expect(logFiles(folder)).toEqual([FIRST]);
+  return { folder, bytes: readFileSync(join(folder, "log", FIRST)) };
+};
+
+/** What a store finds in that log. */
+const recover = async (folder: string, bytes: Buffer) => {
+  rmSync(join(folder, "quarantine"), { recursive: true, force: true });
+  for (const name of logFiles(folder)) unlinkSync(join(folder, "log", name));
+  writeFileSync(join(folder, "log", FIRST), bytes);
+  const { store, reports } = await open(folder);
+  const found = {
+    rollouts: (await collect(store.rollouts())).length,
+    attempts: (await store.attempts("r")).length,
+    spans: (await collect(store.spans({ rolloutId: "r" }))).map(({ id }) => id),
+  };
+  return { store, reports, found };
+};
+
+const linesOf = (bytes: Buffer): { start: number; end: number }[] => {
+  const lines: { start: number; end: number }[] = [];
+  for (let start = 0, end = bytes.indexOf(0x0a); end >= 0; start = end + 1, end = bytes.indexOf(0x0a, start)) lines.push({ start, end });
+  return lines;
+};
+
+test("a log cut at any byte gives back exactly its whole records, and can be written on", async () => {
+  const { folder, bytes } = await makeLog(["s1", "s2"]);
+  const lines = linesOf(bytes);
+  expect(lines.length).toBe(5);
+  for (let cut = 0; cut <= bytes.length; cut++) {
+    const whole = lines.filter(({ end }) => end < cut).length - 1; // without the header
+    const { store, reports, found } = await recover(folder, bytes.subarray(0, cut));
+    const expected = { rollouts: whole >= 1 ? 1 : 0, attempts: whole >= 2 ? 1 : 0, spans: ["s1", "s2"].slice(0, Math.max(0, whole - 2)) };
+    expect(found, `cut at ${cut}`).toEqual(expected);
+    const atLineEnd = cut === 0 || lines.some(({ end }) => end + 1 === cut);
+    expect(reports.length, `cut at ${cut}`).toBe(atLineEnd ? 0 : 1);
+    if (cut % 40 === 0) {
+      await store.enqueue([{ id: `new-${cut}`, input: 0 }]);
+      await store.close();
+      const again = await open(folder);
+      expect(again.reports).toEqual([]);
+      expect((await collect(again.store.rollouts())).map(({ id }) => id)).toEqual([...(whole >= 1 ? ["r"] : []), `new-${cut}`]);
+      await again.store.close();
+    } else await store.close();
+  }
+});
+
+test("a flipped bit is reported, costs only its own record, and the file as it was is kept", async () => {
+  const { folder, bytes } = await makeLog(["s1", "s2"]);
+  const lines = linesOf(bytes);
+  // the checksum, the space and the ends of every line, and every seventh byte
+  const ats = Array.from(bytes.keys()).filter(
+    (at) => at % 7 === 0 || lines.some(({ start, end }) => (at <= start + 9 ? at >= start : at === end - 1 || at === end)),
+  );
+  for (const at of ats) {
+    const flipped = Buffer.from(bytes);
+    flipped[at]! ^= 1 << (at % 8);
+    // a flipped newline joins two lines; a byte flipped into a newline breaks one
+    const hit = new Set(
+      lines.flatMap(({ start, end }, index) => (at >= start && at <= end ? (at === end ? [index, index + 1] : [index]) : [])),
+    );
+    const { store, reports, found } = await recover(folder, flipped);
+    const alive = (line: number) => !hit.has(line);
+    expect(found, `bit of byte ${at}`).toEqual({
+      rollouts: alive(1) ? 1 : 0,
+      attempts: alive(1) && alive(2) ? 1 : 0,
+      spans: ["s1", "s2"].filter((_, index) => alive(1) && alive(2) && alive(index + 3)),
+    });
+    expect(reports.length, `bit of byte ${at}`).toBeGreaterThan(0);
+    if (at !== bytes.length - 1) {
+      const kept = readdirSync(join(folder, "quarantine"));
+      expect(readFileSync(join(folder, "quarantine", kept[0]!)).equals(flipped), `bit of byte ${at}`).toBe(true);
+    }
+    await store.close();
+  }
+});
+
+test("spans are read from the disk when asked for, and damage found then is an error", async () => {
+  const folder = newFolder();
+  const { store } = await open(folder);
+  await store.enqueue([{ id: "r", input: 0 }]);
+  const [claim] = await store.claim("w");
+  await store.append([span(claim!.attempt.id, "s1", { text: "findme" })]);
+  const path = join(folder, "log", FIRST);
+  const bytes = readFileSync(path);
+  const at = bytes.indexOf("findme");
+  expect(at).toBeGreaterThan(0);
+  bytes[at]! ^= 1;
+  writeFileSync(path, bytes);
+  expect(await codeOf(collect(store.spans({ rolloutId: "r" })))).toBe("corrupt");
+  await store.close();
+});
+
+test("a log file that is gone is reported by the numbers that are missing", async () => {
+  const folder = newFolder();
+  const first = await open(folder, { rotateBytes: 1 });
+  await first.store.enqueue([{ id: "a", input: 0 }]);
+  await first.store.enqueue([{ id: "b", input: 0 }]);
+  await first.store.enqueue([{ id: "c", input: 0 }]);
+  await first.store.close();
+  expect(logFiles(folder).length).toBe(3);
+  unlinkSync(join(folder, "log", "0000000000000002.log"));
+  const { store, reports } = await open(folder);
+  expect(reports).toEqual([expect.stringContaining("records 2 to 2 are missing")]);
+  expect((await collect(store.rollouts())).map(({ id }) => id)).toEqual(["a", "c"]);
+  expect((await store.enqueue([{ id: "d", input: 0 }]))[0]!.seq).toBe(4);
+  expect((await collect(store.rollouts({ order: "newest" }))).map(({ id }) => id)).toEqual(["d", "c", "a"]);
+  await store.close();
+});
+
+test("damaged blobs, states and other formats are refused by name", async () => {
+  const folder = newFolder();
+  const { store } = await open(folder);
+  await store.publish({ name: "p", kind: "lora", files: { f: Uint8Array.of(1, 2, 3) } });
+  await store.putState("s", Uint8Array.of(1, 2, 3));
+  const spoil = (kind: string) => {
+    const [name] = readdirSync(join(folder, kind));
+    const bytes = readFileSync(join(folder, kind, name!));
+    bytes[bytes.length - 1]! ^= 1;
+    writeFileSync(join(folder, kind, name!), bytes);
+  };
+  spoil("blobs");
+  spoil("state");
+  expect(await codeOf(store.resource("p"))).toBe("corrupt");
+  expect(await codeOf(store.getState("s"))).toBe("corrupt");
+  await store.close();
+  writeFileSync(join(folder, "meta.json"), '{"magic":"fulgurite-store","v":2}');
+  await expect(open(folder)).rejects.toThrow(/v 1, got magic fulgurite-store, v 2/);
+  expect(existsSync(join(folder, "lock"))).toBe(false);
+});
+
+test("a second opener gets an error naming the pid, and may open once the first has closed", async () => {
+  const folder = newFolder();
+  const { store } = await open(folder);
+  const second = open(folder);
+  await expect(second).rejects.toThrow(`pid ${process.pid} on ${hostname()}`);
+  expect(await codeOf(second)).toBe("locked");
+  await store.close();
+  await (await open(folder)).store.close();
+});
+
+test("of ten openers at once one wins, also over a stale lock", async () => {
+  for (const stale of [false, true, true, true]) {
+    const folder = newFolder();
+    mkdirSync(folder);
+    // no process has this pid: it is above the largest that Linux gives
+    if (stale)
+      writeFileSync(
+        join(folder, "lock"),
+        JSON.stringify({ magic: "fulgurite-lock", v: 1, pid: 2 ** 22 + 1, host: hostname(), token: "x" }),
+      );
+    const all = await Promise.allSettled(Array.from({ length: 10 }, () => open(folder)));
+    const won = all.filter((result) => result.status === "fulfilled");
+    expect(won.length).toBe(1);
+    expect(readdirSync(folder).filter((name) => name.startsWith("lock"))).toEqual(["lock"]);
+    await won[0]!.value.store.close();
+  }
+});
+
+test("a lock is stale when its process is gone or another has its pid, never when it is elsewhere or unreadable", async () => {
+  const lock = { magic: "fulgurite-lock", v: 1, pid: process.pid, host: hostname(), token: "x" };
+  const tryWith = async (text: string): Promise<string> => {
+    const folder = newFolder();
+    mkdirSync(folder);
+    writeFileSync(join(folder, "lock"), text);
+    return codeOf(open(folder).then(({ store }) => store.close()));
+  };
+  expect(await tryWith(JSON.stringify(lock))).toBe("locked");
+  if (existsSync("/proc/self/stat")) expect(await tryWith(JSON.stringify({ ...lock, startedAt: "1" }))).toBe("resolved");
+  expect(await tryWith(JSON.stringify({ ...lock, pid: 2 ** 22 + 1 }))).toBe("resolved");
+  expect(await tryWith(JSON.stringify({ ...lock, pid: 2 ** 22 + 1, host: "elsewhere" }))).toBe("locked");
+  expect(await tryWith("{")).toBe("locked");
+});
+
+// ---- a disk that fails --------------------------------------------------------------------------------------------------
+
+/** Fails the calls of these numbers: a write after half of its bytes, a sync by dropping what was not yet on disk. */
+const failingIo = (fails: (call: number) => boolean): { io: LogIo; calls: () => number } => {
+  let call = 0;
+  const synced = new Map<number, number>();
+  const io: LogIo = {
+    write: async (handle, bytes, position) => {
+      const broken = fails(++call);
+      await handle.write(bytes, 0, broken ? bytes.length >> 1 : bytes.length, position);
+      if (broken) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
+    },
+    datasync: async (handle) => {
+      if (fails(++call)) {
+        await handle.truncate(synced.get(handle.fd) ?? 0);
+        throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" });
+      }
+      await handle.datasync();
+      synced.set(handle.fd, (await handle.stat()).size);
+    },
+  };
+  return { io, calls: () => call };
+};
+
+/** Lives until the first error; says what was acknowledged. */
+const liveOn = async (folder: string, io: LogIo): Promise<{ acknowledged: string[]; error: string | undefined; reports: string[] }> => {
+  const { store, reports } = await open(folder, { io, rotateBytes: 900 });
+  const acknowledged: string[] = [];
+  let error: string | undefined;
+  try {
+    await store.enqueue([{ id: "r", input: 0 }]);
+    const [claim] = await store.claim("w");
+    for (let round = 0; round < 4; round++)
+      await Promise.all(
+        ["x", "y", "z"].map(async (name) => {
+          await store.append([span(claim!.attempt.id, `${name}${round}`)]);
+          acknowledged.push(`${name}${round}`);
+        }),
+      );
+  } catch (caught) {
+    error = caught instanceof TraceError ? caught.code : String(caught);
+    expect(await codeOf(store.stats())).toBe("storage"); // once failed, it says so to everyone
+  }
+  await store.close();
+  return { acknowledged, error, reports };
+};
+
+const recovered = async (folder: string): Promise<StoredSpan[]> => {
+  const { store } = await open(folder);
+  const spans = await collect(store.spans({ rolloutId: "r" }));
+  await store.close();
+  return spans;
+};
+
+test("one failed call of the disk, whichever it is, loses nothing and is reported", async () => {
+  for (let failed = 1; ; failed++) {
+    const folder = newFolder();
+    const { io, calls } = failingIo((call) => call === failed);
+    const { acknowledged, error, reports } = await liveOn(folder, io);
+    expect(error, `call ${failed}`).toBeUndefined();
+    expect(acknowledged.length).toBe(12);
+    const spans = await recovered(folder);
+    expect(spans.map(({ id }) => id).sort(), `call ${failed}`).toEqual([...acknowledged].sort());
+    expect(spans.map(({ seq }) => seq)).toEqual(acknowledged.map((_, index) => index + 1));
+    if (calls() < failed) {
+      expect(failed).toBeGreaterThan(15);
+      break;
+    }
+    expect(reports.length, `call ${failed}`).toBe(1);
+  }
+});
+
+test("a disk that goes on failing fails the store, and what was acknowledged before is there", async () => {
+  let lost = 0;
+  for (let failed = 1; failed < 20; failed++) {
+    const folder = newFolder();
+    const { acknowledged, error } = await liveOn(folder, failingIo((call) => call >= failed).io);
+    if (error === undefined) continue;
+    expect(error).toBe("storage");
+    lost += 1;
+    const ids = (await recovered(folder)).map(({ id }) => id);
+    expect(new Set(ids).size).toBe(ids.length);
+    expect(ids, `from call ${failed}`).toEqual(expect.arrayContaining(acknowledged));
+  }
+  expect(lost).toBeGreaterThan(10);
+});
+
+// ---- kill -9 --------------------------------------------------------------------------------------------------------------
+
+test("kill -9 in an append loop, again and again: all that was acknowledged is recovered, once", async () => {
+  const outDir = join(root, "child");
+  await build({
+    configFile: false,
+    logLevel: "silent",
+    ssr: { noExternal: true, resolve: { conditions: ["@fulgurite/source", "node", "import", "default"] } },
+    build: {
+      ssr: join(import.meta.dirname, "filesChild.ts"),
+      outDir,
+      target: "node20",
+      rollupOptions: { output: { entryFileNames: "child.mjs" } },
+    },
+  });
+  const folder = newFolder();
+  const acknowledged = new Set<string>();
+  for (let life = 0; life < 4; life++) {
+    const child = spawn(process.execPath, [join(outDir, "child.mjs"), folder, `life${life}`], { stdio: ["ignore", "pipe", "pipe"] });
+    let out = "";
+    let errors = "";
+    child.stderr.on("data", (data) => {
+      errors += data;
+    });
+    child.stdout.on("data", (data) => {
+      out += data;
+      if (out.length > 600 * (life + 1)) child.kill("SIGKILL");
+    });
+    const signal = await new Promise((resolve) => child.on("close", (_code, signal) => resolve(signal)));
+    expect([signal, errors]).toEqual(["SIGKILL", ""]);
+    const whole = out.slice(0, out.lastIndexOf("\n")).split("\n");
+    expect(whole.length).toBeGreaterThan(10);
+    for (const id of whole) acknowledged.add(id);
+
+    const copy = newFolder(); // looked at without helping the next life
+    cpSync(folder, copy, { recursive: true });
+    const { store, reports } = await open(copy);
+    const all: StoredSpan[] = [];
+    for (let past = 0; past <= life; past++) all.push(...(await collect(store.spans({ rolloutId: `life${past}` }))));
+    const ids = new Set(all.map(({ id }) => id));
+    expect([...acknowledged].filter((id) => !ids.has(id))).toEqual([]);
+    expect(ids.size).toBe(all.length);
+    expect(all.map(({ seq }) => seq)).toEqual(all.map((_, index) => index + 1));
+    expect(all.every(({ attributes }) => (attributes.tokens as Int32Array)[49] === 49)).toBe(true);
+    expect(reports.filter((report) => !report.includes("never acknowledged"))).toEqual([]);
+    await store.close();
+  }
+  expect(logFiles(folder).length).toBeGreaterThan(1);
+});
