@@ -1,2 +1,33 @@
+// The engine's door for browsers and workers. Node has its own beside it (./node), with the same createBackend.
+// Executors are imported on first use: a page that trains on WebGPU never loads the WASM kernels.
+
+import type { DeviceKind } from "./contract.ts";
+import { type BackendOptions, type DeviceEdges, openBackend } from "./device.ts";
+import { EngineError } from "./errors.ts";
+import type { Backend } from "./plan/backend.ts";
+
 export type * from "./contract.ts";
+export type { BackendOptions } from "./device.ts";
 export { EngineError, type EngineErrorCode } from "./errors.ts";
+export { type AdapterBase, fromPeft, toPeft } from "./lora/peft.ts";
+export { parseConfig } from "./model/families.ts";
+export type { LoraSpec, ModelSpec } from "./model/spec.ts";
+export type { Backend } from "./plan/backend.ts";
+export { createPolicy, type PolicyOptions } from "./policy.ts";
+export { readSafetensors, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
+export { exposePolicy, wrapPolicy } from "./worker.ts";
+
+const edges: DeviceEdges = {
+  webgpu: async () => {
+    const gpu = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
+    if (!gpu)
+      throw new EngineError("device", "webgpu: navigator.gpu exists, got none; use a browser with WebGPU over https, or the device wasm");
+    return (await import("./webgpu/backend.ts")).createWebGpuBackend(gpu);
+  },
+  wasm: async (options) => (await import("./wasm/backend.ts")).createWasmBackend(options),
+  reference: async () => (await import("./reference/backend.ts")).createReferenceBackend(),
+};
+
+/** Opens an executor in a browser or worker. "auto": WebGPU if there is a GPU, else WASM. Throws EngineError. */
+export const createBackend = (kind: DeviceKind | "auto" = "auto", options: BackendOptions = {}): Promise<Backend> =>
+  openBackend(kind, edges, options);

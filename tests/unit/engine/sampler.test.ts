@@ -1,10 +1,10 @@
 import { afterEach, describe, expect, test } from "vitest";
 import type { Completion, GenerateRequest } from "../../../packages/engine/src/contract.ts";
-import { createLock } from "../../../packages/engine/src/lock.ts";
 import { initLora } from "../../../packages/engine/src/lora/init.ts";
 import { inferPlan, kvCache } from "../../../packages/engine/src/model/plans.ts";
 import { loraTensors } from "../../../packages/engine/src/model/tensors.ts";
 import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
+import { createLock } from "../../../packages/engine/src/plan/lock.ts";
 import { pcg, uniform } from "../../../packages/engine/src/random.ts";
 import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { createSampler, type LocalSampler } from "../../../packages/engine/src/sampler/sampler.ts";

@@ -12,10 +12,10 @@
 
 import type { Completion, FinishReason, GenerateRequest, Sampler } from "../contract.ts";
 import { EngineError } from "../errors.ts";
-import type { Lock } from "../lock.ts";
 import type { InferPlan, KvCache } from "../model/plans.ts";
 import type { ModelSpec } from "../model/spec.ts";
 import type { Backend } from "../plan/backend.ts";
+import type { Lock } from "../plan/lock.ts";
 import { sizeOf } from "../plan/step.ts";
 import { uniform } from "../random.ts";
 import { createSlots, type Slot } from "./slots.ts";

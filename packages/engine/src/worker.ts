@@ -1,0 +1,244 @@
+// A policy in a worker, behind the same contract. comlink carries the calls; what it lacks is added here: abort (a message
+// with the call's id), streaming in order, error codes, and an end.
+//
+//   worker:  exposePolicy(self, (options) => createPolicy({ ...options, backend: await createBackend() }))
+//   page:    const policy = await wrapPolicy(worker, options)
+//
+// Results are transferred, since the engine made them for the caller; arguments are copied, since the caller may use them
+// again (`transfer` says which of the options may be moved).
+
+import { type Endpoint, expose, proxy, releaseProxy, transfer, wrap } from "comlink";
+import type {
+  AdamParams,
+  Completion,
+  Datum,
+  DeviceInfo,
+  ForwardOptions,
+  ForwardOutput,
+  GenerateRequest,
+  Loss,
+  PeftFiles,
+  Policy,
+  SamplerLimits,
+  StepOutput,
+  UpdateOutput,
+} from "./contract.ts";
+import { EngineError, type EngineErrorCode } from "./errors.ts";
+
+/** Names a call, so that it can be aborted and its tokens find their listener. */
+type CallId = number;
+
+type Unsignalled<T> = Omit<T, "signal" | "onToken">;
+type TokenListener = (id: CallId, token: number, logprob: number) => void | Promise<void>;
+
+interface Facts {
+  readonly device: DeviceInfo;
+  readonly limits: SamplerLimits;
+  readonly policyVersion: number;
+}
+
+/** What the worker answers. Everything in it survives a structured clone but the listener, which is a comlink proxy. */
+interface RemotePolicy<Options> {
+  open(options: Options, onToken: TokenListener): Promise<Facts>;
+  generate(id: CallId, request: Unsignalled<GenerateRequest>, isStreaming: boolean): Promise<Completion>;
+  forward(id: CallId, data: readonly Datum[], options: Unsignalled<ForwardOptions>): Promise<ForwardOutput>;
+  forwardBackward(id: CallId, data: readonly Datum[], loss: Loss, options: Unsignalled<ForwardOptions>): Promise<UpdateOutput>;
+  optimStep(adam: AdamParams): Promise<StepOutput>;
+  exportAdapter(): Promise<PeftFiles>;
+  importAdapter(files: PeftFiles): Promise<void>;
+  saveState(): Promise<Uint8Array>;
+  loadState(bytes: Uint8Array): Promise<void>;
+  publish(version: number): Promise<void>;
+  abort(id: CallId): void;
+  dispose(): Promise<void>;
+}
+
+/** An error as data: comlink's own form of an Error loses `code`. */
+interface WireError {
+  readonly name: string;
+  readonly message: string;
+  readonly stack: string | undefined;
+  readonly code: EngineErrorCode | undefined;
+}
+
+const toWire = (error: unknown): WireError => {
+  const { name, message, stack } = error instanceof Error ? error : new Error(String(error));
+  return { name, message, stack, code: error instanceof EngineError ? error.code : undefined };
+};
+
+const fromWire = (wire: unknown): unknown => {
+  if (typeof wire !== "object" || wire === null || !("message" in wire)) return wire;
+  const { name, message, stack, code } = wire as WireError;
+  const error = code ? new EngineError(code, message) : Object.assign(new Error(message), { name });
+  // The worker's stack: where it happened is more useful than where it arrived.
+  if (stack) error.stack = stack;
+  return error;
+};
+
+/** Buffers of every array in a result that its array fills alone; parts of larger buffers are copied. */
+const buffersOf = (value: unknown, found: Set<ArrayBuffer> = new Set()): ArrayBuffer[] => {
+  if (ArrayBuffer.isView(value)) {
+    if (value.buffer instanceof ArrayBuffer && value.byteLength === value.buffer.byteLength) found.add(value.buffer);
+  } else if (typeof value === "object" && value !== null) {
+    for (const part of Object.values(value)) buffersOf(part, found);
+  }
+  return [...found];
+};
+
+/** Worker side. `open` makes the policy when the page asks for it. One policy for each endpoint. */
+export const exposePolicy = <Options extends object>(scope: Endpoint, open: (options: Options) => Promise<Policy>): void => {
+  const controllers = new Map<CallId, AbortController>();
+  let policy: Policy | undefined;
+  let release: () => void = () => {};
+  let emit: TokenListener = () => {};
+
+  const opened = (): Policy => {
+    if (!policy) throw new EngineError("bad-request", "exposePolicy: open comes first, got another call; use wrapPolicy on the other side");
+    return policy;
+  };
+  const answer = async <T>(work: () => Promise<T>): Promise<T> => {
+    try {
+      const result = await work();
+      return typeof result === "object" && result !== null ? transfer(result, buffersOf(result)) : result;
+    } catch (error) {
+      throw toWire(error);
+    }
+  };
+  const abortable = <T>(id: CallId, work: (signal: AbortSignal) => Promise<T>): Promise<T> => {
+    const controller = new AbortController();
+    controllers.set(id, controller);
+    return answer(() => work(controller.signal)).finally(() => controllers.delete(id));
+  };
+
+  const remote: RemotePolicy<Options> = {
+    open: (options, onToken) =>
+      answer(async () => {
+        if (policy)
+          throw new EngineError("bad-request", "exposePolicy: one policy for each worker, got a second open; start another worker");
+        emit = onToken;
+        release = () => (onToken as unknown as { [releaseProxy](): void })[releaseProxy]();
+        policy = await open(options);
+        const { device, sampler } = policy;
+        return { device, limits: { ...sampler.limits }, policyVersion: sampler.policyVersion };
+      }),
+    generate: (id, request, isStreaming) =>
+      abortable(id, async (signal) => {
+        // Tokens go over a port of their own: waiting for their receipt puts them before the completion.
+        const received: Promise<void>[] = [];
+        const failures: unknown[] = [];
+        const onToken = (token: number, logprob: number): void => {
+          if (failures.length > 0) throw failures[0]; // the page's listener threw: end the completion as it would there
+          received.push(Promise.resolve(emit(id, token, logprob)).catch((error: unknown) => void failures.push(error)));
+        };
+        const completion = await opened().sampler.generate({ ...request, signal, ...(isStreaming && { onToken }) });
+        await Promise.all(received);
+        if (failures.length > 0) throw failures[0];
+        return completion;
+      }),
+    forward: (id, data, options) => abortable(id, (signal) => opened().trainer.forward(data, { ...options, signal })),
+    forwardBackward: (id, data, loss, options) =>
+      abortable(id, (signal) => opened().trainer.forwardBackward(data, loss, { ...options, signal })),
+    optimStep: (adam) => answer(() => opened().trainer.optimStep(adam)),
+    exportAdapter: () => answer(() => opened().trainer.exportAdapter()),
+    importAdapter: (files) => answer(() => opened().trainer.importAdapter(files)),
+    saveState: () => answer(() => opened().trainer.saveState()),
+    loadState: (bytes) => answer(() => opened().trainer.loadState(bytes)),
+    publish: (version) => answer(() => opened().publish(version)),
+    abort: (id) => controllers.get(id)?.abort(),
+    dispose: () =>
+      answer(async () => {
+        await policy?.dispose();
+        release();
+      }),
+  };
+  expose(remote, scope);
+};
+
+/**
+ * Page side: opens the policy of a worker that called exposePolicy. Rejects with what `open` rejected with there. The
+ * worker itself stays its creator's to terminate, after dispose().
+ */
+export const wrapPolicy = async <Options extends object>(
+  worker: Endpoint,
+  options: Options,
+  transferred: Transferable[] = [],
+): Promise<Policy> => {
+  const remote = wrap(worker) as unknown as RemotePolicy<Options> & { [releaseProxy](): void };
+  const listeners = new Map<CallId, (token: number, logprob: number) => void>();
+  const pending = new Set<(error: unknown) => void>();
+  let lastId: CallId = 0;
+  let ended: EngineError | undefined;
+  let disposal: Promise<void> | undefined;
+
+  const rejectAll = (error: EngineError): void => {
+    ended ??= error;
+    for (const reject of pending) reject(ended);
+    pending.clear();
+  };
+  // A worker whose script fails never answers.
+  worker.addEventListener("error", (event) => {
+    const { type, message } = event as { type?: string; message?: string };
+    if (type === "error") rejectAll(new EngineError("device", `worker: it runs, got the error ${message ?? "event"}; create a new policy`));
+  });
+
+  const call = <T>(work: () => Promise<T>): Promise<T> =>
+    new Promise((resolve, reject) => {
+      if (ended) throw ended;
+      pending.add(reject);
+      work()
+        .then(resolve, (error: unknown) => reject(fromWire(error)))
+        .finally(() => pending.delete(reject));
+    });
+  const abortable = <T>(signal: AbortSignal | undefined, work: (id: CallId) => Promise<T>): Promise<T> => {
+    const id = ++lastId;
+    const abort = (): void => void (ended ? undefined : remote.abort(id));
+    const result = call(() => work(id));
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort);
+    return result.finally(() => signal?.removeEventListener("abort", abort));
+  };
+  const unsignalled = ({ signal: _, ...rest }: ForwardOptions = {}): Unsignalled<ForwardOptions> => rest;
+
+  const onToken = proxy((id: CallId, token: number, logprob: number): void => listeners.get(id)?.(token, logprob));
+  const facts = await call(() => remote.open(transfer(options, transferred), onToken));
+  let { policyVersion } = facts;
+
+  return {
+    device: facts.device,
+    sampler: {
+      limits: facts.limits,
+      get policyVersion() {
+        return policyVersion;
+      },
+      generate: ({ signal, onToken: listener, ...request }) =>
+        abortable(signal, (id) => {
+          if (listener) listeners.set(id, listener);
+          return remote.generate(id, request, listener !== undefined).finally(() => listeners.delete(id));
+        }),
+    },
+    trainer: {
+      forward: (data, options) => abortable(options?.signal, (id) => remote.forward(id, data, unsignalled(options))),
+      forwardBackward: (data, loss, options) =>
+        abortable(options?.signal, (id) => remote.forwardBackward(id, data, loss, unsignalled(options))),
+      optimStep: (adam) => call(() => remote.optimStep(adam)),
+      exportAdapter: () => call(() => remote.exportAdapter()),
+      importAdapter: (files) => call(() => remote.importAdapter(files)),
+      saveState: () => call(() => remote.saveState()),
+      loadState: (bytes) => call(() => remote.loadState(bytes)),
+    },
+    publish: async (version) => {
+      await call(() => remote.publish(version));
+      policyVersion = version;
+    },
+    dispose: () => {
+      disposal ??= (async () => {
+        if (ended) return;
+        const done = remote.dispose();
+        rejectAll(new EngineError("disposed", "worker: the policy is alive, got a disposed one; create a new policy"));
+        await done;
+        remote[releaseProxy]();
+      })();
+      return disposal;
+    },
+  };
+};
