@@ -1,8 +1,9 @@
 // One generator for every matrix product: C[m, n] = Σ_r A(m, r)·B(r, n), f32.
-// Tiles of A and B lie depth-major in workgroup memory, so that TM/4 + TN/4 vec4 loads feed TM·TN multiply-adds. An operand that is
-// contiguous along the depth is transposed in registers, 4 × 4 at a time, on its way there; the other kind is stored as it comes.
-// The sum over r runs upwards from the first r, one product after the other, whatever the tile: tiles differ in speed, not in order.
-// Left out until a physical GPU has timed them: split depth, 16-bit tiles, subgroups.
+// Tiles of A and B lie depth-major in workgroup memory, so that two vec4 loads feed the 16 multiply-adds of a thread's 4 × 4 results.
+// An operand that is contiguous along the depth is transposed in registers, 4 × 4 at a time, on its way there; the other kind is
+// stored as it comes. The sum over r is made of blocks of 16, each summed upwards and then added upwards, whatever the tile: tiles
+// differ in speed, not in order, and the error grows with depth/16 + 16 instead of depth.
+// Left out until a physical GPU has timed them: larger thread tiles, split depth, 16-bit tiles, subgroups.
 
 import { MAIN_ARGUMENTS, times } from "../webgpu/kernels/kernel.ts";
 
@@ -16,23 +17,16 @@ export interface Matrix {
   readonly depth: "rows" | "columns";
 }
 
-/** BM × BN results a workgroup, TM × TN a thread; both operands' tiles are 16 deep: (BM + BN)·64 bytes of workgroup memory. */
+/** BM × BN results a workgroup, 4 × 4 a thread; both operands' tiles are 16 deep: (BM + BN)·64 bytes of workgroup memory. */
 export interface Tile {
   readonly BM: number;
   readonly BN: number;
-  readonly TM: number;
-  readonly TN: number;
 }
 
 const BK = 16;
 
 /** m and n: the largest row count (capacity) and the width of C. Narrow ones (LoRA ranks, decode batches) get narrow tiles. */
-export const tileFor = (m: number, n: number): Tile => ({
-  BM: m <= 16 ? 16 : 64,
-  TM: m <= 16 ? 4 : 8,
-  BN: n <= 16 ? 16 : 64,
-  TN: 4,
-});
+export const tileFor = (m: number, n: number): Tile => ({ BM: m <= 16 ? 16 : 64, BN: n <= 16 ? 16 : 64 });
 
 const fetch = ({ name, rows, columns }: Matrix): string => `fn fetch_${name}(row: u32, column: u32) -> vec4f {
   if (row >= ${rows} || column >= ${columns}u) { return vec4f(); }
@@ -77,9 +71,9 @@ export interface Gemm {
 }
 
 /** The WGSL of the product. Workgroups: x over n, y over m, z free (`slice`). */
-export const gemm = ({ tile: { BM, BN, TM, TN }, a, b, depthFrom, depthTo, store }: Gemm): string => {
-  const across = BN / TN;
-  const threads = (BM / TM) * across;
+export const gemm = ({ tile: { BM, BN }, a, b, depthFrom, depthTo, store }: Gemm): string => {
+  const across = BN / 4;
+  const threads = (BM / 4) * across;
   return `${fetch(a)}${fetch(b)}fn store(m: u32, n: u32, slice: u32, v: vec4f) {
 ${store}
 }
@@ -91,20 +85,22 @@ fn main(${MAIN_ARGUMENTS}) {
   let ty = lane / ${across}u;
   let m0 = group.y * ${BM}u;
   let n0 = group.x * ${BN}u;
-  ${times(TM, (i) => times(TN / 4, (j) => `var c${i}_${j} = vec4f();`))}
+  ${times(4, (i) => `var c${i} = vec4f();`)}
   let depthTo = ${depthTo};
   for (var r0 = ${depthFrom}; r0 < depthTo; r0 += ${BK}u) {
     ${load(a, "tileA", "m0", BM, threads)}
     ${load(b, "tileB", "n0", BN, threads)}
     workgroupBarrier();
+    ${times(4, (i) => `var block${i} = vec4f();`)}
     for (var r = 0u; r < ${BK}u; r++) {
-      ${times(TM / 4, (i) => `let a${i} = tileA[r * ${BM / 4}u + ty * ${TM / 4}u + ${i}u];`)}
-      ${times(TN / 4, (j) => `let b${j} = tileB[r * ${BN / 4}u + tx * ${TN / 4}u + ${j}u];`)}
-      ${times(TM, (i) => times(TN / 4, (j) => `c${i}_${j} += a${i >> 2}[${i & 3}] * b${j};`))}
+      let x = tileA[r * ${BM / 4}u + ty];
+      let y = tileB[r * ${across}u + tx];
+      ${times(4, (i) => `block${i} += x[${i}] * y;`)}
     }
+    ${times(4, (i) => `c${i} += block${i};`)}
     workgroupBarrier();
   }
-  ${times(TM, (i) => times(TN / 4, (j) => `store(m0 + ty * ${TM}u + ${i}u, n0 + tx * ${TN}u + ${j * 4}u, group.z, c${i}_${j});`))}
+  ${times(4, (i) => `store(m0 + ty * 4u + ${i}u, n0 + tx * 4u, group.z, c${i});`)}
 }
 `;
 };

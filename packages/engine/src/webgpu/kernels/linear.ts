@@ -7,7 +7,7 @@
 
 import type { Step, Tensor } from "../../plan/step.ts";
 import { gemm, type Matrix, tileFor } from "../../wgsl/gemm.ts";
-import { type Bindings, columnsOf, type Dispatch, type Element, flat, flatGroups, float, kernel, SCRATCH, times } from "./kernel.ts";
+import { type Bindings, columnsOf, type Dispatch, type Element, flat, flatGroups, float, kernel, SCRATCH } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -24,13 +24,10 @@ const storeRow = (
     columns % 4 === 0
       ? `let e = (m * ${columns}u + n) / 4u;
   ${target}[e] = ${value("v", "e", "n / 4u")};`
-      : times(
-          4,
-          (q) => `if (n + ${q}u < ${columns}u) {
-    let e = m * ${columns}u + n + ${q}u;
-    ${target}[e] = ${value(`v[${q}]`, "e", `n + ${q}u`)};
-  }`,
-        )
+      : `for (var q = 0u; q < min(4u, ${columns}u - n); q++) {
+    let e = m * ${columns}u + n + q;
+    ${target}[e] = ${value("v[q]", "e", "n + q")};
+  }`
   }`;
 
 const isSame = (a: Tensor, b: Tensor): boolean =>
@@ -112,7 +109,7 @@ export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">): Dispat
   const slices = (n: number): number => (isSliced ? Math.ceil(n / SLICE_ROWS) : 1);
   const store = isSliced
     ? `  if (m >= ${O}u) { return; }
-${times(4, (q) => `  if (n + ${q}u < ${I}u) { scratch[slice * ${size}u + m * ${I}u + n + ${q}u] = v[${q}]; }`)}`
+  for (var q = 0u; n + q < ${I}u && q < 4u; q++) { scratch[slice * ${size}u + m * ${I}u + n + q] = v[q]; }`
     : storeRow("dw", `${O}u`, I, (v, index) => `dw[${index}] + ${float(scale)} * ${v}`);
   const product = kernel({
     label: `weightGrad ${O}x${I}`,
