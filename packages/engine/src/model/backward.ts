@@ -1,6 +1,6 @@
 // The hand-written reverse of forward.ts. Only LoRA matrices have gradients, and they are ADDED to; the base is frozen.
 // Nothing below the first block's adapted linears is differentiated: the embedding and the first input norm have no
-// parameter under them.
+// parameter under them. Outputs of norms and gated units are computed again rather than kept.
 
 import type { Rows, Step, Tensor } from "../plan/step.ts";
 import { activation, type BlockActivations, type Lora, loraScale } from "./forward.ts";
@@ -52,17 +52,23 @@ export const emitDecoderBackward = (
     };
 
     // Second half: next = x1 + down(glu(gate(n1), up(n1))). dx is the gradient of next and, by the residual, of x1.
-    const { x1, n1, rstd1, gate, up, a } = block;
+    const { x1, gate, up } = block;
+    const [a, n1, rstd1] = [tensor("again.a", spec.feedForward), tensor("again.n1", spec.width), tensor("again.rstd1", 0)];
     const [da, dn1] = [tensor("d.a", spec.feedForward), tensor("d.n1", spec.width)];
+    steps.push({ op: "glu", rows, gate, up, y: a });
     adaptedBackward("down_proj", a, dx, { tensor: da, accumulate: false });
     // From here on gate and up hold their gradients.
-    steps.push({ op: "gluBackward", rows, gate, up, dy: da });
+    steps.push(
+      { op: "gluBackward", rows, gate, up, dy: da },
+      { op: "rmsNorm", rows, x: x1, gain: layer.postAttentionNorm, y: n1, rstd: rstd1, eps: spec.normEps },
+    );
     adaptedBackward("gate_proj", n1, gate, { tensor: dn1, accumulate: false });
     adaptedBackward("up_proj", n1, up, { tensor: dn1, accumulate: true });
     steps.push({ op: "rmsNormBackward", rows, x: x1, gain: layer.postAttentionNorm, rstd: rstd1, dy: dn1, dx });
 
     // First half: x1 = x + o_proj(attention(rope(q(n)), rope(k(n)), v(n))).
-    const { x, n, rstd, q, k, v, o, lse } = block;
+    const { x, q, k, v, o, lse } = block;
+    const [n, rstd] = [tensor("again.n", spec.width), tensor("again.rstd", 0)];
     const [dO, delta, dq] = [tensor("d.o", heads * spec.headWidth), tensor("delta", heads), tensor("d.q", heads * spec.headWidth)];
     const [dk, dv] = [tensor("d.k", kvHeads * spec.headWidth), tensor("d.v", kvHeads * spec.headWidth)];
     const attention = { rows, q, k, v, dO, lse, delta, heads, kvHeads, scale: spec.headWidth ** -0.5 };
@@ -73,6 +79,7 @@ export const emitDecoderBackward = (
       { op: "attentionBackwardKv", ...attention, end, dk, dv },
       { op: "rope", rows, x: dq, table: weights.rope, positions, heads, direction: -1 },
       { op: "rope", rows, x: dk, table: weights.rope, positions, heads: kvHeads, direction: -1 },
+      { op: "rmsNorm", rows, x, gain: layer.inputNorm, y: n, rstd, eps: spec.normEps },
     );
     const isLowest = i === 0;
     const dn = tensor("d.n", spec.width);

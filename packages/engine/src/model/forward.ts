@@ -37,16 +37,14 @@ const adaptedLinear = (
   return h;
 };
 
-/** What one block leaves behind for its gradient. */
+/**
+ * What one block leaves behind for its gradient. The norms' and the gated unit's outputs are not kept: a row-wise step makes
+ * them again, and they are a third of the memory.
+ */
 export interface BlockActivations {
   /** Input of the block and of its second half, [T, D]. */
   readonly x: Tensor;
   readonly x1: Tensor;
-  /** Norms of the two: [T, D] and rstd [T]. */
-  readonly n: Tensor;
-  readonly n1: Tensor;
-  readonly rstd: Tensor;
-  readonly rstd1: Tensor;
   /** After rope, [T, H·C] and [T, K·C]. */
   readonly q: Tensor;
   readonly k: Tensor;
@@ -54,10 +52,9 @@ export interface BlockActivations {
   readonly o: Tensor;
   /** [T, H]. */
   readonly lse: Tensor;
-  /** Before the gated unit, [T, F]; a is after it. */
+  /** Before the gated unit, [T, F]. */
   readonly gate: Tensor;
   readonly up: Tensor;
-  readonly a: Tensor;
   /** x·Aᵀ of each linear, [T, R]. */
   readonly h: Readonly<Record<LinearName, Tensor>>;
 }
@@ -121,7 +118,7 @@ export const emitDecoder = (
     const next = activation(`x.${i + 1}`, rows, spec.width);
     adapted("down_proj", a, next, x1);
 
-    blocks.push({ x, x1, n, n1, rstd, rstd1, q, k, v, o, lse, gate, up, a, h });
+    blocks.push({ x, x1, q, k, v, o, lse, gate, up, h });
     x = next;
   }
   return { blocks, x };
