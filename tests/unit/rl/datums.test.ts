@@ -277,6 +277,17 @@ describe("toDatums", () => {
     expect(toDatums([two([1, 0], { policyVersion: 3 })], grpo(), { version: 7 }).counts.droppedStale).toBe(0);
   });
 
+  test("a rollout whose calls are all too old does not move the statistics of its group", () => {
+    const stale = two([1, 0, 1]);
+    const old = { ...stale.trajectories[2]!, rolloutId: "old" };
+    const fresh = stale.trajectories
+      .slice(0, 2)
+      .map((one) => ({ ...one, transitions: [call({ ...one.transitions[0]!, policyVersion: 9 })] }));
+    const batch = toDatums([{ id: "t", trajectories: [...fresh, old] }], grpo(), { version: 9 });
+    expect(batch.counts).toMatchObject({ droppedStale: 1, rows: 2 });
+    expect(batch.examples).toEqual(toDatums([{ id: "t", trajectories: fresh }], grpo()).examples);
+  });
+
   test.each([
     ["a log-prob", { samplerLogprobs: Float32Array.of(Number.NaN) }, "samplerLogprobs[0] must be finite, got NaN"],
     ["a step reward", { reward: Number.POSITIVE_INFINITY }, "the reward must be finite, got Infinity"],
