@@ -18,7 +18,8 @@ const ask = <T>(request: IDBRequest<T>): Promise<T> =>
   new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
-    if ("onblocked" in request) (request as IDBOpenDBRequest).onblocked = () => reject(new Error("blocked: the store kept its handle"));
+    if ("onblocked" in request)
+      (request as unknown as IDBOpenDBRequest).onblocked = () => reject(new Error("blocked: the store kept its handle"));
   });
 
 /** The next `times` transactions fail as on a handle that is gone. */

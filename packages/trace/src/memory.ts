@@ -27,7 +27,9 @@ interface RolloutRow<KeptSpan> {
 export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): Rows => {
   const byId = new Map<string, RolloutRow<KeptSpan>>();
   const order: string[] = []; // ids by seq
-  const queuedIds = new Map<string, number>(); // id → seq
+  let queuedIds = new Map<string, number>(); // id → seq, by seq unless a retry came back out of turn
+  let isQueueSorted = true;
+  let lastQueuedSeq = 0;
   const running = new Map<string, Attempt>(); // by rollout: a rollout has at most one
   const resources = new Map<string, Map<number, KeptResource>>();
   const latest = new Map<string, number>();
@@ -55,11 +57,16 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
   return {
     rollout: async (id) => byId.get(id)?.rollout,
     rollouts: async (direction, fromSeq, limit) => rolloutsFrom(direction === "oldest" ? 1 : -1, fromSeq, limit),
-    queued: async (limit) =>
-      [...queuedIds]
-        .sort((a, b) => a[1] - b[1])
-        .slice(0, limit)
-        .map(([id]) => (byId.get(id) as RolloutRow<KeptSpan>).rollout),
+    queued: async (limit) => {
+      if (!isQueueSorted) queuedIds = new Map([...queuedIds].sort((a, b) => a[1] - b[1]));
+      isQueueSorted = true;
+      const found: Rollout[] = [];
+      for (const id of queuedIds.keys()) {
+        if (found.length >= limit) break;
+        found.push((byId.get(id) as RolloutRow<KeptSpan>).rollout);
+      }
+      return found;
+    },
     attempt: async (ref) => byId.get(ref.rolloutId)?.attempts.get(ref.id)?.attempt,
     attempts: async (rolloutId) =>
       [...(byId.get(rolloutId)?.attempts.values() ?? [])].map((row) => row.attempt).sort((a, b) => a.sequence - b.sequence),
@@ -93,8 +100,12 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
         order.push(rollout.id);
         lastRolloutSeq = Math.max(lastRolloutSeq, rollout.seq);
       }
-      if (rollout.status === "queued") queuedIds.set(rollout.id, rollout.seq);
-      else queuedIds.delete(rollout.id);
+      if (rollout.status !== "queued") queuedIds.delete(rollout.id);
+      else if (!queuedIds.has(rollout.id)) {
+        queuedIds.set(rollout.id, rollout.seq);
+        if (rollout.seq < lastQueuedSeq) isQueueSorted = false;
+        lastQueuedSeq = Math.max(lastQueuedSeq, rollout.seq);
+      }
     },
     putAttempt: async (attempt) => {
       const { attempts } = byId.get(attempt.rolloutId) as RolloutRow<KeptSpan>;
