@@ -8,6 +8,7 @@
 
 import type { Json } from "@fulgurite/trace";
 import { RlError } from "./errors.ts";
+import type { StepReport } from "./train.ts";
 
 export interface Cursor {
   readonly runId: string;
@@ -18,6 +19,8 @@ export interface Cursor {
   readonly seed: number;
   /** What the run was started with; a resumed run must be the same. */
   readonly options: Readonly<Record<string, Json>>;
+  /** Of the step that made this version. */
+  readonly report: StepReport;
   /** Of the advantage estimator. */
   readonly estimator?: Json;
 }

@@ -44,7 +44,7 @@ export interface TrainOptions {
   readonly signal?: AbortSignal;
   /** In order of task and member, when all rollouts of a step have ended. NaN: not scored. */
   readonly onRollout?: (rollout: Rollout, reward: number) => void;
-  /** Milliseconds. Present: collectMs, updateMs and publishMs are among the metrics. */
+  /** Milliseconds. Present: collectMs and updateMs are among the metrics. */
   readonly clock?: () => number;
 }
 
@@ -66,6 +66,13 @@ function atLeast(minimum: number, options: Record<string, number>): void {
       throw new RlError("bad-options", `train: ${name} is an integer ≥ ${minimum}, got ${got}`);
 }
 
+/** As metadata: JSON has no NaN, so metrics that are not finite are left out. */
+const toRecord = ({ metrics, failures, ...rest }: StepReport): Json => ({
+  ...rest,
+  metrics: Object.fromEntries(Object.entries(metrics).filter(([, value]) => Number.isFinite(value))),
+  failures: failures.map((failure) => ({ ...failure })),
+});
+
 /** Rollouts without a number teach nothing; when most have none, something is broken that more steps would only hide. */
 function refuseMostlyFailed(collected: readonly CollectedRollout[], step: number): StepReport["failures"] {
   const failures = collected.flatMap(({ rollout, failure, untrainable }) => {
@@ -81,7 +88,8 @@ function refuseMostlyFailed(collected: readonly CollectedRollout[], step: number
 }
 
 /**
- * Trains; yields after every published version. The generator may be left at any yield, and a later call with the same runId and options
+ * Trains; yields after every published version. Each version's metadata carries the report of the step that made it, so that a curve
+ * can be drawn from the store alone. The generator may be left at any yield, and a later call with the same runId and options
  * continues.
  *
  * @throws RlError "rollouts-failed" when more than half of a step's rollouts cannot be trained on, "checkpoint" when the run was started
@@ -108,11 +116,12 @@ export async function* train(options: TrainOptions): AsyncGenerator<StepReport, 
   let firstStep = 0;
   let estimator: Json | undefined;
 
-  const publish = async (): Promise<void> => {
+  const publish = async (report: StepReport | undefined): Promise<void> => {
     await policy.publish(version);
     const published = await store.resource(adapterName, version);
     if (published === undefined) {
-      await store.publish({ name: adapterName, kind: "lora", version, metadata: { run: runId }, files: await trainer.exportAdapter() });
+      const metadata = { run: runId, ...(report && { report: toRecord(report) }) };
+      await store.publish({ name: adapterName, kind: "lora", version, metadata, files: await trainer.exportAdapter() });
     } else if (published.metadata.run !== runId) {
       const by = published.metadata.run === undefined ? "something else" : `run ${JSON.stringify(published.metadata.run)}`;
       throw new RlError(
@@ -129,7 +138,7 @@ export async function* train(options: TrainOptions): AsyncGenerator<StepReport, 
     checkSameRun(cursor, identity);
     await trainer.loadState(trainerState);
     ({ version, step: firstStep, estimator } = cursor);
-    await publish();
+    await publish(cursor.report);
   }
   // of a process that died: its running attempts are tried again, its queued rollouts of other versions would run with the wrong policy
   await store.requeueStale(Number.MAX_SAFE_INTEGER);
@@ -183,28 +192,30 @@ export async function* train(options: TrainOptions): AsyncGenerator<StepReport, 
     const updatedMs = clock?.() ?? 0;
 
     version++;
-    if ((step + 1) % checkpointEvery === 0 || step + 1 === steps)
-      await store.putState(
-        stateName,
-        encodeCheckpoint({
-          cursor: { runId, step: step + 1, version, seed, options: identity, ...(estimator === undefined ? {} : { estimator }) },
-          trainerState: await trainer.saveState(),
-        }),
-      );
-    await publish();
-
-    yield {
+    const report: StepReport = {
       step,
       version,
       metrics: {
         ...rolloutMetrics(groups),
         ...batch.counts,
         ...update.metrics,
-        gradNorm,
+        // what was refused for not being a number is no number to report
+        ...(Number.isFinite(gradNorm) ? { gradNorm } : {}),
         applied: applied ? 1 : 0,
-        ...(clock ? { collectMs: collectedMs - startedMs, updateMs: updatedMs - collectedMs, publishMs: clock() - updatedMs } : {}),
+        ...(clock ? { collectMs: collectedMs - startedMs, updateMs: updatedMs - collectedMs } : {}),
       },
       failures,
     };
+    if ((step + 1) % checkpointEvery === 0 || step + 1 === steps)
+      await store.putState(
+        stateName,
+        encodeCheckpoint({
+          cursor: { runId, step: step + 1, version, seed, options: identity, report, ...(estimator === undefined ? {} : { estimator }) },
+          trainerState: await trainer.saveState(),
+        }),
+      );
+    await publish(report);
+
+    yield report;
   }
 }
