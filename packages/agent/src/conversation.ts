@@ -1,6 +1,6 @@
 // A chat request as its one canonical meaning, whichever client sent it. The rule behind every line: ignore what does not
 // change the meaning, refuse what does, naming the field. Types of fields are zod's business, meaning is ours.
-// Who samples how is not decided here: temperature, top_p, penalties and n's kin belong to the run (Sampling).
+// The distribution is not decided here: temperature, top_p and penalties belong to the run (Sampling).
 
 import type { Json } from "@fulgurite/trace";
 import { z } from "zod";
@@ -149,6 +149,9 @@ const isEmpty = (value: unknown): boolean =>
 
 const refuseMeaning = (body: ChatBody): void => {
   if (body.n && body.n !== 1) refuse("n", "one choice an answer", body.n, "run more rollouts of the task instead");
+  const choice = typeof body.tool_choice === "object" ? body.tool_choice?.type : undefined;
+  if (choice && choice !== "function" && choice !== "allowed_tools")
+    refuse("tool_choice.type", 'must be "function"', choice, "hosted tools are not supported");
   const format = body.response_format?.type;
   if (format && format !== "text") refuse("response_format.type", 'must be "text"', format, "ask for JSON in the prompt, or use a tool");
   for (const field of ["logit_bias", "web_search_options", "audio", "functions"] as const) {

@@ -8,11 +8,22 @@
 //   cancelled   met drain's abort, or its rollout was cancelled in the store      as retryOn says; else cancelled
 // Whether a rollout is queued again is the store's decision alone.
 
-import { type AttemptError, type Claim, type Json, mintId, mintSpanId, type Outcome, type Rollout, rewardSpan } from "@fulgurite/trace";
+import {
+  type AttemptError,
+  type AttemptRef,
+  type Claim,
+  type Json,
+  mintId,
+  mintSpanId,
+  type Outcome,
+  type Rollout,
+  rewardSpan,
+  type Store,
+} from "@fulgurite/trace";
 import { AgentError } from "./errors.ts";
 import { linkAbort } from "./linkedAbort.ts";
 import { seedOf } from "./seeds.ts";
-import type { AgentContext, Runner, RunnerOptions, Sampling } from "./types.ts";
+import type { AgentContext, OpenedAttempt, Runner, RunnerOptions, Sampling } from "./types.ts";
 
 const CONCURRENCY = 64;
 const MAX_TOKENS = 256;
@@ -48,12 +59,31 @@ const abortedOutcome = (reason: unknown): Outcome => ({
 
 const hasEnded = (rollout: Rollout): boolean => rollout.status !== "queued" && rollout.status !== "running";
 
+/** Tolerates that someone else ended the attempt meanwhile: it was cancelled in the store, or taken for dead. */
+const finishAttempt = async (store: Store, ref: AttemptRef, outcome: Outcome): Promise<Rollout> => {
+  try {
+    return await store.finish(ref, outcome);
+  } catch (error) {
+    const known = (await store.attempts(ref.rolloutId)).find(({ id }) => id === ref.id);
+    if (known === undefined || known.status === "running") throw error;
+    for await (const current of store.rollouts({ ids: [ref.rolloutId] })) return current;
+    throw error;
+  }
+};
+
 /** Runs one claimed attempt to its end in the store. Rejects only when the store fails. */
 const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt }: Claim, signal: AbortSignal): Promise<Rollout> => {
   const { store, endpoint, agent } = options;
   const clock = options.clock ?? Date.now;
   const ref = { rolloutId: rollout.id, id: attempt.id };
   const abort = linkAbort([signal]);
+  let opened: OpenedAttempt;
+  try {
+    opened = endpoint.open(ref, samplingOf(rollout, options.sampling?.(rollout)), abort.signal);
+  } catch (error) {
+    abort.unlink();
+    return finishAttempt(store, ref, { status: "failed", error: toAttemptError(error) });
+  }
   const { timeoutMs } = rollout.config;
   const timer =
     timeoutMs <= LONGEST_TIMER_MS
@@ -70,7 +100,6 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
       : undefined;
   // a beat that fails is no news: finish() meets the same store
   const beat = setInterval(() => void store.heartbeat(ref).catch(() => {}), HEARTBEAT_MS);
-  const opened = endpoint.open(ref, samplingOf(rollout, options.sampling?.(rollout)), abort.signal);
 
   let over = false;
   let badReward: unknown;
@@ -116,15 +145,7 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
     const lost = `runner: every span must reach the store, got ${captureFailures} that did not; its transitions would be incomplete`;
     outcome = { status: "failed", error: toAttemptError(new AgentError("capture", lost)) };
   }
-  try {
-    return await store.finish(ref, outcome);
-  } catch (error) {
-    // ended by someone else meanwhile: cancelled in the store, or taken for dead
-    const known = (await store.attempts(rollout.id)).find(({ id }) => id === attempt.id);
-    if (known === undefined || known.status === "running") throw error;
-    for await (const current of store.rollouts({ ids: [rollout.id] })) return current;
-    throw error;
-  }
+  return finishAttempt(store, ref, outcome);
 };
 
 export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner => {
@@ -147,9 +168,14 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
 
     let wake = (): void => {};
     let woken: Promise<void> = Promise.resolve();
+    let stirred = false;
     const rearm = (): void => {
+      stirred = false;
       woken = new Promise((resolve) => {
-        wake = resolve;
+        wake = () => {
+          stirred = true;
+          resolve();
+        };
       });
     };
     run.signal.addEventListener("abort", () => wake());
@@ -182,7 +208,8 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
         const free = concurrency - running.size;
         const claims = free > 0 ? await store.claim(workerId, free) : [];
         for (const claim of claims) start(claim);
-        if (running.size === 0 && claims.length === 0) break;
+        // an attempt that ended while the claim was under way may have put its rollout back
+        if (running.size === 0 && claims.length === 0 && !stirred) break;
         if (!run.signal.aborted) await woken;
       }
     } catch (error) {

@@ -91,6 +91,7 @@ test.each([
   ],
   ["tools[0].type", { messages: [user], tools: [{ type: "web_search" }] }],
   ["tools[0].function", { messages: [user], tools: [{ type: "function" }] }],
+  ["tool_choice.type", { messages: [user], tool_choice: { type: "file_search" } }],
   ["n", { messages: [user], n: 2 }],
   ["max_completion_tokens", { messages: [user], max_tokens: 4, max_completion_tokens: 5 }],
   ["max_tokens", { messages: [user], max_tokens: 0 }],

@@ -335,6 +335,55 @@ test("lost spans fail the attempt, not the agent", async () => {
   expect(attempt?.error?.message).toContain("got 2 that did not");
 });
 
+test("a rollout that is put back while the runner asks for more is not forgotten", async () => {
+  const inner = createMemoryStore();
+  let first = true;
+  let fail = (): void => {};
+  const put = new Promise<void>((resolve) => {
+    fail = resolve;
+  });
+  let claims = 0;
+  const store: Store = {
+    ...inner,
+    claim: async (worker, limit) => {
+      const found = await inner.claim(worker, limit);
+      // the second claim has seen an empty queue; before it returns, the running attempt fails and is queued again
+      if (++claims === 2) {
+        fail();
+        await vi.waitFor(async () => expect((await inner.stats()).rollouts.queued).toBe(1));
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+      return found;
+    },
+  };
+  const agent = (async (task: number) => {
+    if (task === 2 || !first) return 1; // the second task ends at once, which makes the runner ask for more
+    first = false;
+    await put;
+    throw new Error("once");
+  }) as unknown as Agent<never>;
+  const { runner } = await setUp(
+    agent,
+    [
+      { id: "r", input: 1, config: { maxAttempts: 2, retryOn: ["failed"] } },
+      { id: "quick", input: 2 },
+    ],
+    { store, concurrency: 2 },
+  );
+  await runner.drain();
+  expect((await inner.stats()).rollouts).toMatchObject({ queued: 0, running: 0, succeeded: 2 });
+});
+
+test("sampling() that throws fails the attempt, not the drain", async () => {
+  const { runner, store } = await setUp(async () => 1, [{ id: "r", input: 1, config: once }], {
+    sampling: () => {
+      throw new Error("no sampling today");
+    },
+  });
+  await runner.drain();
+  expect((await store.attempts("r"))[0]).toMatchObject({ status: "failed", error: { message: "no sampling today" } });
+});
+
 test("a store that fails ends the drain, with every agent stopped", async () => {
   const inner = createMemoryStore();
   const store: Store = { ...inner, finish: () => Promise.reject(new Error("disk gone")) };

@@ -10,7 +10,7 @@ const byteCharacters = (): string[] => {
   return Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : spare++));
 };
 
-export const SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>"] as const;
+const SPECIALS: readonly string[] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>"];
 
 /** Ids 0–255 are the bytes, then the merges in order, then the specials. */
 export const tinyTokenizer = (merges: readonly (readonly [string, string])[] = []): object => {
@@ -133,7 +133,12 @@ export const counting = (): Required<Pick<EndpointOptions, "clock" | "randomByte
   };
 };
 
-export const WEATHER = {
+interface FunctionTool {
+  readonly type: string;
+  readonly function: { readonly name: string; readonly description: string; readonly parameters: object };
+}
+
+export const WEATHER: FunctionTool = {
   type: "function",
   function: {
     name: "get_weather",
