@@ -8,7 +8,7 @@ import { EngineError } from "../errors.ts";
 import { planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray } from "../plan/backend.ts";
 import { rowCount } from "../plan/rowCount.ts";
-import { operandsOf, type Plan, type Step, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { encodePlan, scratchBytes } from "./encode.ts";
 import { type Machine, startMachine } from "./machine.ts";
 import { findSpawner, mayWait, type ThreadSpawner } from "./threads.ts";
@@ -30,15 +30,12 @@ const ADAM = 264;
 
 const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
-const multiplied = (step: Step): Tensor | undefined =>
-  step.op === "linear" || step.op === "linearBackward" ? step.w : step.op === "weightGrad" ? step.dw : undefined;
-
-/** Operations of a run's GEMMs, 2 for each multiply-add. */
-const gemmFlop = (plan: Plan, vars: Vars): number =>
-  plan.steps.reduce((sum, step) => {
-    const matrix = multiplied(step);
-    return matrix && "rows" in step ? sum + 2 * sizeOf(matrix) * rowCount(step.rows, vars) : sum;
-  }, 0);
+/** The GEMMs of a plan: operations for each row (2 a multiply-add), and which rows. */
+const gemmsOf = (plan: Plan): { flopPerRow: number; rows: Rows }[] =>
+  plan.steps.flatMap((step) => {
+    if (step.op === "linear" || step.op === "linearBackward") return [{ flopPerRow: 2 * sizeOf(step.w), rows: step.rows }];
+    return step.op === "weightGrad" ? [{ flopPerRow: 2 * sizeOf(step.dw), rows: step.rows }] : [];
+  });
 
 const adamNames = ["learningRate", "beta1", "beta2", "eps", "weightDecay", "gradClipNorm", "adamStep"] as const;
 
@@ -192,19 +189,23 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     }
 
     const counted = plan.steps.flatMap((step) => [...("rows" in step ? [step.rows] : []), ...("outRows" in step ? [step.outRows] : [])]);
+    /** One of each kind of count: they are asked for before every run, and a plan has hundreds of steps. */
+    const counts = [...new Map(counted.map((rows) => [rows.count, rows])).values()];
+    const gemms = gemmsOf(plan);
     const hasAdam = plan.steps.some((step) => step.op === "adamW");
     let isReleased = false;
     return {
       run: async (vars: Vars): Promise<void> => {
         const { heap, kernels } = alive("run");
         if (isReleased) throw new EngineError("disposed", `run: plan "${plan.name}" was disposed; compile it again`);
-        for (const rows of counted) rowCount(rows, vars);
+        for (const rows of counts) rowCount(rows, vars);
         if (encodedFor !== workspace.generation) encode();
         new Int32Array(heap.memory.buffer, control + ROWS, 2).set([vars.rows ?? 0, vars.outRows ?? 0]);
         if (hasAdam) new Float32Array(heap.memory.buffer, control + ADAM, 10).set(adamNumbers(vars));
-        const threads = threadCount > 1 && gemmFlop(plan, vars) >= minThreadedFlop ? threadCount : 1;
+        const isLarge =
+          threadCount > 1 && gemms.reduce((sum, { flopPerRow, rows }) => sum + flopPerRow * rowCount(rows, vars), 0) >= minThreadedFlop;
         try {
-          kernels.run(program, threads);
+          kernels.run(program, isLarge ? threadCount : 1);
         } catch (cause) {
           isBroken = true;
           throw new EngineError("device", `run: plan "${plan.name}" runs through, got a WASM trap; create another backend`, { cause });

@@ -8,6 +8,8 @@
 // Every element is the sum over d in ascending order, restarted at each DEPTH_BLOCK and added into C: the order depends on the depth
 // alone, not on the tile shape, the number of rows or the thread. No fused multiply-add exists in WASM SIMD, so all tiles round alike.
 
+import { nextPiece } from "./threads";
+
 /** B[d,n] lies in panels [⌈N/8⌉][depth][8]. */
 export const PACKED: i32 = 0;
 /** B[d,n] at b + d·stride + n·4. */
@@ -258,10 +260,10 @@ export function packWeights(w: usize, to: usize, outputs: i32, inputs: i32): voi
 
 /**
  * A[m,d] at a + m·aRow + d·aDepth, one of the two strides being 4 · B by kind · C rows cRow bytes apart · base 0: none (rows baseRow
- * bytes apart; may be C) · bias 0: none. Strides in bytes. The thread computes its share of the rows, or of the columns when rows are few.
+ * bytes apart; may be C) · bias 0: none. Strides in bytes. Threads take pieces of the rows, or of the columns when rows are few.
  */
 export function gemm(
-  thread: i32, threads: i32, scratch: usize,
+  threads: i32, scratch: usize,
   M: i32, N: i32, depth: i32,
   a: usize, aRow: usize, aDepth: usize,
   b: usize, bKind: i32, bStride: usize,
@@ -269,14 +271,30 @@ export function gemm(
 ): void {
   const strips = (M + 3) >> 2;
   const panels = (N + 7) >> 3;
-  let mBegin = 0, mEnd = M, pBegin = 0, pEnd = panels;
-  if (strips >= 4 * threads || panels < threads) {
-    mBegin = min(M, 4 * (strips * thread / threads));
-    mEnd = min(M, 4 * (strips * (thread + 1) / threads));
-  } else {
-    pBegin = panels * thread / threads;
-    pEnd = panels * (thread + 1) / threads;
+  let rows = M, columns = N;
+  if (threads > 1) {
+    // About four pieces a thread; columns by four panels, which is what tile1x32 takes at once.
+    if (strips >= 4 * threads || panels < threads) rows = 4 * min(ROW_BLOCK >> 2, (strips + 4 * threads - 1) / (4 * threads));
+    else columns = 32 * ((panels + 16 * threads - 1) / (16 * threads));
   }
+  const acrossRows = (M + rows - 1) / rows;
+  const pieces = acrossRows * ((N + columns - 1) / columns);
+  for (let piece = nextPiece(-1, threads); piece < pieces; piece = nextPiece(piece, threads)) {
+    const m = (piece % acrossRows) * rows, n = (piece / acrossRows) * columns;
+    gemmPiece(
+      scratch, m, min(M, m + rows), n, min(N, n + columns), depth, a, aRow, aDepth, b, bKind, bStride, c, cRow, base, baseRow, bias, scale,
+    );
+  }
+}
+
+/** Rows mBegin … mEnd − 1, columns nBegin (a multiple of 8) … nEnd − 1. */
+function gemmPiece(
+  scratch: usize,
+  mBegin: i32, mEnd: i32, nBegin: i32, nEnd: i32, depth: i32,
+  a: usize, aRow: usize, aDepth: usize,
+  b: usize, bKind: i32, bStride: usize,
+  c: usize, cRow: usize, base: usize, baseRow: usize, bias: usize, scale: f32,
+): void {
   const aBlock = scratch;
   const bPanel = scratch + DEPTH_BLOCK * ROW_BLOCK * 4;
   const tile = bPanel + DEPTH_BLOCK * 32;
@@ -300,9 +318,9 @@ export function gemm(
         else copyRuns(aFirst + (<usize>m) * aRow, aDepth, min(4, packed - m), dc, to, 4);
       }
       const loneRow = aFirst + (<usize>(mc - 1)) * aRow;
-      let p = pBegin;
+      let p = nBegin >> 3;
       if (lone && mc == 1 && bKind == PACKED) {
-        const wholePanels = min(pEnd, N >> 3);
+        const wholePanels = nEnd >> 3;
         const panelBytes = (<usize>depth) << 5;
         for (; p + 4 <= wholePanels; p += 4) {
           const at = (<usize>p) << 5;
@@ -310,9 +328,9 @@ export function gemm(
           tile1x32(loneRow, b + (<usize>p) * panelBytes + ((<usize>d0) << 5), panelBytes, dc, c + (<usize>m0) * cRow + at, row, add ? add + at : 0, scale);
         }
       }
-      for (; p < pEnd; p++) {
+      for (; p < (nEnd + 7) >> 3; p++) {
         const n = p << 3;
-        const columns = min(8, N - n);
+        const columns = min(8, nEnd - n);
         const at = (<usize>n) << 2;
         let panel = bPanel;
         if (bKind == PACKED) panel = b + (((<usize>p) * (<usize>depth) + (<usize>d0)) << 5);

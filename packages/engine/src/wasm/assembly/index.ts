@@ -36,33 +36,33 @@ function rowCount(count: i32, base: i32, capacity: i32): i32 {
 }
 
 /** x, w, packed, bias, residual, y, scale, I, O. */
-function linear(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
+function linear(s: usize, n: i32, threads: i32, scratch: usize): void {
   const inputs = word(s, 7), outputs = word(s, 8);
   const rowIn = (<usize>inputs) << 2, rowOut = (<usize>outputs) << 2;
   gemm(
-    thread, threads, scratch, n, outputs, inputs, address(s, 0), rowIn, 4, address(s, 1), word(s, 2) ? PACKED : BY_COLUMN, rowIn,
+    threads, scratch, n, outputs, inputs, address(s, 0), rowIn, 4, address(s, 1), word(s, 2) ? PACKED : BY_COLUMN, rowIn,
     address(s, 5), rowOut, address(s, 4), rowOut, address(s, 3), number(s, 6),
   );
 }
 
 /** dy, w, dx, accumulate, scale, I, O. */
-function linearBackward(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
+function linearBackward(s: usize, n: i32, threads: i32, scratch: usize): void {
   const inputs = word(s, 5), outputs = word(s, 6);
   const rowIn = (<usize>inputs) << 2, rowOut = (<usize>outputs) << 2;
   const dx = address(s, 2);
   gemm(
-    thread, threads, scratch, n, inputs, outputs, address(s, 0), rowOut, 4, address(s, 1), BY_DEPTH, rowIn,
+    threads, scratch, n, inputs, outputs, address(s, 0), rowOut, 4, address(s, 1), BY_DEPTH, rowIn,
     dx, rowIn, word(s, 3) ? dx : 0, rowIn, 0, number(s, 4),
   );
 }
 
 /** dy, x, dw, scale, I, O. */
-function weightGrad(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
+function weightGrad(s: usize, n: i32, threads: i32, scratch: usize): void {
   const inputs = word(s, 4), outputs = word(s, 5);
   const rowIn = (<usize>inputs) << 2, rowOut = (<usize>outputs) << 2;
   const dw = address(s, 2);
   gemm(
-    thread, threads, scratch, outputs, inputs, n, address(s, 0), 4, rowOut, address(s, 1), BY_DEPTH, rowIn,
+    threads, scratch, outputs, inputs, n, address(s, 0), 4, rowOut, address(s, 1), BY_DEPTH, rowIn,
     dw, rowIn, dw, rowIn, 0, number(s, 3),
   );
 }
@@ -73,9 +73,9 @@ function runStep(opcode: i32, s: usize, n: i32, thread: i32, threads: i32, scrat
     case 0: gatherRows(s, n, thread, threads); break; // embed
     case 1: rmsNorm(s, n, thread, threads); break;
     case 2: rmsNormBackward(s, n, thread, threads); break;
-    case 3: linear(s, n, thread, threads, scratch); break;
-    case 4: linearBackward(s, n, thread, threads, scratch); break;
-    case 5: weightGrad(s, n, thread, threads, scratch); break;
+    case 3: linear(s, n, threads, scratch); break;
+    case 4: linearBackward(s, n, threads, scratch); break;
+    case 5: weightGrad(s, n, threads, scratch); break;
     case 6: rope(s, n, thread, threads); break;
     case 7: attention(s, n, thread, threads, scratch); break;
     case 8: attentionDelta(s, n, thread, threads); break;

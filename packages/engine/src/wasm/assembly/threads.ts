@@ -1,7 +1,7 @@
 // Threads meet here: between steps at a barrier, between runs at the generation counter. The single-thread build compiles to nothing.
 // A waiter spins a little, because the next step is usually microseconds away, and then sleeps, because the machine may be shared.
 
-import { ARRIVED, control, GENERATION, PHASE, SLEEPERS } from "./control";
+import { ARRIVED, control, GENERATION, NEXT, PHASE, SLEEPERS } from "./control";
 
 const SPINS: i32 = 3000;
 
@@ -30,11 +30,23 @@ export function barrier(threads: i32): void {
     const phase = atomic.load<i32>(control() + PHASE);
     if (atomic.add<i32>(control() + ARRIVED, 1) + 1 == threads) {
       atomic.store<i32>(control() + ARRIVED, 0);
+      atomic.store<i32>(control() + NEXT, 0);
       change(control() + PHASE);
     } else {
       awaitChange(control() + PHASE, phase);
     }
   }
+}
+
+/**
+ * The number of a piece of this step's work that nobody has taken; `previous` is the caller's last one, −1 at first. Pieces are taken, not
+ * dealt, so that a slow core, or one that the machine has given to somebody else, holds up no more than one piece.
+ */
+export function nextPiece(previous: i32, threads: i32): i32 {
+  if (ASC_FEATURE_THREADS) {
+    if (threads > 1) return atomic.add<i32>(control() + NEXT, 1);
+  }
+  return previous + 1;
 }
 
 /** Wakes the serving threads for a run, or for the end. */
