@@ -812,7 +812,7 @@ for (const [name, length, vars, moments, sum] of [
 ] as const) {
   add(`adamW, ${name}`, (b) => {
     const g = b.whole("g", [length], "state", (i) => (i % 10 === 0 ? 0 : b.normal()));
-    const squares = b.inputs.get(g)!.reduce((total, value) => total + value ** 2, 0);
+    const squares = Array.from(b.inputs.get(g)!).reduce((total, value) => total + value ** 2, 0);
     return {
       step: {
         op: "adamW",
