@@ -28,6 +28,12 @@ import { EngineError, type EngineErrorCode } from "./errors.ts";
 /** Names a call, so that it can be aborted and its tokens find their listener. */
 type CallId = number;
 
+interface Call {
+  readonly id: CallId;
+  /** Its signal had fired before the call was made: a message of its own would come too late. */
+  readonly isAborted: boolean;
+}
+
 type Unsignalled<T> = Omit<T, "signal" | "onToken">;
 type TokenListener = (id: CallId, token: number, logprob: number) => void | Promise<void>;
 
@@ -40,9 +46,9 @@ interface Facts {
 /** What the worker answers. Everything in it survives a structured clone but the listener, which is a comlink proxy. */
 interface RemotePolicy<Options> {
   open(options: Options, onToken: TokenListener): Promise<Facts>;
-  generate(id: CallId, request: Unsignalled<GenerateRequest>, isStreaming: boolean): Promise<Completion>;
-  forward(id: CallId, data: readonly Datum[], options: Unsignalled<ForwardOptions>): Promise<ForwardOutput>;
-  forwardBackward(id: CallId, data: readonly Datum[], loss: Loss, options: Unsignalled<ForwardOptions>): Promise<UpdateOutput>;
+  generate(call: Call, request: Unsignalled<GenerateRequest>, isStreaming: boolean): Promise<Completion>;
+  forward(call: Call, data: readonly Datum[], options: Unsignalled<ForwardOptions>): Promise<ForwardOutput>;
+  forwardBackward(call: Call, data: readonly Datum[], loss: Loss, options: Unsignalled<ForwardOptions>): Promise<UpdateOutput>;
   optimStep(adam: AdamParams): Promise<StepOutput>;
   exportAdapter(): Promise<PeftFiles>;
   importAdapter(files: PeftFiles): Promise<void>;
@@ -104,8 +110,9 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
       throw toWire(error);
     }
   };
-  const abortable = <T>(id: CallId, work: (signal: AbortSignal) => Promise<T>): Promise<T> => {
+  const abortable = <T>({ id, isAborted }: Call, work: (signal: AbortSignal) => Promise<T>): Promise<T> => {
     const controller = new AbortController();
+    if (isAborted) controller.abort();
     controllers.set(id, controller);
     return answer(() => work(controller.signal)).finally(() => controllers.delete(id));
   };
@@ -121,23 +128,23 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
         const { device, sampler } = policy;
         return { device, limits: { ...sampler.limits }, policyVersion: sampler.policyVersion };
       }),
-    generate: (id, request, isStreaming) =>
-      abortable(id, async (signal) => {
+    generate: (call, request, isStreaming) =>
+      abortable(call, async (signal) => {
         // Tokens go over a port of their own: waiting for their receipt puts them before the completion.
         const received: Promise<void>[] = [];
         const failures: unknown[] = [];
         const onToken = (token: number, logprob: number): void => {
           if (failures.length > 0) throw failures[0]; // the page's listener threw: end the completion as it would there
-          received.push(Promise.resolve(emit(id, token, logprob)).catch((error: unknown) => void failures.push(error)));
+          received.push(Promise.resolve(emit(call.id, token, logprob)).catch((error: unknown) => void failures.push(error)));
         };
         const completion = await opened().sampler.generate({ ...request, signal, ...(isStreaming && { onToken }) });
         await Promise.all(received);
         if (failures.length > 0) throw failures[0];
         return completion;
       }),
-    forward: (id, data, options) => abortable(id, (signal) => opened().trainer.forward(data, { ...options, signal })),
-    forwardBackward: (id, data, loss, options) =>
-      abortable(id, (signal) => opened().trainer.forwardBackward(data, loss, { ...options, signal })),
+    forward: (call, data, options) => abortable(call, (signal) => opened().trainer.forward(data, { ...options, signal })),
+    forwardBackward: (call, data, loss, options) =>
+      abortable(call, (signal) => opened().trainer.forwardBackward(data, loss, { ...options, signal })),
     optimStep: (adam) => answer(() => opened().trainer.optimStep(adam)),
     exportAdapter: () => answer(() => opened().trainer.exportAdapter()),
     importAdapter: (files) => answer(() => opened().trainer.importAdapter(files)),
@@ -189,11 +196,10 @@ export const wrapPolicy = async <Options extends object>(
         .then(resolve, (error: unknown) => reject(fromWire(error)))
         .finally(() => pending.delete(reject));
     });
-  const abortable = <T>(signal: AbortSignal | undefined, work: (id: CallId) => Promise<T>): Promise<T> => {
+  const abortable = <T>(signal: AbortSignal | undefined, work: (call: Call) => Promise<T>): Promise<T> => {
     const id = ++lastId;
     const abort = (): void => void (ended ? undefined : remote.abort(id));
-    const result = call(() => work(id));
-    if (signal?.aborted) abort();
+    const result = call(() => work({ id, isAborted: signal?.aborted ?? false }));
     signal?.addEventListener("abort", abort);
     return result.finally(() => signal?.removeEventListener("abort", abort));
   };
@@ -211,15 +217,15 @@ export const wrapPolicy = async <Options extends object>(
         return policyVersion;
       },
       generate: ({ signal, onToken: listener, ...request }) =>
-        abortable(signal, (id) => {
-          if (listener) listeners.set(id, listener);
-          return remote.generate(id, request, listener !== undefined).finally(() => listeners.delete(id));
+        abortable(signal, (call) => {
+          if (listener) listeners.set(call.id, listener);
+          return remote.generate(call, request, listener !== undefined).finally(() => listeners.delete(call.id));
         }),
     },
     trainer: {
-      forward: (data, options) => abortable(options?.signal, (id) => remote.forward(id, data, unsignalled(options))),
+      forward: (data, options) => abortable(options?.signal, (call) => remote.forward(call, data, unsignalled(options))),
       forwardBackward: (data, loss, options) =>
-        abortable(options?.signal, (id) => remote.forwardBackward(id, data, loss, unsignalled(options))),
+        abortable(options?.signal, (call) => remote.forwardBackward(call, data, loss, unsignalled(options))),
       optimStep: (adam) => call(() => remote.optimStep(adam)),
       exportAdapter: () => call(() => remote.exportAdapter()),
       importAdapter: (files) => call(() => remote.importAdapter(files)),
