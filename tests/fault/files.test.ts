@@ -319,6 +319,18 @@ test("a disk that goes on failing fails the store, and what was acknowledged bef
   expect(lost).toBeGreaterThan(10);
 });
 
+test("what a file that was left after a failed sync says is void from the next file's first number on", async () => {
+  const { folder, bytes } = await makeLog(["s1", "s2"]);
+  const [header, rollout, attempt, s1, s2] = linesOf(bytes).map(({ start, end }) => bytes.subarray(start, end + 1)) as Buffer[];
+  const lost = Buffer.alloc(s1!.length - 1, 0); // the disk kept the later page and dropped the earlier one
+  writeFileSync(join(folder, "log", FIRST), Buffer.concat([header!, rollout!, attempt!, lost, Buffer.from("\n"), s2!]));
+  writeFileSync(join(folder, "log", "0000000000000003.log"), Buffer.concat([header!, s1!, s2!]));
+  const { store, reports } = await open(folder);
+  expect((await collect(store.spans({ rolloutId: "r" }))).map(({ id }) => id)).toEqual(["s1", "s2"]);
+  expect(reports).toEqual([]);
+  await store.close();
+});
+
 // ---- kill -9 --------------------------------------------------------------------------------------------------------------
 
 test("kill -9 in an append loop, again and again: all that was acknowledged is recovered, once", async () => {
