@@ -159,7 +159,7 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
   const drain: Runner["drain"] = async ({ signal, onEnd } = {}) => {
     signal?.throwIfAborted();
     const run = linkAbort([signal]);
-    const running = new Map<string, { done: Promise<void>; cancel: (reason: AgentError) => void }>();
+    const running = new Map<string, { done: Promise<void>; cancel: (reason: unknown) => void }>();
     let failure: { error: unknown } | undefined;
     const fail = (error: unknown): void => {
       failure ??= { error };
@@ -178,7 +178,11 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
         };
       });
     };
-    run.signal.addEventListener("abort", () => wake());
+    // one listener for all attempts: Node warns of a leak at eleven on one signal
+    run.signal.addEventListener("abort", () => {
+      for (const { cancel } of running.values()) cancel(run.signal.reason);
+      wake();
+    });
     const unwatch = store.watch((event) => {
       if (event.kind !== "rollout") return;
       if (event.status === "queued") wake();
@@ -188,18 +192,17 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
     });
 
     const start = (claim: Claim): void => {
-      const attemptAbort = linkAbort([run.signal]);
+      const attemptAbort = new AbortController();
       const done = runAttempt(options, claim, attemptAbort.signal)
         .then((rollout) => {
           if (hasEnded(rollout)) onEnd?.(rollout);
         })
         .catch(fail)
         .finally(() => {
-          attemptAbort.unlink();
           running.delete(claim.rollout.id);
           wake();
         });
-      running.set(claim.rollout.id, { done, cancel: attemptAbort.abort });
+      running.set(claim.rollout.id, { done, cancel: (reason) => attemptAbort.abort(reason) });
     };
 
     try {
@@ -208,6 +211,7 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
         const free = concurrency - running.size;
         const claims = free > 0 ? await store.claim(workerId, free) : [];
         for (const claim of claims) start(claim);
+        if (run.signal.aborted) for (const { cancel } of running.values()) cancel(run.signal.reason); // aborted while claiming
         // an attempt that ended while the claim was under way may have put its rollout back
         if (running.size === 0 && claims.length === 0 && !stirred) break;
         if (!run.signal.aborted) await woken;
