@@ -44,7 +44,7 @@ const train = async (policy: Policy, steps = 1, target = [1, 2, 3, 4]): Promise<
   let loss = Number.NaN;
   for (let i = 0; i < steps; i++) {
     ({ lossSum: loss } = await policy.trainer.forwardBackward([datum([1, 2, 3, 4])], { name: "crossEntropy" }));
-    await policy.trainer.optimStep({ learningRate });
+    await policy.trainer.optimStep({ learningRate: 0.05 });
   }
   return loss;
 };
