@@ -12,12 +12,12 @@ export interface BackendOptions {
 /** What a platform can open. Each entry imports its executor on first use and throws EngineError("device") where there is none. */
 export type DeviceEdges = Readonly<Record<DeviceKind, (options: BackendOptions) => Promise<Backend>>>;
 
-/** The first that opens serves "auto". The reference is a specification, not a choice. */
+/** WebGPU's executor says so of SwiftShader, llvmpipe and their like. */
 const isSoftware = ({ device }: Backend): boolean => device.description.includes("(software)");
 
 /**
  * Opens the executor of this kind. "auto" takes WebGPU where there is a GPU, else WASM: WebGPU emulated on the CPU
- * (SwiftShader, llvmpipe) is many times slower than WASM and is taken only when asked for by name.
+ * (SwiftShader, llvmpipe) is many times slower than WASM and is taken only when asked for by name. The reference is a specification, never a choice.
  * Throws EngineError("bad-request") for an unknown kind, EngineError("device") when it cannot be opened.
  */
 export const openBackend = async (kind: DeviceKind | "auto", edges: DeviceEdges, options: BackendOptions = {}): Promise<Backend> => {
