@@ -3,66 +3,61 @@
 //   dx[t, i] = (dx) + scale · Σ_o dy[t, o]·w[o, i]
 //   dw[o, i] += scale · Σ_t dy[t, o]·x[t, i]
 // weightGrad of a narrow matrix (LoRA) has few results and many rows: it is cut into slices of 64 rows whose partial sums a second
-// dispatch adds up in order. The slice length never changes, so the same rows give the same bits in every plan.
+// dispatch adds up in order. The slice length depends on the matrix alone, so the same rows give the same bits in every plan.
 
 import type { Step, Tensor } from "../../plan/step.ts";
-import { gemm, type Matrix, tileFor } from "../../wgsl/gemm.ts";
-import { type Bindings, columnsOf, type Dispatch, type Element, flat, flatGroups, float, kernel, SCRATCH } from "./kernel.ts";
+import { BK, gemm, type Matrix, tileFor } from "../../wgsl/gemm.ts";
+import { type Bindings, columnsOf, type Dispatch, type Element, flat, flatGroups, kernel, SCRATCH } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-const elementFor = (columns: number): Element => (columns % 4 === 0 ? "vec4f" : "f32");
+/** Both widths in fours: operands are bound and moved as vec4f. */
+const areFours = (O: number, I: number): boolean => O % 4 === 0 && I % 4 === 0;
+const elementFor = (fours: boolean): Element => (fours ? "vec4f" : "f32");
 
-/** Statements that set target[m, n … n + 3] from `value(component suffix, element index, column)` where m and n lie inside. */
-const storeRow = (
-  target: string,
-  rows: string,
-  columns: number,
-  value: (v: string, index: string, column: string) => string,
-): string => `  if (m >= ${rows} || n >= ${columns}u) { return; }
-  ${
-    columns % 4 === 0
-      ? `let e = (m * ${columns}u + n) / 4u;
-  ${target}[e] = ${value("v", "e", "n / 4u")};`
-      : `for (var q = 0u; q < min(4u, ${columns}u - n); q++) {
-    let e = m * ${columns}u + n + q;
-    ${target}[e] = ${value("v[q]", "e", "n + q")};
-  }`
+/** Statements that set target[m, n … n + 3] to `value` of v, at element e and column c, where m and n lie inside. */
+const storeRow = (target: string, columns: string, fours: boolean, value: (v: string) => string): string =>
+  fours
+    ? `  if (m >= params.rows || n >= ${columns}) { return; }
+  let e = (m * ${columns} + n) / 4u;
+  let c = n / 4u;
+  ${target}[e] = ${value("v")};`
+    : `  if (m >= params.rows) { return; }
+  for (var q = 0u; q < 4u && n + q < ${columns}; q++) {
+    let c = n + q;
+    let e = m * ${columns} + c;
+    ${target}[e] = ${value("v[q]")};
   }`;
+
+/** What was there before counts only when asked for: it may be NaN. */
+const added = (target: string, fours: boolean): string => `select(${fours ? "vec4f()" : "0.0"}, ${target}[e], params.accumulate == 1u) + `;
 
 const isSame = (a: Tensor, b: Tensor): boolean =>
   a === b || ((a.view?.of ?? a) === (b.view?.of ?? b) && (a.view?.offset ?? 0) === (b.view?.offset ?? 0));
 
 export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): Dispatch[] => {
   const [O, I] = w.shape as [number, number];
-  const tile = tileFor(rows.capacity, O);
+  const [tile, fours] = [tileFor(rows.capacity, O), areFours(O, I)];
   const inPlace = residual !== undefined && isSame(residual, y);
-  const a: Matrix = { name: "x", rows: "params.rows", columns: I, depth: "columns" };
-  const b: Matrix = { name: "w", rows: `${O}u`, columns: I, depth: "columns" };
-  const before = residual ? `${inPlace ? "y" : "residual"}[INDEX] + ` : "";
-  const after = bias ? " + bias[COLUMN]" : "";
-  const body = gemm({
-    tile,
-    a,
-    b,
-    depthFrom: "0u",
-    depthTo: `${I}u`,
-    store: storeRow("y", "params.rows", O, (v, index, column) =>
-      `${before}${float(scale)} * ${v}${after}`.replace("INDEX", index).replace("COLUMN", column),
-    ),
-  });
+  const before = residual && !inPlace ? "residual[e] + " : added("y", fours);
+  const a: Matrix = { name: "x", rows: "params.rows", columns: "params.I", depth: "columns" };
+  const b: Matrix = { name: "w", rows: "params.O", columns: "params.I", depth: "columns" };
+  const store = storeRow("y", "params.O", fours, (v) => `${before}params.scale * ${v}${bias ? " + bias[c]" : ""}`);
+  const as = elementFor(fours);
   const bindings: Bindings = {
-    x: { tensor: x, as: elementFor(I) },
-    w: { tensor: w, as: elementFor(I) },
-    ...(bias && { bias: { tensor: bias, as: elementFor(O) } }),
-    ...(residual && !inPlace && { residual: { tensor: residual, as: elementFor(O) } }),
-    y: { tensor: y, as: elementFor(O) },
+    x: { tensor: x, as },
+    w: { tensor: w, as },
+    ...(bias && { bias: { tensor: bias, as } }),
+    ...(residual && !inPlace && { residual: { tensor: residual, as } }),
+    y: { tensor: y, as },
   };
   return [
     kernel({
-      label: `linear ${O}x${I}`,
+      label: `linear ${tile.BM}x${tile.BN}`,
       bindings,
-      body,
+      body: gemm({ tile, a, b, fours, depthFrom: "0u", depthTo: "params.I", store }),
+      sizes: { block: BK, O, I, accumulate: inPlace ? 1 : 0 },
+      numbers: { scale },
       rows,
       groups: (n) => [Math.ceil(O / tile.BN), Math.ceil(n / tile.BM), 1],
       work: O * I,
@@ -72,24 +67,18 @@ export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): 
 
 export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linearBackward">): Dispatch[] => {
   const [O, I] = w.shape as [number, number];
-  const tile = tileFor(rows.capacity, I);
-  const body = gemm({
-    tile,
-    a: { name: "dy", rows: "params.rows", columns: O, depth: "columns" },
-    b: { name: "w", rows: `${O}u`, columns: I, depth: "rows" },
-    depthFrom: "0u",
-    depthTo: `${O}u`,
-    store: storeRow("dx", "params.rows", I, (v, index) => `${accumulate ? `dx[${index}] + ` : ""}${float(scale)} * ${v}`),
-  });
+  const [tile, fours] = [tileFor(rows.capacity, I), areFours(O, I)];
+  const a: Matrix = { name: "dy", rows: "params.rows", columns: "params.O", depth: "columns" };
+  const b: Matrix = { name: "w", rows: "params.O", columns: "params.I", depth: "rows" };
+  const store = storeRow("dx", "params.I", fours, (v) => `${added("dx", fours)}params.scale * ${v}`);
+  const as = elementFor(fours);
   return [
     kernel({
-      label: `linearBackward ${O}x${I}`,
-      bindings: {
-        dy: { tensor: dy, as: elementFor(O) },
-        w: { tensor: w, as: elementFor(I) },
-        dx: { tensor: dx, as: elementFor(I) },
-      },
-      body,
+      label: `linearBackward ${tile.BM}x${tile.BN}`,
+      bindings: { dy: { tensor: dy, as }, w: { tensor: w, as }, dx: { tensor: dx, as } },
+      body: gemm({ tile, a, b, fours, depthFrom: "0u", depthTo: "params.O", store }),
+      sizes: { block: BK, O, I, accumulate: accumulate ? 1 : 0 },
+      numbers: { scale },
       rows,
       groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(n / tile.BM), 1],
       work: O * I,
@@ -98,50 +87,47 @@ export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linea
 };
 
 const SLICE_ROWS = 64;
-/** Above this many results the product has enough workgroups by itself. */
+/** Above this many results the product has enough workgroups by itself: one slice takes all rows. */
 const MAX_SLICED = 1 << 18;
 
 export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">): Dispatch[] => {
   const [O, I] = [columnsOf(dy), columnsOf(x)];
   const size = O * I;
-  const tile = tileFor(O, I);
-  const isSliced = size <= MAX_SLICED;
-  const slices = (n: number): number => (isSliced ? Math.ceil(n / SLICE_ROWS) : 1);
-  const store = isSliced
-    ? `  if (m >= ${O}u) { return; }
-  for (var q = 0u; n + q < ${I}u && q < 4u; q++) { scratch[slice * ${size}u + m * ${I}u + n + q] = v[q]; }`
-    : storeRow("dw", `${O}u`, I, (v, index) => `dw[${index}] + ${float(scale)} * ${v}`);
+  const [tile, fours] = [tileFor(O, I), areFours(O, I)];
+  const sliceRows = size <= MAX_SLICED ? SLICE_ROWS : 2 ** 31;
+  const slices = (n: number): number => Math.ceil(n / sliceRows);
+  const as = elementFor(fours);
   const product = kernel({
-    label: `weightGrad ${O}x${I}`,
-    bindings: {
-      dy: { tensor: dy, as: elementFor(O) },
-      x: { tensor: x, as: elementFor(I) },
-      ...(isSliced ? { scratch: { tensor: SCRATCH, as: "f32" } } : { dw: { tensor: dw, as: elementFor(I) } }),
-    },
+    label: `weightGrad ${tile.BM}x${tile.BN}`,
+    bindings: { dy: { tensor: dy, as }, x: { tensor: x, as }, scratch: { tensor: SCRATCH, as: "f32" } },
     body: gemm({
       tile,
-      a: { name: "dy", rows: "params.rows", columns: O, depth: "rows" },
-      b: { name: "x", rows: "params.rows", columns: I, depth: "rows" },
-      depthFrom: isSliced ? `group.z * ${SLICE_ROWS}u` : "0u",
-      depthTo: isSliced ? `min(params.rows, group.z * ${SLICE_ROWS}u + ${SLICE_ROWS}u)` : "params.rows",
-      store,
+      a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "rows" },
+      b: { name: "x", rows: "params.rows", columns: "params.I", depth: "rows" },
+      fours,
+      depthFrom: "group.z * params.sliceRows",
+      depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
+      store: `  if (m >= params.O) { return; }
+  for (var q = 0u; q < 4u && n + q < params.I; q++) { scratch[(slice * params.O + m) * params.I + n + q] = v[q]; }`,
     }),
+    sizes: { block: BK, O, I, sliceRows },
     rows,
-    groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), n ? slices(n) : 0],
+    groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), slices(n)],
     work: size,
-    scratchBytes: isSliced ? slices(rows.capacity) * size * 4 : 0,
+    scratchBytes: Math.max(1, slices(rows.capacity)) * size * 4,
   });
-  if (!isSliced) return [product];
   const sum = kernel({
-    label: `weightGrad sum ${O}x${I}`,
+    label: "weightGrad sum",
     bindings: { scratch: { tensor: SCRATCH, as: "f32" }, dw: { tensor: dw, as: "f32" } },
     body: flat(
-      `${size}u`,
-      `let slices = (params.rows + ${SLICE_ROWS - 1}u) / ${SLICE_ROWS}u;
+      "params.size",
+      `let slices = (params.rows - 1u) / params.sliceRows + 1u;
   var sum = 0.0;
-  for (var slice = 0u; slice < slices; slice++) { sum += scratch[slice * ${size}u + i]; }
-  dw[i] += ${float(scale)} * sum;`,
+  for (var slice = 0u; slice < slices; slice++) { sum += scratch[slice * params.size + i]; }
+  dw[i] += params.scale * sum;`,
     ),
+    sizes: { size, sliceRows },
+    numbers: { scale },
     rows,
     groups: (n) => (n ? flatGroups(size) : [0, 0, 0]),
     work: size / SLICE_ROWS,
