@@ -6,7 +6,7 @@ import { EngineError } from "../errors.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import type { Rows, Vars } from "../plan/step.ts";
 import type { OpenDevice } from "./device.ts";
-import { type Constant, type Dispatch, SHARED_PARAMS } from "./kernels/kernel.ts";
+import { BLOCK, type Constant, type Dispatch, SHARED_COUNTS, SHARED_PARAMS } from "./kernels/kernel.ts";
 
 /** WebGPU's alignment of dynamic uniform offsets. */
 export const SLOT_BYTES = 256;
@@ -77,8 +77,8 @@ export const createReplay = ({
   const { device, check, failure } = open;
   const bytes = new ArrayBuffer(slots.length * SLOT_BYTES);
   const views = slots.map((_, i) => ({
-    counts: new Uint32Array(bytes, i * SLOT_BYTES, 2),
-    scalars: new Float32Array(bytes, i * SLOT_BYTES + 8, SHARED_PARAMS.length - 2),
+    counts: new Uint32Array(bytes, i * SLOT_BYTES, SHARED_COUNTS),
+    scalars: new Float32Array(bytes, i * SLOT_BYTES + SHARED_COUNTS * 4, SHARED_PARAMS.length - SHARED_COUNTS),
   }));
   for (const [i, { constants }] of slots.entries()) {
     const values = new DataView(bytes, i * SLOT_BYTES + SHARED_PARAMS.length * 4);
@@ -101,6 +101,7 @@ export const createReplay = ({
       const { counts, scalars } = views[i]!;
       counts[0] = rows ? rowCount(rows, vars) : 0;
       counts[1] = outRows ? rowCount(outRows, vars) : 0;
+      counts[2] = BLOCK;
       scalars.set([learningRate, beta1, beta2, eps, weightDecay, gradClipNorm, 1 / (1 - beta1 ** adamStep), 1 / (1 - beta2 ** adamStep)]);
     }
     device.queue.writeBuffer(params, 0, bytes);

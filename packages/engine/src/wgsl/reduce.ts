@@ -11,12 +11,12 @@ const reduction = (
   workgroupBarrier();
   if (lane < 16u) {
     var part = reduced[lane];
-    for (var i = lane + 16u; i < ${threads}u; i += 16u) { part = ${combine("part", "reduced[i]")}; }
+    for (var i = lane + 16u; i < ${threads / 16}u * params.block; i += params.block) { part = ${combine("part", "reduced[i]")}; }
     sixteen[lane] = part;
   }
   workgroupBarrier();
   var whole = sixteen[0];
-  for (var i = 1u; i < 16u; i++) { whole = ${combine("whole", "sixteen[i]")}; }
+  for (var i = 1u; i < params.block; i++) { whole = ${combine("whole", "sixteen[i]")}; }
   return whole;
 }
 `;

@@ -1,4 +1,4 @@
-// Attention over the rows of a run and over the cache: one workgroup a (row, query head), online softmax over chunks of 64 keys.
+// Attention over the rows of a run and over the cache: one workgroup a (row, query head), online softmax over chunks of 32 keys.
 //   s_j = scale·q·k_j, o = Σ_j e^(s_j − lse)·v_j, lse = log Σ_j e^(s_j)
 // Chunks are counted from the row's own first key, never from the batch, so a sequence gives the same bits wherever it is packed, and
 // the cached form walks its keys in the same order as the packed one. Left out until a physical GPU has timed it: sharing the keys of
@@ -6,12 +6,12 @@
 
 import type { Step } from "../../plan/step.ts";
 import { reductions } from "../../wgsl/reduce.ts";
-import { byRow, columnsOf, type Dispatch, foldedGroups, kernel, times } from "./kernel.ts";
+import { BLOCK, byRow, columnsOf, type Dispatch, foldedGroups, kernel, times } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
 /** Lanes of a workgroup = keys of a chunk. */
-export const LANES = 64;
+export const LANES = 32;
 
 /** Query head h uses KV head ⌊h·K/H⌋: as a WGSL expression of `head`. */
 export const KV_HEAD = "head * params.K / params.H";
@@ -60,7 +60,7 @@ ${reductions(LANES)}${byRow(
     total = total * keep + chunkTotal;
     largest = newLargest;
     ${times(perLane, (i) => `sum${i} *= keep;`)}
-    let inChunk = min(${LANES}u, count - chunk);
+    let inChunk = min(${LANES / BLOCK}u * params.block, count - chunk);
     for (var j = 0u; j < inChunk; j++) {
       let key = chunk + j;
       let base = ${keyBase};

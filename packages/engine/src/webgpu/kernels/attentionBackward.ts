@@ -4,7 +4,7 @@
 
 import type { Step } from "../../plan/step.ts";
 import { columnsPerLane, KV_HEAD, LANES, ownColumns } from "./attention.ts";
-import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, times } from "./kernel.ts";
+import { BLOCK, byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, times } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -69,7 +69,7 @@ ${byRow(
     }
     weight[lane] = dS;
     workgroupBarrier();
-    let inChunk = min(${LANES}u, count - chunk);
+    let inChunk = min(${LANES / BLOCK}u * params.block, count - chunk);
     for (var j = 0u; j < inChunk; j++) {
       let base = ((first + chunk + j) * params.K + kvHead) * params.C;
       let w = weight[j];
@@ -140,7 +140,7 @@ ${byRow(
       }
       weight[lane] = w;
       workgroupBarrier();
-      let inChunk = min(${LANES}u, last - chunk);
+      let inChunk = min(${LANES / BLOCK}u * params.block, last - chunk);
       for (var j = 0u; j < inChunk; j++) {
         let base = ((chunk + j) * params.H + head) * params.C;
         let w = weight[j];

@@ -6,8 +6,8 @@
 
 import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
 
-/** f32 or vec4f for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
-export type Element = "f32" | "vec4f" | "i32" | "u32";
+/** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
+export type Element = "f32" | "i32" | "u32";
 
 /** Partial sums between two dispatches of one step. Its contents never outlive the step. */
 export const SCRATCH: Tensor = { name: "scratch", shape: [0], dtype: "f32", home: "arena" };
@@ -42,10 +42,17 @@ export interface Dispatch {
 /** binding name in the WGSL text → what it is. */
 export type Bindings = Readonly<Record<string, { readonly tensor: Tensor; readonly as: Element }>>;
 
-/** Run-time scalars that every slot begins with: 2 u32, then 8 f32; executable.ts writes them in this order. */
+/**
+ * A constant that compilers do not see: `params.block` is this number at run time. Loops up to it stay loops, where a compiler that
+ * knew their length would unroll them; on a software device that is seconds for each kernel.
+ */
+export const BLOCK = 16;
+
+/** What every slot begins with, in the order in which executable.ts writes it: 3 u32, then f32. */
 export const SHARED_PARAMS: readonly string[] = [
   "rows",
   "outRows",
+  "block",
   "learningRate",
   "beta1",
   "beta2",
@@ -55,12 +62,14 @@ export const SHARED_PARAMS: readonly string[] = [
   "correction1",
   "correction2",
 ];
-/** Size of a bound parameter slot; at most (128 − 40)/4 = 22 constants. */
+/** How many of them are u32. */
+export const SHARED_COUNTS = 3;
+/** Size of a bound parameter slot: the shared ones and up to 21 constants. */
 export const PARAMS_BYTES = 128;
 
 const paramsStruct = (sizes: readonly string[], numbers: readonly string[]): string => {
   const members = [
-    ...SHARED_PARAMS.map((name, i) => `${name}: ${i < 2 ? "u32" : "f32"}`),
+    ...SHARED_PARAMS.map((name, i) => `${name}: ${i < SHARED_COUNTS ? "u32" : "f32"}`),
     ...sizes.map((name) => `${name}: u32`),
     ...numbers.map((name) => `${name}: f32`),
   ];

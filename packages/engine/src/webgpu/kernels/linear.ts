@@ -6,57 +6,48 @@
 // dispatch adds up in order. The slice length depends on the matrix alone, so the same rows give the same bits in every plan.
 
 import type { Step, Tensor } from "../../plan/step.ts";
-import { BK, gemm, type Matrix, tileFor } from "../../wgsl/gemm.ts";
-import { type Bindings, columnsOf, type Dispatch, type Element, flat, flatGroups, kernel, SCRATCH } from "./kernel.ts";
+import { gemm, tileFor } from "../../wgsl/gemm.ts";
+import { type Bindings, columnsOf, type Dispatch, flat, flatGroups, kernel, SCRATCH } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-/** Both widths in fours: operands are bound and moved as vec4f. */
-const areFours = (O: number, I: number): boolean => O % 4 === 0 && I % 4 === 0;
-const elementFor = (fours: boolean): Element => (fours ? "vec4f" : "f32");
-
-/** Statements that set target[m, n … n + 3] to `value` of v, at element e and column c, where m and n lie inside. */
-const storeRow = (target: string, columns: string, fours: boolean, value: (v: string) => string): string =>
-  fours
-    ? `  if (m >= params.rows || n >= ${columns}) { return; }
-  let e = (m * ${columns} + n) / 4u;
-  let c = n / 4u;
-  ${target}[e] = ${value("v")};`
-    : `  if (m >= params.rows) { return; }
-  for (var q = 0u; q < 4u && n + q < ${columns}; q++) {
-    let c = n + q;
-    let e = m * ${columns} + c;
-    ${target}[e] = ${value("v[q]")};
-  }`;
+/** Sets target[m, n] to `value` where m and n lie inside; e is its element. */
+const storeAt = (target: string, columns: string, value: string): string =>
+  `if (m >= params.rows || n >= ${columns}) { return; }
+  let e = m * ${columns} + n;
+  ${target}[e] = ${value};`;
 
 /** What was there before counts only when asked for: it may be NaN. */
-const added = (target: string, fours: boolean): string => `select(${fours ? "vec4f()" : "0.0"}, ${target}[e], params.accumulate == 1u) + `;
+const added = (target: string): string => `select(0.0, ${target}[e], params.accumulate == 1u)`;
 
 const isSame = (a: Tensor, b: Tensor): boolean =>
   a === b || ((a.view?.of ?? a) === (b.view?.of ?? b) && (a.view?.offset ?? 0) === (b.view?.offset ?? 0));
 
 export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): Dispatch[] => {
   const [O, I] = w.shape as [number, number];
-  const [tile, fours] = [tileFor(rows.capacity, O), areFours(O, I)];
+  const tile = tileFor(rows.capacity, O);
   const inPlace = residual !== undefined && isSame(residual, y);
-  const before = residual && !inPlace ? "residual[e] + " : added("y", fours);
-  const a: Matrix = { name: "x", rows: "params.rows", columns: "params.I", depth: "columns" };
-  const b: Matrix = { name: "w", rows: "params.O", columns: "params.I", depth: "columns" };
-  const store = storeRow("y", "params.O", fours, (v) => `${before}params.scale * ${v}${bias ? " + bias[c]" : ""}`);
-  const as = elementFor(fours);
+  const other = inPlace ? undefined : residual;
   const bindings: Bindings = {
-    x: { tensor: x, as },
-    w: { tensor: w, as },
-    ...(bias && { bias: { tensor: bias, as } }),
-    ...(residual && !inPlace && { residual: { tensor: residual, as } }),
-    y: { tensor: y, as },
+    x: { tensor: x, as: "f32" },
+    w: { tensor: w, as: "f32" },
+    ...(bias && { bias: { tensor: bias, as: "f32" } }),
+    ...(other && { residual: { tensor: other, as: "f32" } }),
+    y: { tensor: y, as: "f32" },
   };
   return [
     kernel({
-      label: `linear ${tile.BM}x${tile.BN}`,
+      label: `linear ${tile.BM}x${tile.BN}${other ? " residual" : ""}${bias ? " bias" : ""}`,
       bindings,
-      body: gemm({ tile, a, b, fours, depthFrom: "0u", depthTo: "params.I", store }),
-      sizes: { block: BK, O, I, accumulate: inPlace ? 1 : 0 },
+      body: gemm({
+        tile,
+        a: { name: "x", rows: "params.rows", columns: "params.I", depth: "columns" },
+        b: { name: "w", rows: "params.O", columns: "params.I", depth: "columns" },
+        depthFrom: "0u",
+        depthTo: "params.I",
+        store: storeAt("y", "params.O", `${other ? "residual[e]" : added("y")} + params.scale * v${bias ? " + bias[n]" : ""}`),
+      }),
+      sizes: { O, I, accumulate: inPlace ? 1 : 0 },
       numbers: { scale },
       rows,
       groups: (n) => [Math.ceil(O / tile.BN), Math.ceil(n / tile.BM), 1],
@@ -67,17 +58,20 @@ export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): 
 
 export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linearBackward">): Dispatch[] => {
   const [O, I] = w.shape as [number, number];
-  const [tile, fours] = [tileFor(rows.capacity, I), areFours(O, I)];
-  const a: Matrix = { name: "dy", rows: "params.rows", columns: "params.O", depth: "columns" };
-  const b: Matrix = { name: "w", rows: "params.O", columns: "params.I", depth: "rows" };
-  const store = storeRow("dx", "params.I", fours, (v) => `${added("dx", fours)}params.scale * ${v}`);
-  const as = elementFor(fours);
+  const tile = tileFor(rows.capacity, I);
   return [
     kernel({
       label: `linearBackward ${tile.BM}x${tile.BN}`,
-      bindings: { dy: { tensor: dy, as }, w: { tensor: w, as }, dx: { tensor: dx, as } },
-      body: gemm({ tile, a, b, fours, depthFrom: "0u", depthTo: "params.O", store }),
-      sizes: { block: BK, O, I, accumulate: accumulate ? 1 : 0 },
+      bindings: { dy: { tensor: dy, as: "f32" }, w: { tensor: w, as: "f32" }, dx: { tensor: dx, as: "f32" } },
+      body: gemm({
+        tile,
+        a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "columns" },
+        b: { name: "w", rows: "params.O", columns: "params.I", depth: "rows" },
+        depthFrom: "0u",
+        depthTo: "params.O",
+        store: storeAt("dx", "params.I", `${added("dx")} + params.scale * v`),
+      }),
+      sizes: { O, I, accumulate: accumulate ? 1 : 0 },
       numbers: { scale },
       rows,
       groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(n / tile.BM), 1],
@@ -93,24 +87,22 @@ const MAX_SLICED = 1 << 18;
 export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">): Dispatch[] => {
   const [O, I] = [columnsOf(dy), columnsOf(x)];
   const size = O * I;
-  const [tile, fours] = [tileFor(O, I), areFours(O, I)];
+  const tile = tileFor(O, I);
   const sliceRows = size <= MAX_SLICED ? SLICE_ROWS : 2 ** 31;
   const slices = (n: number): number => Math.ceil(n / sliceRows);
-  const as = elementFor(fours);
   const product = kernel({
     label: `weightGrad ${tile.BM}x${tile.BN}`,
-    bindings: { dy: { tensor: dy, as }, x: { tensor: x, as }, scratch: { tensor: SCRATCH, as: "f32" } },
+    bindings: { dy: { tensor: dy, as: "f32" }, x: { tensor: x, as: "f32" }, scratch: { tensor: SCRATCH, as: "f32" } },
     body: gemm({
       tile,
       a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "rows" },
       b: { name: "x", rows: "params.rows", columns: "params.I", depth: "rows" },
-      fours,
       depthFrom: "group.z * params.sliceRows",
       depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
-      store: `  if (m >= params.O) { return; }
-  for (var q = 0u; q < 4u && n + q < params.I; q++) { scratch[(slice * params.O + m) * params.I + n + q] = v[q]; }`,
+      store: `if (m >= params.O || n >= params.I) { return; }
+  scratch[(slice * params.O + m) * params.I + n] = v;`,
     }),
-    sizes: { block: BK, O, I, sliceRows },
+    sizes: { O, I, sliceRows },
     rows,
     groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), slices(n)],
     work: size,
