@@ -74,7 +74,7 @@ export const createReplay = ({
   bindGroups,
   debug,
 }: Replay): ((vars: Vars) => Promise<void>) => {
-  const { device, check, failure } = open;
+  const { device, check, failure, wait } = open;
   const bytes = new ArrayBuffer(slots.length * SLOT_BYTES);
   const views = slots.map((_, i) => ({
     counts: new Uint32Array(bytes, i * SLOT_BYTES, SHARED_COUNTS),
@@ -117,7 +117,7 @@ export const createReplay = ({
     inFlight.push(done);
     if (inFlight.length > SUBMITS_IN_FLIGHT) {
       try {
-        await inFlight.shift();
+        await wait(inFlight.shift()!);
       } catch (cause) {
         throw failure("run", cause);
       }
