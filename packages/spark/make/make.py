@@ -5,6 +5,7 @@
 """
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -171,8 +172,10 @@ def main():
         words = Words(tokenizer)
         model = LlamaForCausalLM(config(-(-tokenizer.get_vocab_size() // 32) * 32, words))
         print(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {tokenizer.get_vocab_size()}", flush=True)
+        # weights mean nothing under another tokenizer, so its hash is part of their name
+        ids = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:8]
         for stage in STAGES:
-            kept = options.work and options.work / f"{stage.name}.pt"
+            kept = options.work and options.work / f"{stage.name}-{ids}.pt"
             if kept and kept.exists():
                 model.load_state_dict(torch.load(kept))
                 continue
