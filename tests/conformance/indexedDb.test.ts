@@ -64,7 +64,7 @@ test("a newer release may upgrade under us: the handle gives way, and what we kn
   const name = newName();
   const store = await openIndexedDbStore(name);
   await store.enqueue([{ id: "a", input: 1 }]);
-  const request = indexedDB.open(`fulgurite/${name}`, 2);
+  const request = indexedDB.open(`fulgurite/${name}`, 99);
   request.onupgradeneeded = () => void request.result.createObjectStore("later");
   const newer = await ask(request);
   newer.close();

@@ -69,12 +69,19 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
     ? [{ kind: "attempt", data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }) }]
     : [];
 
-export const append = async (rows: Rows, commit: Commit, spans: readonly Span[], nowMs: number): Promise<void> => {
+/** `spans` of `refs`: a span that was redacted away still proves that its attempt exists and lives. */
+export const append = async (
+  rows: Rows,
+  commit: Commit,
+  spans: readonly Span[],
+  refs: readonly AttemptRef[],
+  nowMs: number,
+): Promise<void> => {
   const key = (...parts: string[]) => JSON.stringify(parts);
   const attempts = new Map<string, Attempt>();
-  for (const span of spans) {
-    const at = key(span.rolloutId, span.attemptId);
-    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, { rolloutId: span.rolloutId, id: span.attemptId }));
+  for (const ref of refs) {
+    const at = key(ref.rolloutId, ref.id);
+    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, ref));
   }
   const records: StoreRecord[] = [];
   const taken = new Set<string>();
@@ -120,6 +127,15 @@ export const cancel = async (rows: Rows, commit: Commit, rolloutId: string, nowM
   const data: Rollout = Object.freeze({ ...rollout, status: "cancelled", endedAtMs: nowMs });
   await commit([{ kind: "rollout", data }]);
   return data;
+};
+
+export const forget = async (rows: Rows, commit: Commit, rolloutId: string): Promise<boolean> => {
+  const rollout = await rows.rollout(rolloutId);
+  if (rollout === undefined) return false;
+  if (rollout.status === "running")
+    throw new TraceError("status", `rollout ${rolloutId}: only what is queued or ended is forgotten, got running; cancel it first`);
+  await commit([{ kind: "gone", data: { rolloutId } }]);
+  return true;
 };
 
 export const requeueStale = async (rows: Rows, commit: Commit, beforeMs: number, nowMs: number): Promise<number> => {

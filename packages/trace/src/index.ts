@@ -5,4 +5,5 @@ export { createMemoryStore } from "./memory.ts";
 export * from "./status.ts";
 export type { StoreOptions } from "./store.ts";
 export * from "./transitions.ts";
+export type { Redact } from "./values.ts";
 export * from "./vocabulary.ts";

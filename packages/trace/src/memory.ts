@@ -24,7 +24,12 @@ interface RolloutRow<KeptSpan> {
   readonly attempts: Map<string, AttemptRow<KeptSpan>>;
 }
 
-export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): Rows => {
+export interface MemoryRows extends Rows {
+  /** Rows beyond these seqs were here once and are gone: what comes next is beyond them. */
+  raiseSeqs(rolloutSeq: number, spanSeq: number): void;
+}
+
+export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): MemoryRows => {
   const byId = new Map<string, RolloutRow<KeptSpan>>();
   const order: string[] = []; // ids by seq
   let queuedIds = new Map<string, number>(); // id → seq, by seq unless a retry came back out of turn
@@ -38,17 +43,20 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
   let spanCount = 0;
   let attemptCount = 0;
 
-  const rolloutsFrom = (direction: 1 | -1, fromSeq: number | undefined, limit: number): Rollout[] => {
-    const found: Rollout[] = [];
-    const seqAt = (index: number) => (byId.get(order[index] as string) as RolloutRow<KeptSpan>).rollout.seq;
-    // the first index beyond fromSeq, by halving: a log that lost records has gaps
+  /** The first index whose seq is not below, by halving: what was forgotten or lost leaves gaps. */
+  const firstFrom = (seq: number): number => {
     let [low, high] = [0, order.length];
-    const from = fromSeq ?? (direction === 1 ? 0 : Number.POSITIVE_INFINITY);
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (direction === 1 ? seqAt(middle) > from : seqAt(middle) >= from) high = middle;
+      if ((byId.get(order[middle] as string) as RolloutRow<KeptSpan>).rollout.seq >= seq) high = middle;
       else low = middle + 1;
     }
+    return low;
+  };
+
+  const rolloutsFrom = (direction: 1 | -1, fromSeq: number | undefined, limit: number): Rollout[] => {
+    const found: Rollout[] = [];
+    const low = direction === 1 ? firstFrom((fromSeq ?? 0) + 1) : firstFrom(fromSeq ?? Number.POSITIVE_INFINITY);
     for (let index = direction === 1 ? low : low - 1; index >= 0 && index < order.length && found.length < limit; index += direction)
       found.push((byId.get(order[index] as string) as RolloutRow<KeptSpan>).rollout);
     return found;
@@ -131,6 +139,20 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       versions.set(resource.version, keeping.keepResource(resource));
       resources.set(resource.name, versions);
       latest.set(resource.name, Math.max(latest.get(resource.name) ?? 0, resource.version));
+    },
+    removeRollout: async (id) => {
+      const row = byId.get(id);
+      if (row === undefined) return;
+      order.splice(firstFrom(row.rollout.seq), 1);
+      byId.delete(id);
+      queuedIds.delete(id);
+      running.delete(id);
+      attemptCount -= row.attempts.size;
+      for (const { spans } of row.attempts.values()) spanCount -= spans.length;
+    },
+    raiseSeqs: (rolloutSeq, spanSeq) => {
+      lastRolloutSeq = Math.max(lastRolloutSeq, rolloutSeq);
+      lastSpanSeq = Math.max(lastSpanSeq, spanSeq);
     },
   };
 };

@@ -23,13 +23,15 @@ export interface Rows {
   lastSpanSeq(): Promise<number>;
   /** Absent version: the latest. */
   resource(name: string, version?: number): Promise<Resource | undefined>;
-  stats(): Promise<StoreStats>;
+  stats(): Promise<Omit<StoreStats, "redacted">>;
 
   /** Insert or replace, by key. */
   putRollout(rollout: Rollout): Promise<void>;
   putAttempt(attempt: Attempt): Promise<void>;
   putSpan(span: StoredSpan): Promise<void>;
   putResource(resource: Resource): Promise<void>;
+  /** With its attempts and spans; their seqs are never given again. */
+  removeRollout(id: string): Promise<void>;
 }
 
 /** One fact, whole by itself: after a crash any prefix of the records is a valid history. */
@@ -37,7 +39,8 @@ export type StoreRecord =
   | { readonly kind: "rollout"; readonly data: Rollout }
   | { readonly kind: "attempt"; readonly data: Attempt }
   | { readonly kind: "span"; readonly data: StoredSpan }
-  | { readonly kind: "resource"; readonly data: Resource };
+  | { readonly kind: "resource"; readonly data: Resource }
+  | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } };
 
 export interface Transaction extends Rows {
   /** Where there is a log: written before the rows change. Called at most once a transaction, after every check. */

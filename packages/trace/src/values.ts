@@ -67,6 +67,21 @@ export const checkedSpan = (span: Span): Span => {
   });
 };
 
+/** Sees each span before anything keeps it: the same, a changed one of the same ids, or null to drop it. Pure and quick; what it throws fails the append. */
+export type Redact = (span: Span) => Span | null;
+
+/** Checks before, so that `redact` sees what a store would keep, and after. @throws TraceError "bad-input". */
+export const redactedSpan = (span: Span, redact: Redact | undefined): Span | null => {
+  const checked = checkedSpan(span);
+  if (redact === undefined) return checked;
+  const changed = redact(checked);
+  if (changed === null) return null;
+  const again = checkedSpan(changed);
+  if (again.id !== checked.id || again.rolloutId !== checked.rolloutId || again.attemptId !== checked.attemptId)
+    return refuse(`redact: span ${checked.id}`, "the ids stay as they are, or null", `${again.rolloutId}, ${again.attemptId}, ${again.id}`);
+  return again;
+};
+
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
 export const copySpan = (span: StoredSpan): StoredSpan =>
   Object.freeze({

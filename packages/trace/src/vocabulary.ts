@@ -142,12 +142,16 @@ export interface RolloutQuery {
   /** Only rollouts whose metadata has these values. */
   readonly metadata?: Readonly<Record<string, Json>>;
   readonly order?: "oldest" | "newest"; // "oldest", by seq
+  /** Only rollouts beyond this seq, in that order: where an earlier answer ended. */
+  readonly after?: number;
   readonly limit?: number;
 }
 
 export interface SpanQuery {
   readonly rolloutId: string;
   readonly attemptId?: string;
+  /** Only spans beyond this seq. */
+  readonly after?: number;
 }
 
 export interface StoreStats {
@@ -155,12 +159,15 @@ export interface StoreStats {
   readonly attempts: number;
   readonly spans: number;
   readonly resources: number;
+  /** Spans that `redact` dropped since this object was opened. */
+  readonly redacted: number;
 }
 
 export type StoreEvent =
   | { readonly kind: "rollout"; readonly id: string; readonly status: RolloutStatus }
   | { readonly kind: "spans"; readonly rolloutId: string; readonly count: number }
-  | { readonly kind: "resource"; readonly name: string; readonly version: number };
+  | { readonly kind: "resource"; readonly name: string; readonly version: number }
+  | { readonly kind: "gone"; readonly id: string };
 
 /** Memory is the reference; every store passes one conformance suite (tests/conformance). */
 export interface Store {
@@ -175,6 +182,11 @@ export interface Store {
   finish(attempt: AttemptRef, outcome: Outcome): Promise<Rollout>;
   /** Ends a queued or running rollout; terminal ones stay as they are. */
   cancel(rolloutId: string): Promise<Rollout>;
+  /**
+   * Deletes a rollout that is not running, with its attempts and spans: no method gives any of it back, in this store or a later
+   * one. What stays on a disk, and until when, each store says. Resolves with whether it was there; its seq is never given again.
+   */
+  forget(rolloutId: string): Promise<boolean>;
   /** Running attempts without a heartbeat since `beforeMs` become unresponsive (their rollout is retried or fails). Returns how many. After a crash: requeueStale(now). */
   requeueStale(beforeMs: number): Promise<number>;
   rollouts(query?: RolloutQuery): AsyncIterable<Rollout>;
