@@ -1,6 +1,8 @@
+export * from "./archive.ts";
 export { ATTRIBUTES } from "./attributes.ts";
 export * from "./errors.ts";
 export * from "./ids.ts";
+export * from "./jsonl.ts";
 export { createMemoryStore } from "./memory.ts";
 export * from "./status.ts";
 export type { StoreOptions } from "./store.ts";

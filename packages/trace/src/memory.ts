@@ -3,7 +3,7 @@
 
 import type { Backend, Rows } from "./rows.ts";
 import { createStore, type StoreOptions } from "./store.ts";
-import type { Attempt, Resource, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
+import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
 
 /** How payloads are held: as they are (memory), or as the place on disk. */
 export interface Keeping<KeptSpan, KeptResource> {
@@ -11,6 +11,7 @@ export interface Keeping<KeptSpan, KeptResource> {
   loadSpans(kept: readonly KeptSpan[]): Promise<StoredSpan[]>;
   keepResource(resource: Resource): KeptResource;
   loadResource(kept: KeptResource): Promise<Resource>;
+  entryOf(kept: KeptResource): ResourceEntry;
 }
 
 interface AttemptRow<KeptSpan> {
@@ -23,6 +24,12 @@ interface RolloutRow<KeptSpan> {
   rollout: Rollout;
   readonly attempts: Map<string, AttemptRow<KeptSpan>>;
 }
+
+/** IndexedDB's order of texts: by UTF-16 code units, as < compares. */
+const byCode = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+
+export const withoutFiles = ({ name, kind, version, metadata, createdAtMs }: ResourceEntry): ResourceEntry =>
+  Object.freeze({ name, kind, version, metadata, createdAtMs });
 
 export interface MemoryRows extends Rows {
   /** Rows beyond these seqs were here once and are gone: what comes next is beyond them. */
@@ -92,6 +99,19 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
     resource: async (name, version) => {
       const kept = resources.get(name)?.get(version ?? (latest.get(name) as number));
       return kept === undefined ? undefined : keeping.loadResource(kept);
+    },
+    resources: async (after, limit) => {
+      const found: ResourceEntry[] = [];
+      for (const name of [...resources.keys()].sort(byCode)) {
+        if (after !== undefined && byCode(name, after[0]) < 0) continue;
+        const versions = resources.get(name) as Map<number, KeptResource>;
+        for (const version of [...versions.keys()].sort((a, b) => a - b)) {
+          if (found.length >= limit) return found;
+          if (after === undefined || name !== after[0] || version > after[1])
+            found.push(withoutFiles(keeping.entryOf(versions.get(version) as KeptResource)));
+        }
+      }
+      return found;
     },
     stats: async () => {
       const counts: Record<RolloutStatus, number> = { queued: 0, running: 0, succeeded: 0, failed: 0, cancelled: 0 };
@@ -172,6 +192,7 @@ const inMemory: Keeping<StoredSpan, Resource> = {
   loadSpans: async (spans) => [...spans],
   keepResource: (resource) => resource,
   loadResource: async (resource) => resource,
+  entryOf: (resource) => resource,
 };
 
 /** A store that lives as long as the object. */
@@ -183,6 +204,7 @@ export const createMemoryStore = (options: StoreOptions = {}): Store => {
     transact: (_mode, body) => inTurn(() => body(rows)),
     putState: async (name, bytes) => void states.set(name, bytes),
     getState: async (name) => states.get(name),
+    states: async () => [...states.keys()],
     close: async () => {},
   };
   return createStore("memory", backend, options);

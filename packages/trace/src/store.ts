@@ -7,8 +7,8 @@ import { mintId } from "./ids.ts";
 import { applyRecord } from "./records.ts";
 import type { Backend, Durability, Rows } from "./rows.ts";
 import { isTerminal } from "./status.ts";
-import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedSpan, sameJson } from "./values.ts";
-import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
+import { checkedItem, checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedSpan, sameJson } from "./values.ts";
+import type { Resource, Rollout, RolloutQuery, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 
 export interface StoreOptions {
   /** Milliseconds since 1970. Default: Date.now. */
@@ -30,6 +30,7 @@ const platformTimer = (act: () => void, ms: number): (() => void) => {
 const RECHECK_MS = 2_000;
 const ROLLOUTS_A_PAGE = 256;
 const SPANS_A_PAGE = 64;
+const RESOURCES_A_PAGE = 64;
 
 /** The listeners' half, for what happens elsewhere: hints from other tabs go in by `emit`; `announce` sends ours out. */
 export interface Hints {
@@ -258,6 +259,16 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       const found = await read((rows) => rows.resource(resourceName, version));
       return found && copyResource(found);
     },
+    async *resources() {
+      let after: readonly [string, number] | undefined;
+      for (;;) {
+        const page = await read((rows) => rows.resources(after, RESOURCES_A_PAGE));
+        yield* page;
+        const last = page.at(-1);
+        if (last === undefined || page.length < RESOURCES_A_PAGE) return;
+        after = [last.name, last.version];
+      }
+    },
     putState: async (stateName, bytes) => {
       guardOpen();
       return backend.putState(stateName, new Uint8Array(bytes));
@@ -266,6 +277,21 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       guardOpen();
       const bytes = await backend.getState(stateName);
       return bytes && new Uint8Array(bytes);
+    },
+    states: async () => {
+      guardOpen();
+      return (await backend.states()).sort();
+    },
+    adopt: async (items) => {
+      const checked = items.map((item, index): StoreItem | null => {
+        const good = checkedItem(item, `adopt: item ${index}`);
+        if (good.kind !== "span") return good;
+        const kept = redactedSpan(good.data, options.redact);
+        return kept && { kind: "span", data: { ...kept, seq: good.data.seq } };
+      });
+      const outcomes = await write("strict", (rows, commit) => commands.adopt(rows, commit, checked));
+      redacted += outcomes.filter((outcome) => outcome === "redacted").length;
+      return outcomes;
     },
     waitFor,
     watch,

@@ -114,6 +114,19 @@ export interface Resource extends Required<ResourceInput> {
   readonly createdAtMs: number;
 }
 
+/** A resource without its bytes. */
+export type ResourceEntry = Omit<Resource, "files">;
+
+/** One thing that a store holds, as it is told to another store. */
+export type StoreItem =
+  | { readonly kind: "rollout"; readonly data: Rollout }
+  | { readonly kind: "attempt"; readonly data: Attempt }
+  | { readonly kind: "span"; readonly data: StoredSpan }
+  | { readonly kind: "resource"; readonly data: Resource };
+
+/** What became of it: added; known, for it was there; different, for something else has its name and stays; or dropped by `redact`. */
+export type Adopted = "added" | "known" | "different" | "redacted";
+
 /** One model call, ready for training (Agent Lightning's triplet). */
 export interface Transition {
   readonly rolloutId: string;
@@ -196,9 +209,18 @@ export interface Store {
   publish(resource: ResourceInput): Promise<Resource>;
   /** Absent version: the latest. */
   resource(name: string, version?: number): Promise<Resource | undefined>;
+  /** All versions of all names, by name and version. */
+  resources(): AsyncIterable<ResourceEntry>;
   /** Small named records of the training loop (cursor, checkpoint): last write wins, atomic, durable when resolved. */
   putState(name: string, bytes: Uint8Array): Promise<void>;
   getState(name: string): Promise<Uint8Array | undefined>;
+  /** The names of all states, sorted. */
+  states(): Promise<string[]>;
+  /**
+   * Takes over what another store held, times and ids as they were, seqs anew. All or nothing, and only what is absent:
+   * an attempt only in the same call as its new rollout, a span where its attempt is, a resource beyond the latest version.
+   */
+  adopt(items: readonly StoreItem[]): Promise<Adopted[]>;
   /** Resolves when all are terminal, with them in the given order; rejects when aborted or after timeoutMs. */
   waitFor(rolloutIds: readonly string[], options?: { signal?: AbortSignal; timeoutMs?: number }): Promise<Rollout[]>;
   /** Hints, in this process (and other tabs where the store can). Returns the way to stop. */

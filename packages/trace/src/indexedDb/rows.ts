@@ -1,8 +1,9 @@
 // The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else.
 
 import type { IDBPTransaction } from "idb";
+import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
-import type { RolloutStatus } from "../vocabulary.ts";
+import type { ResourceEntry, RolloutStatus } from "../vocabulary.ts";
 import type { StoreSchema } from "./schema.ts";
 
 export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "counters"] as const;
@@ -57,6 +58,13 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
     resource: async (name, version) => {
       if (version !== undefined) return resources.get([name, version]);
       return (await resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"))?.value;
+    },
+    resources: async (after, limit) => {
+      const found: ResourceEntry[] = [];
+      const range = after === undefined ? undefined : IDBKeyRange.lowerBound([...after], true);
+      for (let cursor = await resources.openCursor(range); cursor && found.length < limit; cursor = await cursor.continue())
+        found.push(withoutFiles(cursor.value));
+      return found;
     },
     stats: async () => {
       const counts = {} as Record<RolloutStatus, number>;

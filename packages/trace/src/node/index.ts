@@ -17,7 +17,7 @@ import { applyRecord } from "../records.ts";
 import type { Backend, StoreRecord, Transaction } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Resource, Store, StoredSpan } from "../vocabulary.ts";
-import { keepBlob, keepState, loadBlob, loadState, removeTemporary } from "./blobs.ts";
+import { keepBlob, keepState, loadBlob, loadState, removeTemporary, stateNames } from "./blobs.ts";
 import type { BlobRef, LogData, StoredResource } from "./codec.ts";
 import type { Compacted } from "./compaction.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
@@ -122,6 +122,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         for (const [path, ref] of Object.entries(stored.files)) files.push([path, await loadBlob(inside("blobs"), ref)]);
         return { ...stored, files: Object.fromEntries(files) };
       },
+      entryOf: (stored) => ({ ...stored }),
     });
 
     // a rollout's first record may be off the disk while its others, and the word that it is gone, are still to come
@@ -197,6 +198,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       },
       putState: (name, bytes) => stateInTurn(() => keepState(inside("state"), name, bytes)),
       getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
+      states: () => stateInTurn(() => stateNames(inside("state"))),
       close: async () => {
         try {
           await inTurn(() => stateInTurn(() => log.close()));
