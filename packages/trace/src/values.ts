@@ -224,10 +224,10 @@ export const checkedItem = (item: StoreItem, where: string): StoreItem => {
     case "span":
       return { kind: "span", data: Object.freeze({ ...checkedSpan(item.data), seq: whole(item.data.seq, 1, `${where}: span.seq`) }) };
     case "resource": {
-      const { version, ...rest } = checkedResource(item.data);
+      const checked = checkedResource(item.data);
       const data: Resource = {
-        ...rest,
-        version: whole(version, 1, `${where}: resource.version`),
+        ...checked,
+        version: whole(checked.version, 1, `${where}: resource.version`),
         createdAtMs: finite(item.data.createdAtMs, `${where}: resource.createdAtMs`),
       };
       return { kind: "resource", data: Object.freeze(data) };

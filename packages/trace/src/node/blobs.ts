@@ -51,7 +51,7 @@ interface State {
 }
 
 /** undefined where there is no file. @throws TraceError "corrupt" when the file is not what was written. */
-const readState = async (path: string): Promise<State | undefined> => {
+export const readState = async (path: string): Promise<State | undefined> => {
   const file = await readFile(path).catch((error) => {
     if (!isMissing(error)) throw error;
   });

@@ -23,9 +23,11 @@ import type { Compacted } from "./compaction.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogIo, openSegmentLog, type Place, platformIo, type SegmentLog } from "./segmentLog.ts";
+import { type Verification, verifyFolder } from "./verify.ts";
 
 export type { Compacted } from "./compaction.ts";
 export type { LogIo } from "./segmentLog.ts";
+export type { Verification } from "./verify.ts";
 
 export interface FileStoreOptions extends StoreOptions {
   /** Hears what a person should know: torn or damaged files, and what was done. Default: console.warn. */
@@ -94,6 +96,16 @@ export const compactFileStore = async (
     }
   });
 };
+
+/**
+ * Reads every line, blob and state of a store that no process has open, and changes nothing.
+ * @throws TraceError "locked"; "corrupt" when the folder's meta.json is another format's; the signal's reason.
+ */
+export const verifyFileStore = async (folder: string, { signal }: { signal?: AbortSignal } = {}): Promise<Verification> =>
+  lockFolder(folder, async () => {
+    await checkMeta(join(folder, "meta.json"), Date.now());
+    return verifyFolder(folder, signal);
+  });
 
 /**
  * Opens (or makes) the store in `folder` and holds its lock until close().
