@@ -25,6 +25,10 @@ type State = { readonly kind: "state"; readonly data: { readonly name: string; r
 
 async function* everything(store: Store): AsyncGenerator<StoreItem | State> {
   for await (const rollout of store.rollouts()) {
+    if (rollout.attempts === 0) {
+      yield { kind: "rollout", data: rollout };
+      continue;
+    }
     // in this order: what happens to it meanwhile is in the attempts, and the reader draws the same conclusion from them
     const attempts = await store.attempts(rollout.id);
     yield { kind: "rollout", data: rollout };

@@ -63,12 +63,19 @@ export const encodeAttributes = (attributes: Attributes, { encode }: Base64): Re
 
 /** @throws TraceError "corrupt", naming `where` and the attribute, for bytes that are not whole elements. */
 export const decodeAttributes = (attributes: Readonly<Record<string, Json>>, { decode }: Base64, where: string): Attributes => {
+  const bytesOf = (base64: unknown): Uint8Array<ArrayBuffer> | undefined => {
+    try {
+      return typeof base64 === "string" ? decode(base64) : undefined;
+    } catch {
+      return undefined; // not base64: told by the caller
+    }
+  };
   const elements = (base64: unknown, name: string): ArrayBuffer => {
-    const bytes = typeof base64 === "string" ? decode(base64) : undefined;
+    const bytes = bytesOf(base64);
     if (bytes === undefined || bytes.length % 4 !== 0)
       throw new TraceError(
         "corrupt",
-        `${where}, attribute ${name}: whole elements of 4 bytes in base64, got ${bytes === undefined ? typeof base64 : `${bytes.length} bytes`}; restore it from a copy`,
+        `${where}, attribute ${name}: whole elements of 4 bytes in base64, got ${bytes === undefined ? JSON.stringify(base64).slice(0, 40) : `${bytes.length} bytes`}; restore it from a copy`,
       );
     return (isLittleEndian ? bytes : swapped(bytes)).buffer;
   };

@@ -7,8 +7,8 @@ import { mintId } from "./ids.ts";
 import { applyRecord } from "./records.ts";
 import type { Backend, Durability, Rows } from "./rows.ts";
 import { isTerminal } from "./status.ts";
-import { checkedItem, checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedSpan, sameJson } from "./values.ts";
-import type { Resource, Rollout, RolloutQuery, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
+import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
+import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
 
 export interface StoreOptions {
   /** Milliseconds since 1970. Default: Date.now. */
@@ -283,12 +283,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return (await backend.states()).sort();
     },
     adopt: async (items) => {
-      const checked = items.map((item, index): StoreItem | null => {
-        const good = checkedItem(item, `adopt: item ${index}`);
-        if (good.kind !== "span") return good;
-        const kept = redactedSpan(good.data, options.redact);
-        return kept && { kind: "span", data: { ...kept, seq: good.data.seq } };
-      });
+      const checked = redactedItems(items, options.redact);
       const outcomes = await write("strict", (rows, commit) => commands.adopt(rows, commit, checked));
       redacted += outcomes.filter((outcome) => outcome === "redacted").length;
       return outcomes;

@@ -213,6 +213,15 @@ const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
     ...optional("error", attempt.error == null ? undefined : checkedError(attempt.error)),
   });
 
+/** null where `redact` dropped a span. @throws TraceError "bad-input". */
+export const redactedItems = (items: readonly StoreItem[], redact: Redact | undefined): (StoreItem | null)[] =>
+  items.map((item, index) => {
+    const good = checkedItem(item, `adopt: item ${index}`);
+    if (good.kind !== "span") return good;
+    const kept = redactedSpan(good.data, redact);
+    return kept && { kind: "span", data: Object.freeze({ ...kept, seq: good.data.seq }) };
+  });
+
 /** @throws TraceError "bad-input", naming `where`. */
 export const checkedItem = (item: StoreItem, where: string): StoreItem => {
   if (typeof item?.data !== "object" || item.data === null) return refuse(where, "an item with kind and data", item);
