@@ -140,9 +140,18 @@ const query: Command["run"] = async (folder, [what], options) => {
 };
 
 const exporting: Command["run"] = async (folder, _rest, { out }) => {
-  await withStore(folder, async (opened) => {
+  return withStore(folder, async (opened) => {
     const archive = Readable.fromWeb(exportStore(opened) as Parameters<typeof Readable.fromWeb>[0]);
-    if (out === undefined) return pipeline(archive, process.stdout, { end: false });
+    if (out === undefined) {
+      try {
+        await pipeline(archive, process.stdout, { end: false });
+        return 0;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "EPIPE") throw error;
+        say("store: the reader of the archive left before its end; what it has is not whole");
+        return 1;
+      }
+    }
     const partial = `${out}.tmp`;
     try {
       await pipeline(archive, createWriteStream(partial, { flush: true }));
@@ -151,8 +160,8 @@ const exporting: Command["run"] = async (folder, _rest, { out }) => {
       await unlink(partial).catch(() => {}); // the first error is the one to tell
       throw error;
     }
+    return 0;
   });
-  return 0;
 };
 
 const importing: Command["run"] = async (folder, _rest, { in: from, json }) => {

@@ -19,7 +19,9 @@ export interface Base64 {
 export const webBase64: Base64 = {
   encode: (bytes) => {
     let text = "";
-    for (let at = 0; at < bytes.length; at += 0x2000) text += String.fromCharCode(...bytes.subarray(at, at + 0x2000));
+    // apply takes the array as it is; spreading it costs ten times as much
+    for (let at = 0; at < bytes.length; at += 0x2000)
+      text += String.fromCharCode.apply(null, bytes.subarray(at, at + 0x2000) as unknown as number[]);
     return btoa(text);
   },
   decode: (base64) => {

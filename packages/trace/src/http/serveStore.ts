@@ -186,11 +186,12 @@ const taken = async <T>(items: AsyncIterable<T>, limit: number): Promise<T[]> =>
   return found;
 };
 
-/** Gives the same promise again for the same id; what failed is tried anew. */
+/** Gives the same promise again for the same request and id; what failed is tried anew. */
 const createMemory = () => {
   const answers = new Map<string, Promise<unknown>>();
-  return <T>(id: unknown, act: () => Promise<T>): Promise<T> => {
-    if (typeof id !== "string") return act();
+  return <T>(what: string, given: unknown, act: () => Promise<T>): Promise<T> => {
+    if (typeof given !== "string") return act();
+    const id = `${what} ${given}`;
     const known = answers.get(id) as Promise<T> | undefined;
     if (known) return known;
     const answer = act();
@@ -301,7 +302,7 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const workerId = textIn(given, "workerId");
         const limit = given.limit === undefined ? 1 : numberIn(given, "limit");
-        return json({ claims: await once(given.claimId, () => store.claim(workerId, limit)) });
+        return json({ claims: await once("claim", given.claimId, () => store.claim(workerId, limit)) });
       },
     },
     "/attempts": { GET: async ({ search }) => ndjson(await store.attempts(needed(search, "rolloutId"))) },
@@ -341,14 +342,14 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
       POST: async ({ body }) => {
         const given = await body();
         const rolloutId = textIn(given, "rolloutId");
-        return json({ forgotten: await once(given.requestId, () => store.forget(rolloutId)) });
+        return json({ forgotten: await once("forget", given.requestId, () => store.forget(rolloutId)) });
       },
     },
     "/requeue-stale": {
       POST: async ({ body }) => {
         const given = await body();
         const beforeMs = numberIn(given, "beforeMs");
-        return json({ count: await once(given.requestId, () => store.requeueStale(beforeMs)) });
+        return json({ count: await once("requeue-stale", given.requestId, () => store.requeueStale(beforeMs)) });
       },
     },
     "/wait": {
@@ -368,7 +369,7 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const resource = fieldsIn(given, "resource");
         const input = { ...resource, files: decoded(() => decodeFiles(resource.files, "body.resource")) } as unknown as ResourceInput;
-        return json({ resource: encodeResource(await once(given.requestId, () => store.publish(input))) });
+        return json({ resource: encodeResource(await once("publish", given.requestId, () => store.publish(input))) });
       },
       GET: async () => ndjson(await taken(store.resources(), Number.POSITIVE_INFINITY)),
     },
