@@ -305,6 +305,31 @@ test("in a file that living rollouts share, the bytes of a forgotten one stay un
   expect(await compactFileStore(folder)).toMatchObject({ records: 0 });
 });
 
+test("the word that a rollout is gone stays as long as an older file has its records", async () => {
+  const folder = newFolder();
+  const first = await open(folder);
+  await live(first.store, ["one", "two"]);
+  await first.store.close();
+  const second = await open(folder, { rotateBytes: 1 });
+  await second.store.forget("two"); // in a file of its own
+  await live(second.store, ["three"]);
+  await second.store.forget("three");
+  const seen = await lookAt(second.store, names);
+  await second.store.close();
+  expect(bytesUnder(folder)).toContain("secret of two");
+  expect(bytesUnder(folder)).not.toContain("secret of three");
+  for (const compacts of [false, true]) {
+    if (compacts) await compactFileStore(folder);
+    const { store, reports } = await open(folder, { rotateBytes: 1 });
+    expect(await lookAt(store, names)).toEqual(seen);
+    expect(seen.rollouts.map(({ id }) => id)).toEqual(["one"]);
+    await store.close();
+    expect(reports).toEqual([]);
+  }
+  expect(bytesUnder(folder)).not.toContain("secret of two");
+  expect(logFiles(folder)).toEqual([FIRST]);
+});
+
 test("a compaction that is stopped after any file leaves a store that reads the same, and the next one ends it", async () => {
   const make = newFolder();
   const first = await open(make, { rotateBytes: 700 });

@@ -1,5 +1,5 @@
 // A store behind HTTP, as a function from Request to Response: any server that speaks web standards can hold it. The paths
-// are in protocol.ts. Not a policy on who may do what: `authorize` lets a request in or not.
+// are in protocol.ts. Not a policy on who may do what: `authorize` lets a request in or not. Not CORS either: the server around it knows its origins.
 
 import { TraceError } from "../errors.ts";
 import { platformRandom } from "../ids.ts";
