@@ -51,8 +51,7 @@ const train = async (policy: Policy, steps = 1): Promise<number> => {
 
 const meanDifference = (a: Float32Array, b: Float32Array): number => a.reduce((sum, x, i) => sum + Math.abs(x - b[i]!), 0) / a.length;
 
-// On a software WebGPU device nearly all of this is the driver compiling shaders, so every backend opens one policy.
-const SOFTWARE_TIMEOUT_MS = 400_000;
+const largestDifference = (a: Float32Array, b: Float32Array): number => a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0);
 
 for (const { name, create, skip } of BACKENDS.filter(({ name }) => name !== "wasm, 1 thread")) {
   describe.skipIf(skip !== undefined)(skip ? `on ${name} (skipped: ${skip})` : `on ${name}`, () => {
@@ -61,12 +60,10 @@ for (const { name, create, skip } of BACKENDS.filter(({ name }) => name !== "was
     beforeAll(async () => {
       policy = await createPolicy({ backend: await create(), model, lora: { rank: 4, alpha: 8 }, seed: 3, slots: 4, microBatchTokens: 64 });
       fresh = await policy.trainer.saveState();
-    }, SOFTWARE_TIMEOUT_MS);
+    });
     afterAll(() => policy.dispose());
 
-    test("the trainer gives a completion the log-probs that it was sampled with, before and after training", {
-      timeout: SOFTWARE_TIMEOUT_MS,
-    }, async () => {
+    test("the trainer gives a completion the log-probs that it was sampled with, before and after training", async () => {
       for (const version of [1, 2]) {
         await train(policy, 2);
         await policy.publish(version);
@@ -80,7 +77,7 @@ for (const { name, create, skip } of BACKENDS.filter(({ name }) => name !== "was
           );
           for (const [i, completion] of completions.entries()) {
             expect(completion.policyVersion).toBe(version);
-            expect(meanDifference(logprobs[i]!, completion.logprobs)).toBeLessThan(1e-3);
+            expect(largestDifference(logprobs[i]!, completion.logprobs)).toBeLessThan(1e-3);
           }
         }
       }
@@ -88,17 +85,23 @@ for (const { name, create, skip } of BACKENDS.filter(({ name }) => name !== "was
       const stale = await policy.sampler.generate(request);
       await train(policy, 2);
       const { logprobs } = await policy.trainer.forward([datum([...stale.tokens])]);
-      expect(meanDifference(logprobs[0]!, stale.logprobs)).toBeGreaterThan(1e-3);
+      expect(largestDifference(logprobs[0]!, stale.logprobs)).toBeGreaterThan(1e-3);
     });
 
-    test("a completion is the same alone and among neighbours", { timeout: SOFTWARE_TIMEOUT_MS }, async () => {
+    test("a completion is the same alone and among neighbours", async () => {
       const alone = await policy.sampler.generate({ ...request, seed: 1 });
       const together = await Promise.all([1, 2, 3, 4, 5, 6, 7].map((seed) => policy.sampler.generate({ ...request, seed })));
       expect(together[0]).toEqual(alone);
       expect(new Set(together.map(({ tokens }) => String([...tokens]))).size).toBe(7);
     });
 
-    test("a few steps of supervised training make the greedy completion the target", { timeout: SOFTWARE_TIMEOUT_MS }, async () => {
+    test("the same seed gives the same completion again, another seed another", async () => {
+      const first = await policy.sampler.generate({ ...request, seed: 11 });
+      expect(await policy.sampler.generate({ ...request, seed: 11 })).toEqual(first);
+      expect(await sample(policy, 12)).not.toEqual([...first.tokens]);
+    });
+
+    test("a few steps of supervised training make the greedy completion the target", async () => {
       await policy.trainer.loadState(fresh);
       const first = await train(policy);
       expect(await train(policy, 25)).toBeLessThan(first / 4);

@@ -2,7 +2,7 @@
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
-import { theme } from "../theme.ts";
+import { scheme } from "../theme.ts";
 
 export interface Line {
   readonly label: string;
@@ -35,12 +35,14 @@ const colorOf = (name: string): string => {
   return color || css(name);
 };
 
+/** From 0 to a little above the highest value, so that curves of non-negative quantities can be compared at a glance. */
+const roomy: uPlot.Range.Function = (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) > 0 ? high * 1.15 : 1];
+
 export const Plot = ({ label, height, lines, data, range, legend = false }: PlotProps): JSX.Element => {
   const holder = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
-  const chosen = theme.value;
+  const chosen = scheme.value;
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: a new theme means new colours, so the plot is made again
   useEffect(() => {
     const element = holder.current as HTMLDivElement;
     const axis = {
@@ -53,9 +55,9 @@ export const Plot = ({ label, height, lines, data, range, legend = false }: Plot
       {
         width: Math.max(120, element.clientWidth),
         height,
-        legend: { show: legend },
+        legend: { show: legend, live: false },
         cursor: { y: false },
-        scales: { x: { time: false }, ...(range && { y: { range: [range[0], range[1]] } }) },
+        scales: { x: { time: false }, y: { range: range ? [range[0], range[1]] : roomy } },
         axes: [
           { ...axis, size: 28, space: 60, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500] },
           { ...axis, size: 46, space: 36 },

@@ -19,14 +19,12 @@ const Call = ({ call }: { call: CallView }): JSX.Element => (
     </h3>
     <p class="tokens">
       {call.prompt.map((text, i) => (
-        // biome-ignore lint/suspicious/noArrayIndexKey: a token's place is its identity
         <span key={i} class="given">
           {visible(text)}
         </span>
       ))}
       {call.response.map(({ id, text, logprob }, i) => (
         <span
-          // biome-ignore lint/suspicious/noArrayIndexKey: a token's place is its identity
           key={i}
           class={`token p${levelOf(logprob)}`}
           title={`token ${id} ${JSON.stringify(text)}\nlog-prob ${logprob.toFixed(3)} (p = ${Math.exp(logprob).toFixed(3)})`}

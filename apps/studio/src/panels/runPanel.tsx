@@ -43,6 +43,10 @@ export const RunPanel = (): JSX.Element => {
       <div class="run-text">
         <h1>{demo.title}</h1>
         <p>{demo.description}</p>
+        <p>
+          The built-in policy starts with wrong habits, put in on purpose. Training rolls the unchanged agent out on groups of tasks,
+          compares the rewards within a group, and moves a small LoRA adapter towards what worked.
+        </p>
       </div>
       <div class="run-controls">
         <div class="fields">
