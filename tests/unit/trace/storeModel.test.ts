@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type AttemptRef, createMemoryStore, type Store, type StoreOptions, TraceError } from "@fulgurite/trace";
+import { openHttpStore, serveStore } from "@fulgurite/trace/http";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
 import { openFileStore } from "@fulgurite/trace/node";
 import * as fc from "fast-check";
@@ -172,6 +173,19 @@ const persisting: {
     open: (name) => (options) => openFileStore(name, { ...options, rotateBytes: 1_000 }),
     runs: 40,
     clean: (name) => rmSync(name, { recursive: true }),
+  },
+  {
+    name: "HTTP",
+    open: () => {
+      let serve: ReturnType<typeof serveStore> | undefined;
+      return async (options) => {
+        serve ??= serveStore(createMemoryStore(options));
+        const served = serve;
+        return openHttpStore("http://store.test", { ...options, fetch: (url, init) => served(new Request(url, init)) });
+      };
+    },
+    runs: 40,
+    clean: () => {},
   },
 ];
 
