@@ -194,7 +194,9 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
       }
       await executable.run({ rows, outRows });
       if (outRows === 0) return { sampled: [], logprobs: [] };
-      return { sampled: await backend.read(plan.token, outRows), logprobs: await backend.read(plan.logprob, outRows) };
+      // both are asked for before either is awaited: on a GPU that is one wait instead of two
+      const [sampled, logprobs] = await Promise.all([backend.read(plan.token, outRows), backend.read(plan.logprob, outRows)]);
+      return { sampled, logprobs };
     });
 
   const deliver = (one: Live, token: number, logprob: number): void => {

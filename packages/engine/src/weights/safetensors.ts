@@ -160,7 +160,8 @@ const halves = (): Float32Array => {
  */
 export const toFloat32 = (tensor: StoredTensor, file: string): Float32Array<ArrayBuffer> => {
   const { dtype, bytes } = tensor;
-  const copy = bytes.slice().buffer; // a tensor may start at any byte; views need alignment
+  // a tensor may start at any byte, and views need alignment; slice() of a Node Buffer would share memory
+  const copy = new Uint8Array(bytes).buffer;
   const values = dtype === "F32" ? new Float32Array(copy) : new Float32Array(bytes.byteLength / 2);
   if (dtype === "BF16") {
     const bits = new Uint32Array(values.buffer);
