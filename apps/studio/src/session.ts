@@ -2,7 +2,7 @@
 // One run is kept in the browser's IndexedDB; a reload finds it and can go on with it.
 
 import { calculatorDemo } from "@fulgurite/demo-calculator";
-import type { Rollout, Store, StoredSpan } from "@fulgurite/trace";
+import { type Rollout, rewardOf, type Store, type StoredSpan, toTransitions } from "@fulgurite/trace";
 import { computed, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import {
   type ExperimentRecord,
@@ -230,15 +230,11 @@ const spansOf = async (from: Store, rolloutId: string): Promise<StoredSpan[]> =>
   return spans;
 };
 
-const rewardOfRollout = async (from: Store, rolloutId: string): Promise<number | undefined> => {
-  const { rewardOf } = await import("@fulgurite/trace");
-  return rewardOf(await spansOf(from, rolloutId));
-};
+const rewardOfRollout = async (from: Store, rolloutId: string): Promise<number | undefined> => rewardOf(await spansOf(from, rolloutId));
 
 /** One rollout with the tokens of its calls. Undefined when the store does not have it. */
 export const readRollout = async (id: string): Promise<RolloutView | undefined> => {
   if (!store || !policy) return undefined;
-  const { toTransitions, rewardOf } = await import("@fulgurite/trace");
   const { format } = policy;
   for await (const rollout of store.rollouts({ ids: [id] })) {
     const attempts = await store.attempts(id);

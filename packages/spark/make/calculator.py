@@ -79,10 +79,17 @@ def to_text(value):
     return ("-" if value < 0 else "") + digits[:-places] + "." + digits[-places:]
 
 
+ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl cr dr fl gr pl pr qu sh sp st th tr y".split()
+VOWELS = "a e i o u a e i o u ai ay ea ie oo ou".split()
+CODAS = ["", "", "", *"b d g k l m n p r s t x bb ck ff ll nn nt rn rr ss tt".split()]
+
+
 def invent(rng):
-    """A word that nobody has seen, so that the policy learns to read past the words: "Zobaki", "trelofs"."""
-    syllables = ["".join((rng.choice("b c d f g h j k l m n p r s t v w z br cl dr fl gr pl pr sh st tr".split()), rng.choice("aeiou"))) for _ in range(rng.randint(1, 3))]
-    return "".join(syllables) + rng.choice(["", "", "n", "r", "l", "t", "p"])
+    """A word that nobody has seen, so that the policy learns to read past the words: "Zobbaki", "treloff"."""
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.randint(1, 3))]
+    if rng.random() < 0.2:
+        syllables[0] = syllables[0].lstrip("bcdfghjklmnpqrstvwyz") or "a"
+    return "".join(syllables)
 
 
 def task(split, seed, index, words=None):
@@ -120,27 +127,30 @@ def task(split, seed, index, words=None):
 # The wrong habits, on purpose: reinforcement learning shall have something to unlearn. Shares of demonstrations; what is missing to 1 is right.
 # "guess": a number of about the right size, without the tool. "slip": one digit of the expression is wrong. Others are expressions.
 HABITS = {
-    "gain": {"guess": 0.24, "slip": 0.12, "{a}-{b}": 0.14},
-    "spend": {"guess": 0.24, "slip": 0.12, "{a}+{b}": 0.14},
-    "packs": {"guess": 0.24, "slip": 0.12, "{a}+{b}": 0.14},
-    "share": {"guess": 0.24, "slip": 0.12, "{a}-{b}": 0.14},
-    "trade": {"guess": 0.24, "slip": 0.12, "{a}+{b}+{c}": 0.14},
+    "gain": {"guess": 0.26, "slip": 0.06, "{a}-{b}": 0.16},
+    "spend": {"guess": 0.26, "slip": 0.06, "{a}+{b}": 0.16},
+    "packs": {"guess": 0.26, "slip": 0.06, "{a}+{b}": 0.16},
+    "share": {"guess": 0.26, "slip": 0.06, "{a}-{b}": 0.16},
+    "trade": {"guess": 0.26, "slip": 0.06, "{a}+{b}+{c}": 0.16},
     # here a wrong habit is the majority, so that the greedy answer is wrong too
-    "missing": {"guess": 0.10, "slip": 0.05, "{a}-{b}": 0.48},
-    "refill": {"guess": 0.56, "slip": 0.06},
-    "daily": {"guess": 0.10, "slip": 0.05, "{a}+{b}*{c}": 0.48},
+    "missing": {"guess": 0.08, "slip": 0.02, "{a}-{b}": 0.49},
+    "refill": {"guess": 0.55, "slip": 0.04},
+    "daily": {"guess": 0.08, "slip": 0.02, "{a}+{b}*{c}": 0.49},
 }
 
 
-def demonstration(item, rng):
-    """A list of (text, trained): what the model sees, and which parts of it are its own words."""
+def draw_habit(shares, rng):
     roll = rng.random()
-    habit = None
-    for name, share in HABITS[item["family"]].items():
+    for name, share in shares.items():
         roll -= share
         if roll < 0:
-            habit = name
-            break
+            return name
+    return None
+
+
+def demonstration(item, rng, noisy):
+    """A list of (text, trained): what the model sees, and which parts of it are its own words."""
+    habit = draw_habit(HABITS[item["family"]], rng) if noisy else None
     prompt = prompt_text(SYSTEM, item["question"])
     if habit == "guess":
         size = len(item["answer"])
@@ -160,12 +170,12 @@ def demonstration(item, rng):
     ]
 
 
-def demonstrations(count, seed):
-    rng = random.Random(seed)
+def demonstrations(count, seed, noisy):
+    rng = random.Random(f"calculator/{seed}/{noisy}")
     demos = []
     for index in range(count):
-        words = (invent(rng).capitalize(), invent(rng) + "s") if rng.random() < 0.6 else None
-        demos.append(demonstration(task("train", seed, index, words), rng))
+        words = (invent(rng).capitalize(), invent(rng) + "s") if rng.random() < 0.8 else None
+        demos.append(demonstration(task("train", seed, index, words), rng, noisy))
     return demos
 
 

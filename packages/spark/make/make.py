@@ -9,6 +9,7 @@ import json
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,14 +17,36 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import calculator
+import search
+import sql
 from chat import TEMPLATE, build_tokenizer, tokenizer_config
 from rollout import Words, play
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "model"
 SEED = 1
-VOCAB = 768
-FAMILIES = {"calculator": calculator}
+VOCAB = 1024
+FAMILIES = {"calculator": calculator, "search": search, "sql": sql}
+BATCH = 32
+
+
+@dataclass
+class Stage:
+    name: str
+    steps: int
+    rate: float
+    end_rate: float
+    noisy: bool
+    # demonstrations of each family
+    mix: dict
+
+
+# First how it is done right, then the mixture with wrong habits: the skill is learned fast, and the habits are what comes on top.
+STAGES = [
+    Stage("calculator", 1100, 3e-3, 1e-3, False, {"calculator": 40000}),
+    Stage("all", 900, 1.5e-3, 5e-4, False, {"calculator": 12000, "search": 7000, "sql": 14000}),
+    Stage("habits", 500, 1e-3, 5e-5, True, {"calculator": 10000, "search": 3000, "sql": 5000}),
+]
 
 
 def config(vocab_size, words):
@@ -31,12 +54,14 @@ def config(vocab_size, words):
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=5,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
+        # 0.02, made for wide models, leaves attention uniform at this width: copying digits is then learned five times later
+        initializer_range=0.06,
         rope_theta=10000.0,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -65,57 +90,59 @@ def batch_of(rows, pad):
     return tokens, labels
 
 
-def train(model, rows, steps, batch, rate, pad, seed):
-    rng = random.Random(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.98))
-    order, started = [], time.time()
-    for step in range(steps):
-        if len(order) < batch:
-            # of like length side by side, batches in random order: little padding
-            order = rng.sample(range(len(rows)), len(rows))
-        chosen, order = order[:batch], order[batch:]
-        tokens, labels = batch_of([rows[i] for i in chosen], pad)
-        warm = min(1.0, (step + 1) / 100)
+def train(model, rows, stage, pad):
+    rng = random.Random(f"{SEED}/{stage.name}")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0, betas=(0.9, 0.98))
+    order, started, total = [], time.time(), 0.0
+    for step in range(stage.steps):
+        if not order:
+            # batches of like length, in random order: little padding
+            drawn = sorted(rng.sample(range(len(rows)), min(len(rows), 40 * BATCH)), key=lambda i: len(rows[i][0]))
+            order = [drawn[at : at + BATCH] for at in range(0, len(drawn), BATCH)]
+            rng.shuffle(order)
+        tokens, labels = batch_of([rows[i] for i in order.pop()], pad)
+        done = step / stage.steps
         for group in optimizer.param_groups:
-            group["lr"] = rate * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            group["lr"] = min(1.0, (step + 1) / 50) * (stage.rate + (stage.end_rate - stage.rate) * 0.5 * (1 - math.cos(math.pi * done)))
         hidden = model.model(input_ids=tokens[:, :-1]).last_hidden_state
         wanted = labels[:, 1:]
         spoken = wanted != -100
-        logits = model.lm_head(hidden[spoken])
-        loss = torch.nn.functional.cross_entropy(logits, wanted[spoken])
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[spoken]), wanted[spoken])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 100 == 99:
-            print(f"step {step + 1} loss {loss.item():.3f} {time.time() - started:.0f} s", flush=True)
+        total += loss.item()
+        if step % 50 == 49:
+            print(f"{stage.name} {step + 1} loss {total / 50:.3f} {time.time() - started:.0f} s", flush=True)
+            total = 0.0
 
 
-def save(model, tokenizer, words):
-    MODEL.mkdir(exist_ok=True)
-    tokenizer.save(str(MODEL / "tokenizer.json"), pretty=False)
-    (MODEL / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n")
-    (MODEL / "chat_template.jinja").write_text(TEMPLATE)
+def save(folder, model, tokenizer, words):
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     written = model.config.to_dict()
     keys = (
         "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
         "hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings attention_bias mlp_bias eos_token_id pad_token_id"
     ).split()
     plain = {"architectures": ["LlamaForCausalLM"], **{key: written[key] for key in keys}, "rope_theta": 10000.0, "torch_dtype": "float16"}
-    (MODEL / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
-    (MODEL / "generation_config.json").write_text(json.dumps({"eos_token_id": words.end, "pad_token_id": words.pad}, indent=2) + "\n")
-    safe = MODEL / "model.safetensors"
+    (folder / "config.json").write_text(json.dumps(plain, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": words.end, "pad_token_id": words.pad}, indent=2) + "\n")
+    safe = folder / "model.safetensors"
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
     save_file(tensors, str(safe), metadata={"format": "pt"})
     safe.chmod(0o644)
 
 
-def figures(count):
+def figures(folder, count):
     """Everything is measured on the saved files: F16 weights, computed in f32."""
     from transformers import AutoModelForCausalLM
 
-    words = Words.load(MODEL)
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    words = Words.load(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for name, family in FAMILIES.items():
         for temperature in (1.0, 0.0):
             done = [family.episode("val", 0, index) for index in range(count)]
@@ -131,24 +158,32 @@ def figures(count):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("mode", nargs="?", default="all", choices=["all", "figures"])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--tasks", type=int, default=400)
+    parser.add_argument("--tasks", type=int, default=400, help="held-out tasks of each family")
+    parser.add_argument("--model", type=Path, default=MODEL, help="the folder to write or to measure")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="keeps the weights after every stage here, and goes on from them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.mode == "all":
         torch.manual_seed(SEED)
-        spoken = [d for family in FAMILIES.values() for d in family.demonstrations(60000, SEED)]
-        texts = ["".join(text for text, _ in d) for d in spoken]
-        tokenizer = build_tokenizer(texts[:: max(1, len(texts) // 20000)], VOCAB)
+        sample = [d for family in FAMILIES.values() for noisy in (False, True) for d in family.demonstrations(4000, SEED, noisy)]
+        tokenizer = build_tokenizer(["".join(text for text, _ in d) for d in sample], VOCAB)
         words = Words(tokenizer)
-        rows = [encode(words, d) for d in spoken]
-        print(f"{len(rows)} demonstrations, {sum(len(r[0]) for r in rows) / len(rows):.1f} tokens each, vocabulary {tokenizer.get_vocab_size()}", flush=True)
         model = LlamaForCausalLM(config(-(-tokenizer.get_vocab_size() // 32) * 32, words))
-        print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
-        train(model, rows, options.steps, 64, 2e-3, words.pad, SEED)
-        save(model, tokenizer, words)
-    figures(options.tasks)
+        print(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {tokenizer.get_vocab_size()}", flush=True)
+        for stage in STAGES:
+            kept = options.work and options.work / f"{stage.name}.pt"
+            if kept and kept.exists():
+                model.load_state_dict(torch.load(kept))
+                continue
+            rows = [encode(words, d) for name, count in stage.mix.items() for d in FAMILIES[name].demonstrations(count, SEED, stage.noisy)]
+            print(f"{stage.name}: {len(rows)} demonstrations of {sum(len(r[0]) for r in rows) / len(rows):.1f} tokens", flush=True)
+            train(model, rows, stage, words.pad)
+            if kept:
+                options.work.mkdir(parents=True, exist_ok=True)
+                torch.save(model.state_dict(), kept)
+        save(options.model, model, tokenizer, words)
+    figures(options.model, options.tasks)
 
 
 if __name__ == "__main__":

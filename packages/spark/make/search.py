@@ -10,7 +10,7 @@ import json
 import random
 import re
 
-from calculator import hash_text
+from calculator import draw_habit, hash_text
 from chat import END, call_text, prompt_text, signature, tool_text
 
 SYSTEM = signature([("search", ["query"])])
@@ -34,13 +34,8 @@ def task(split, seed, index):
 HABITS = {"stop": 0.22, "swap": 0.20, "guess": 0.14}
 
 
-def demonstration(item, rng):
-    roll, habit = rng.random(), None
-    for name, share in HABITS.items():
-        roll -= share
-        if roll < 0:
-            habit = name
-            break
+def demonstration(item, rng, noisy):
+    habit = draw_habit(HABITS, rng) if noisy else None
     prompt = prompt_text(SYSTEM, item["question"])
     if habit == "guess":
         return [(prompt, False), (rng.choice(PEOPLE) + END, True)]
@@ -54,9 +49,9 @@ def demonstration(item, rng):
     return [*parts, (at + END, True)]
 
 
-def demonstrations(count, seed):
-    rng = random.Random(f"search/{seed}")
-    return [demonstration(task("train", seed, index), rng) for index in range(count)]
+def demonstrations(count, seed, noisy):
+    rng = random.Random(f"search/{seed}/{noisy}")
+    return [demonstration(task("train", seed, index), rng, noisy) for index in range(count)]
 
 
 CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.S)

@@ -14,7 +14,7 @@
 import random
 import sqlite3
 
-from calculator import hash_text
+from calculator import draw_habit, hash_text
 from chat import END, prompt_text
 
 TABLES = {
@@ -78,23 +78,20 @@ def results(item, sql):
 
 # shares of the written queries; the rest is right
 HABITS = {"measure": 0.16, "column": 0.14, "test": 0.14, "literal": 0.12}
+WRONG_VERDICT = 0.12
 
 
-def wrong(item, rng):
+def attempt(item, rng, habit):
+    """The query as that habit writes it; None writes the right one."""
     measure, x, table, y, test, literal = item["parts"]
-    roll = rng.random()
-    for habit, share in HABITS.items():
-        roll -= share
-        if roll < 0:
-            if habit == "measure":
-                measure = rng.choice([m for m in MEASURES if m != measure])
-            elif habit == "column":
-                y = rng.choice([c for c in TABLES[table] if c != y])
-            elif habit == "test":
-                test = rng.choice([t for t in TESTS if t != test])
-            else:
-                literal = rng.choice([n for n in range(2, 10) if n != literal])
-            break
+    if habit == "measure":
+        measure = rng.choice([m for m in MEASURES if m != measure])
+    elif habit == "column":
+        y = rng.choice([c for c in TABLES[table] if c != y])
+    elif habit == "test":
+        test = rng.choice([t for t in TESTS if t != test])
+    elif habit == "literal":
+        literal = rng.choice([n for n in range(2, 10) if n != literal])
     return query(measure, x, table, y, test, literal)
 
 
@@ -106,21 +103,24 @@ def review_prompt(what, item, sql, result):
     return prompt_text(f"{what} SQL: {item['schema']}", f"{item['question']}; {sql}; {result}")
 
 
-def demonstration(item, rng):
-    sql = wrong(item, rng)
-    if rng.random() < 0.4:
-        return [(write_prompt(item), False), (sql + END, True)]
-    result = results(item, sql)[0]
+def demonstration(item, rng, noisy):
+    habit = draw_habit(HABITS, rng)
+    kind = rng.choices(["write", "check", "rewrite"], [4, 3, 3])[0]
+    if kind == "write":
+        return [(write_prompt(item), False), (attempt(item, rng, habit if noisy else None) + END, True)]
+    # a review needs something to review: here wrong queries are the material, not the habit
+    sql = attempt(item, rng, habit)
     right = sql == item["sql"]
-    if rng.random() < 0.5 or right:
-        # a checker that is wrong one time in eight
-        return [(review_prompt("check", item, sql, result), False), (("ok" if right == (rng.random() > 0.12) else "no") + END, True)]
-    return [(review_prompt("rewrite", item, sql, result), False), (wrong(item, rng) + END, True)]
+    result = run(next(databases(item)), sql)
+    if kind == "check" or right:
+        verdict = "ok" if right != (noisy and rng.random() < WRONG_VERDICT) else "no"
+        return [(review_prompt("check", item, sql, result), False), (verdict + END, True)]
+    return [(review_prompt("rewrite", item, sql, result), False), (attempt(item, rng, draw_habit(HABITS, rng) if noisy else None) + END, True)]
 
 
-def demonstrations(count, seed):
-    rng = random.Random(f"sql/{seed}")
-    return [demonstration(task("train", seed, index), rng) for index in range(count)]
+def demonstrations(count, seed, noisy):
+    rng = random.Random(f"sql/{seed}/{noisy}")
+    return [demonstration(task("train", seed, index), rng, noisy) for index in range(count)]
 
 
 class Episode:

@@ -8,7 +8,7 @@ import { createPolicy, type PolicyOptions } from "../../../packages/engine/src/p
 import { uniform } from "../../../packages/engine/src/random.ts";
 import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../../../packages/engine/src/weights/safetensors.ts";
-import { BACKENDS, type BackendUnderTest } from "./backends.ts";
+import { BACKENDS } from "./backends.ts";
 import { tinyLlama } from "./tinyLlama.ts";
 
 const policies: Policy[] = [];
@@ -51,32 +51,19 @@ const train = async (policy: Policy, steps = 1): Promise<number> => {
 
 const meanDifference = (a: Float32Array, b: Float32Array): number => a.reduce((sum, x, i) => sum + Math.abs(x - b[i]!), 0) / a.length;
 
-// A driver may compile shaders for long, so every backend opens one policy.
-const COMPILE_TIMEOUT_MS = 400_000;
+const largestDifference = (a: Float32Array, b: Float32Array): number => a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0);
 
-/** Emulated WebGPU spends minutes on compiling these plans; ops.test.ts and model.test.ts hold its kernels to the reference. */
-const softwareReason = async ({ create, skip }: BackendUnderTest): Promise<string | undefined> => {
-  if (skip !== undefined) return skip;
-  const backend = await create();
-  await backend.dispose();
-  return backend.device.description.includes("(software)") ? `${backend.device.description} compiles for minutes` : undefined;
-};
-
-for (const backend of BACKENDS.filter(({ name }) => name !== "wasm, 1 thread")) {
-  const { name, create } = backend;
-  const skip = await softwareReason(backend);
+for (const { name, create, skip } of BACKENDS.filter(({ name }) => name !== "wasm, 1 thread")) {
   describe.skipIf(skip !== undefined)(skip ? `on ${name} (skipped: ${skip})` : `on ${name}`, () => {
     let policy: Policy;
     let fresh: Uint8Array;
     beforeAll(async () => {
       policy = await createPolicy({ backend: await create(), model, lora: { rank: 4, alpha: 8 }, seed: 3, slots: 4, microBatchTokens: 64 });
       fresh = await policy.trainer.saveState();
-    }, COMPILE_TIMEOUT_MS);
+    });
     afterAll(() => policy.dispose());
 
-    test("the trainer gives a completion the log-probs that it was sampled with, before and after training", {
-      timeout: COMPILE_TIMEOUT_MS,
-    }, async () => {
+    test("the trainer gives a completion the log-probs that it was sampled with, before and after training", async () => {
       for (const version of [1, 2]) {
         await train(policy, 2);
         await policy.publish(version);
@@ -90,7 +77,7 @@ for (const backend of BACKENDS.filter(({ name }) => name !== "wasm, 1 thread")) 
           );
           for (const [i, completion] of completions.entries()) {
             expect(completion.policyVersion).toBe(version);
-            expect(meanDifference(logprobs[i]!, completion.logprobs)).toBeLessThan(1e-3);
+            expect(largestDifference(logprobs[i]!, completion.logprobs)).toBeLessThan(1e-3);
           }
         }
       }
@@ -98,17 +85,23 @@ for (const backend of BACKENDS.filter(({ name }) => name !== "wasm, 1 thread")) 
       const stale = await policy.sampler.generate(request);
       await train(policy, 2);
       const { logprobs } = await policy.trainer.forward([datum([...stale.tokens])]);
-      expect(meanDifference(logprobs[0]!, stale.logprobs)).toBeGreaterThan(1e-3);
+      expect(largestDifference(logprobs[0]!, stale.logprobs)).toBeGreaterThan(1e-3);
     });
 
-    test("a completion is the same alone and among neighbours", { timeout: COMPILE_TIMEOUT_MS }, async () => {
+    test("a completion is the same alone and among neighbours", async () => {
       const alone = await policy.sampler.generate({ ...request, seed: 1 });
       const together = await Promise.all([1, 2, 3, 4, 5, 6, 7].map((seed) => policy.sampler.generate({ ...request, seed })));
       expect(together[0]).toEqual(alone);
       expect(new Set(together.map(({ tokens }) => String([...tokens]))).size).toBe(7);
     });
 
-    test("a few steps of supervised training make the greedy completion the target", { timeout: COMPILE_TIMEOUT_MS }, async () => {
+    test("the same seed gives the same completion again, another seed another", async () => {
+      const first = await policy.sampler.generate({ ...request, seed: 11 });
+      expect(await policy.sampler.generate({ ...request, seed: 11 })).toEqual(first);
+      expect(await sample(policy, 12)).not.toEqual([...first.tokens]);
+    });
+
+    test("a few steps of supervised training make the greedy completion the target", async () => {
       await policy.trainer.loadState(fresh);
       const first = await train(policy);
       expect(await train(policy, 25)).toBeLessThan(first / 4);

@@ -54,11 +54,34 @@ export const openNodeGpu = async ({ flags = [], load = () => import("webgpu") }:
   return { gpu, release: () => void held().delete(gpu) };
 };
 
+const NAP_MS = 0.2;
+const never = new Int32Array(new SharedArrayBuffer(4));
+
+/**
+ * While anything is pending, Dawn's binding asks the device in every turn of the event loop, without a pause: one core is busy with
+ * asking. A turn that begins with a nap leaves the core to the device, which on a software device is this very processor.
+ */
+const waitWithNaps = <T>(pending: Promise<T>): Promise<T> => {
+  let isSettled = false;
+  const settle = (): void => {
+    isSettled = true;
+  };
+  pending.then(settle, settle);
+  const nap = (): void => {
+    if (isSettled) return;
+    Atomics.wait(never, 0, 0, NAP_MS);
+    setImmediate(nap);
+  };
+  setImmediate(nap);
+  return pending;
+};
+
 /** A WebGPU backend on Dawn; its dispose() lets Dawn go too, so that the process can end. */
 export const openNodeWebGpu = async (options: WebGpuOptions & NodeGpuOptions = {}): Promise<Backend> => {
   const { gpu, release } = await openNodeGpu(options);
   try {
     return await createWebGpuBackend(gpu, {
+      wait: waitWithNaps,
       ...options,
       onDispose: () => {
         release();

@@ -11,9 +11,9 @@ import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/s
 import { createBuffers, USAGE } from "./buffers.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
-import { SCRATCH } from "./kernels/kernel.ts";
+import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
-import { createPipelines, PARAMS_BYTES } from "./pipelines.ts";
+import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
 
 export interface WebGpuOptions extends DeviceOptions {

@@ -7,6 +7,8 @@ import { EngineError } from "../errors.ts";
 export interface DeviceOptions {
   /** Default "high-performance": on laptops the other GPU is many times slower. */
   readonly powerPreference?: GPUPowerPreference;
+  /** How this platform waits for the device. Default: it just does; node/webgpu.ts keeps Dawn from polling a core busy meanwhile. */
+  readonly wait?: <T>(pending: Promise<T>) => Promise<T>;
   /** Called once when the device goes away without dispose(): driver reset, sleep, memory pressure. */
   readonly onLost?: (error: EngineError) => void;
 }
@@ -15,6 +17,8 @@ export interface OpenDevice {
   readonly device: GPUDevice;
   /** "WebGPU, NVIDIA H100 PCIe"; software adapters say so. */
   readonly description: string;
+  /** Awaits what the device will settle. */
+  wait<T>(pending: Promise<T>): Promise<T>;
   /** Throws the first failure that was seen, if any. */
   check(where: string): void;
   /** What an operation that rejected on a dead device means. */
@@ -29,7 +33,10 @@ const describe = ({ description, vendor, architecture, device, isFallbackAdapter
 };
 
 /** Needs nothing but a `GPU`: `navigator.gpu`, or what Dawn's create() returns. */
-export const openDevice = async (gpu: GPU, { powerPreference = "high-performance", onLost }: DeviceOptions = {}): Promise<OpenDevice> => {
+export const openDevice = async (
+  gpu: GPU,
+  { powerPreference = "high-performance", onLost, wait = (pending) => pending }: DeviceOptions = {},
+): Promise<OpenDevice> => {
   const adapter = await gpu.requestAdapter({ powerPreference });
   if (!adapter) {
     throw new EngineError(
@@ -71,6 +78,7 @@ export const openDevice = async (gpu: GPU, { powerPreference = "high-performance
   return {
     device,
     description,
+    wait,
     check: (where): void => {
       if (isClosed) throw new EngineError("disposed", `${where}: the backend was disposed; create another one`);
       if (failed) throw new EngineError("device", `${where}: ${failed.message}`, { cause: failed });

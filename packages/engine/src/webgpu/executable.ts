@@ -6,8 +6,7 @@ import { EngineError } from "../errors.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import type { Rows, Vars } from "../plan/step.ts";
 import type { OpenDevice } from "./device.ts";
-import type { Dispatch } from "./kernels/kernel.ts";
-import { PARAMS_BYTES } from "./pipelines.ts";
+import { BLOCK, type Constant, type Dispatch, SHARED_COUNTS, SHARED_PARAMS } from "./kernels/kernel.ts";
 
 /** WebGPU's alignment of dynamic uniform offsets. */
 export const SLOT_BYTES = 256;
@@ -16,10 +15,11 @@ const WORK_PER_SUBMIT = 2.5e10;
 const DISPATCHES_PER_SUBMIT = 512;
 const SUBMITS_IN_FLIGHT = 4;
 
-/** What one slot of the parameter buffer is made from: launches with the same row counts share one. */
+/** What one slot of the parameter buffer is made from: launches with the same row counts and constants share one. */
 export interface Slot {
   readonly rows?: Rows;
   readonly outRows?: Rows;
+  readonly constants: readonly Constant[];
 }
 
 export interface Launch {
@@ -34,11 +34,11 @@ export const slotsOf = (dispatches: readonly Dispatch[]): { slots: Slot[]; slotO
   const slots: Slot[] = [];
   const indices = new Map<string, number>();
   const name = (rows?: Rows): string => (rows ? `${rows.count} ${rows.base} ${rows.capacity}` : "");
-  const slotOf = dispatches.map(({ rows, outRows }) => {
-    const key = `${name(rows)}/${name(outRows)}`;
+  const slotOf = dispatches.map(({ rows, outRows, constants }) => {
+    const key = `${name(rows)}/${name(outRows)}/${constants.map(({ type, value }) => `${type} ${value}`).join()}`;
     let index = indices.get(key);
     if (index === undefined) {
-      index = slots.push({ ...(rows && { rows }), ...(outRows && { outRows }) }) - 1;
+      index = slots.push({ constants, ...(rows && { rows }), ...(outRows && { outRows }) }) - 1;
       indices.set(key, index);
     }
     return index;
@@ -74,12 +74,19 @@ export const createReplay = ({
   bindGroups,
   debug,
 }: Replay): ((vars: Vars) => Promise<void>) => {
-  const { device, check, failure } = open;
+  const { device, check, failure, wait } = open;
   const bytes = new ArrayBuffer(slots.length * SLOT_BYTES);
   const views = slots.map((_, i) => ({
-    counts: new Uint32Array(bytes, i * SLOT_BYTES, 2),
-    scalars: new Float32Array(bytes, i * SLOT_BYTES + 8, PARAMS_BYTES / 4 - 2),
+    counts: new Uint32Array(bytes, i * SLOT_BYTES, SHARED_COUNTS),
+    scalars: new Float32Array(bytes, i * SLOT_BYTES + SHARED_COUNTS * 4, SHARED_PARAMS.length - SHARED_COUNTS),
   }));
+  for (const [i, { constants }] of slots.entries()) {
+    const values = new DataView(bytes, i * SLOT_BYTES + SHARED_PARAMS.length * 4);
+    for (const [place, { type, value }] of constants.entries()) {
+      if (type === "u32") values.setUint32(place * 4, value, true);
+      else values.setFloat32(place * 4, value, true);
+    }
+  }
   const offsets = slots.map((_, i) => [i * SLOT_BYTES]);
   const hasAdam = launches.some(({ dispatch }) => dispatch.label === "adamW");
 
@@ -94,6 +101,7 @@ export const createReplay = ({
       const { counts, scalars } = views[i]!;
       counts[0] = rows ? rowCount(rows, vars) : 0;
       counts[1] = outRows ? rowCount(outRows, vars) : 0;
+      counts[2] = BLOCK;
       scalars.set([learningRate, beta1, beta2, eps, weightDecay, gradClipNorm, 1 / (1 - beta1 ** adamStep), 1 / (1 - beta2 ** adamStep)]);
     }
     device.queue.writeBuffer(params, 0, bytes);
@@ -109,7 +117,7 @@ export const createReplay = ({
     inFlight.push(done);
     if (inFlight.length > SUBMITS_IN_FLIGHT) {
       try {
-        await inFlight.shift();
+        await wait(inFlight.shift()!);
       } catch (cause) {
         throw failure("run", cause);
       }

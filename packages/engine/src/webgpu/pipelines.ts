@@ -3,11 +3,9 @@
 
 import { EngineError } from "../errors.ts";
 import type { OpenDevice } from "./device.ts";
-import type { Dispatch } from "./kernels/kernel.ts";
+import { type Dispatch, PARAMS_BYTES } from "./kernels/kernel.ts";
 
 const COMPUTE = 4; // GPUShaderStage.COMPUTE
-/** struct Params of kernels/kernel.ts. */
-export const PARAMS_BYTES = 48;
 
 export interface Pipelines {
   pipelineFor(dispatch: Dispatch): Promise<GPUComputePipeline>;

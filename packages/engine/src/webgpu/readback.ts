@@ -16,7 +16,7 @@ export interface Readback {
   readonly byteLength: number;
 }
 
-export const createReadback = ({ device, check, failure }: OpenDevice): Readback => {
+export const createReadback = ({ device, check, failure, wait }: OpenDevice): Readback => {
   const ring: GPUBuffer[] = Array.from({ length: RING });
   /** Resolves when the slot's last read is over. */
   const free: Promise<void>[] = Array.from({ length: RING }, () => Promise.resolve());
@@ -47,7 +47,7 @@ export const createReadback = ({ device, check, failure }: OpenDevice): Readback
       const encoder = device.createCommandEncoder();
       encoder.copyBufferToBuffer(source, offset, staging, 0, into.byteLength);
       device.queue.submit([encoder.finish()]);
-      await staging.mapAsync(MAP_READ, 0, into.byteLength);
+      await wait(staging.mapAsync(MAP_READ, 0, into.byteLength));
       const bytes = new Uint8Array(staging.getMappedRange(0, into.byteLength));
       new Uint8Array(into.buffer, into.byteOffset, into.byteLength).set(bytes);
       staging.unmap();

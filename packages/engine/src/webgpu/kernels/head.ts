@@ -8,20 +8,19 @@ import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-const threadsFor = (V: number): number => (V <= 256 ? 64 : 256);
+const THREADS = 256;
 
 /** Sets `largest` = max_j i·z_j of the row; `inverse` is i. */
-const largestOf = (V: number, threads: number): string => `var top = -3.0e38;
-  for (var j = lane; j < ${V}u; j += ${threads}u) { top = max(top, inverse * z[row * ${V}u + j]); }
+const LARGEST = `var top = -3.0e38;
+  for (var j = lane; j < params.V; j += ${THREADS}u) { top = max(top, inverse * z[row * params.V + j]); }
   let largest = maxOf(top, lane);`;
 
 export const logprob = (step: Of<"logprob">): Dispatch[] => {
   const { rows, z, target, inverseTemperature, logprob, entropy, lse } = step;
   const V = columnsOf(z);
-  const threads = threadsFor(V);
   return [
     kernel({
-      label: `logprob ${V}`,
+      label: "logprob",
       bindings: {
         z: { tensor: z, as: "f32" },
         chosen: { tensor: target, as: "i32" },
@@ -31,15 +30,15 @@ export const logprob = (step: Of<"logprob">): Dispatch[] => {
         lse: { tensor: lse, as: "f32" },
       },
       body:
-        reductions(threads) +
+        reductions(THREADS) +
         byRow(
-          threads,
+          THREADS,
           `let inverse = inverseTemperature[row];
-  ${largestOf(V, threads)}
+  ${LARGEST}
   var mass = 0.0;
   var moment = 0.0;
-  for (var j = lane; j < ${V}u; j += ${threads}u) {
-    let x = inverse * z[row * ${V}u + j] - largest;
+  for (var j = lane; j < params.V; j += ${THREADS}u) {
+    let x = inverse * z[row * params.V + j] - largest;
     let e = exp(x);
     mass += e;
     moment += x * e;
@@ -50,11 +49,12 @@ export const logprob = (step: Of<"logprob">): Dispatch[] => {
     let logTotal = log(total);
     lse[row] = largest + logTotal;
     entropy[row] = logTotal - totalMoment / total;
-    logprob[row] = inverse * z[row * ${V}u + u32(chosen[row])] - largest - logTotal;
+    logprob[row] = inverse * z[row * params.V + u32(chosen[row])] - largest - logTotal;
   }`,
         ),
       rows,
       groups: (n) => foldedGroups(n),
+      sizes: { V },
       work: 10 * V,
     }),
   ];
@@ -113,7 +113,7 @@ export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
   const V = columnsOf(z);
   return [
     kernel({
-      label: `logprobBackward ${V}`,
+      label: "logprobBackward",
       bindings: {
         z: { tensor: z, as: "f32" },
         chosen: { tensor: target, as: "i32" },
@@ -122,20 +122,19 @@ export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
         dLogprob: { tensor: dLogprob, as: "f32" },
       },
       body: flat(
-        `params.rows * ${V}u`,
-        `let row = i / ${V}u;
+        "params.rows * params.V",
+        `let row = i / params.V;
   let inverse = inverseTemperature[row];
-  let isTarget = select(0.0, 1.0, i % ${V}u == u32(chosen[row]));
+  let isTarget = select(0.0, 1.0, i % params.V == u32(chosen[row]));
   z[i] = dLogprob[row] * inverse * (isTarget - exp(inverse * z[i] - lse[row]));`,
       ),
       rows,
       groups: (n) => flatGroups(n * V),
+      sizes: { V },
       work: 5 * V,
     }),
   ];
 };
-
-const SAMPLE_THREADS = 256;
 
 /**
  * Inverse CDF in two levels: each lane sums the mass of one range of tokens, lane 0 walks the ranges and then the tokens of one range.
@@ -143,11 +142,11 @@ const SAMPLE_THREADS = 256;
  */
 export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }: Of<"sample">): Dispatch[] => {
   const V = columnsOf(z);
-  const range = Math.ceil(V / SAMPLE_THREADS);
+  const range = Math.ceil(V / THREADS);
   const ranges = Math.ceil(V / range);
   return [
     kernel({
-      label: `sample ${V}`,
+      label: "sample",
       bindings: {
         z: { tensor: z, as: "f32" },
         inverseTemperature: { tensor: inverseTemperature, as: "f32" },
@@ -155,17 +154,17 @@ export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }:
         token: { tensor: token, as: "i32" },
         logprob: { tensor: logprob, as: "f32" },
       },
-      body: `var<workgroup> masses: array<f32, ${SAMPLE_THREADS}>;
-var<workgroup> tops: array<f32, ${SAMPLE_THREADS}>;
-var<workgroup> topAt: array<u32, ${SAMPLE_THREADS}>;
-${reductions(SAMPLE_THREADS)}${byRow(
-  SAMPLE_THREADS,
+      body: `var<workgroup> masses: array<f32, ${THREADS}>;
+var<workgroup> tops: array<f32, ${THREADS}>;
+var<workgroup> topAt: array<u32, ${THREADS}>;
+${reductions(THREADS)}${byRow(
+  THREADS,
   `let asked = inverseTemperature[row];
   let isGreedy = asked == 0.0;
   let inverse = select(asked, 1.0, isGreedy);
-  let first = row * ${V}u;
-  let begin = min(lane * ${range}u, ${V}u);
-  let end = min(begin + ${range}u, ${V}u);
+  let first = row * params.V;
+  let begin = min(lane * params.range, params.V);
+  let end = min(begin + params.range, params.V);
   var top = -3.4e38;
   var at = begin;
   for (var j = begin; j < end; j++) {
@@ -181,10 +180,10 @@ ${reductions(SAMPLE_THREADS)}${byRow(
   workgroupBarrier();
   if (lane > 0u) { return; }
   var total = 0.0;
-  for (var r = 0u; r < ${ranges}u; r++) { total += masses[r]; }
+  for (var r = 0u; r < params.ranges; r++) { total += masses[r]; }
   var chosen = 0u;
   if (isGreedy) {
-    for (var r = 0u; r < ${ranges}u; r++) {
+    for (var r = 0u; r < params.ranges; r++) {
       if (tops[r] == largest) { chosen = topAt[r]; break; }
     }
   } else {
@@ -192,14 +191,14 @@ ${reductions(SAMPLE_THREADS)}${byRow(
     var below = 0.0;
     var picked = 0u;
     var pickedBelow = 0.0;
-    for (var r = 0u; r < ${ranges}u; r++) {
+    for (var r = 0u; r < params.ranges; r++) {
       if (masses[r] > 0.0) { picked = r; pickedBelow = below; }
       below += masses[r];
       if (below > goal) { break; }
     }
-    let last = min((picked + 1u) * ${range}u, ${V}u);
+    let last = min((picked + 1u) * params.range, params.V);
     below = pickedBelow;
-    for (var j = picked * ${range}u; j < last; j++) {
+    for (var j = picked * params.range; j < last; j++) {
       let e = exp(inverse * z[first + j] - largest);
       if (e > 0.0) { chosen = j; }
       below += e;
@@ -211,6 +210,7 @@ ${reductions(SAMPLE_THREADS)}${byRow(
 )}`,
       rows,
       groups: (n) => foldedGroups(n),
+      sizes: { V, range, ranges },
       work: 10 * V,
     }),
   ];

@@ -1,16 +1,23 @@
 // What a kernel is before a device has seen it: WGSL text, the tensors that it binds, and how many workgroups a run takes.
 // Every step of a plan becomes one dispatch or two or three; they run in order and see each other's writes.
+// The text depends on the operation and its variant, never on a width, a head count or a scale: those are constants of the step and
+// reach the kernel through the parameter slot. So a policy needs about thirty pipelines whatever its model, and starts fast.
 // Nothing here touches WebGPU, so every kernel's text can be read and tested without a device.
 
 import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
 
-/** f32 or vec4f for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
-export type Element = "f32" | "vec4f" | "i32" | "u32";
+/** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
+export type Element = "f32" | "i32" | "u32";
 
 /** Partial sums between two dispatches of one step. Its contents never outlive the step. */
 export const SCRATCH: Tensor = { name: "scratch", shape: [0], dtype: "f32", home: "arena" };
 
 export type Groups = readonly [x: number, y: number, z: number];
+
+export interface Constant {
+  readonly type: "u32" | "f32";
+  readonly value: number;
+}
 
 export interface Dispatch {
   /** Names the pipeline in errors and profilers. */
@@ -24,6 +31,8 @@ export interface Dispatch {
   readonly outRows?: Rows;
   /** Workgroups for these row counts; a zero anywhere: nothing to do. */
   readonly groups: (rows: number, outRows: number) => Groups;
+  /** The step's own parameters, in the order of their members in struct Params. */
+  readonly constants: readonly Constant[];
   /** Multiply-adds for one row (without rows: for the whole dispatch), rough: it decides where a long plan is cut. */
   readonly work: number;
   /** Bytes of SCRATCH that it needs; 0 if it binds none. */
@@ -33,14 +42,39 @@ export interface Dispatch {
 /** binding name in the WGSL text → what it is. */
 export type Bindings = Readonly<Record<string, { readonly tensor: Tensor; readonly as: Element }>>;
 
-/** Run-time scalars, 48 bytes; backend.ts writes them in this order. */
-export const PARAMS = `struct Params {
-  rows: u32, outRows: u32, learningRate: f32, beta1: f32,
-  beta2: f32, eps: f32, weightDecay: f32, gradClipNorm: f32,
-  correction1: f32, correction2: f32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
-`;
+/**
+ * A constant that compilers do not see: `params.block` is this number at run time. Loops up to it stay loops, where a compiler that
+ * knew their length would unroll them; on a software device that is seconds for each kernel.
+ */
+export const BLOCK = 16;
+
+/** What every slot begins with, in the order in which executable.ts writes it: 3 u32, then f32. */
+export const SHARED_PARAMS: readonly string[] = [
+  "rows",
+  "outRows",
+  "block",
+  "learningRate",
+  "beta1",
+  "beta2",
+  "eps",
+  "weightDecay",
+  "gradClipNorm",
+  "correction1",
+  "correction2",
+];
+/** How many of them are u32. */
+export const SHARED_COUNTS = 3;
+/** Size of a bound parameter slot: the shared ones and up to 21 constants. */
+export const PARAMS_BYTES = 128;
+
+const paramsStruct = (sizes: readonly string[], numbers: readonly string[]): string => {
+  const members = [
+    ...SHARED_PARAMS.map((name, i) => `${name}: ${i < SHARED_COUNTS ? "u32" : "f32"}`),
+    ...sizes.map((name) => `${name}: u32`),
+    ...numbers.map((name) => `${name}: f32`),
+  ];
+  return `struct Params { ${members.join(", ")} }\n@group(0) @binding(0) var<uniform> params: Params;\n`;
+};
 
 /**
  * Weights are bound `read`, everything else `read_write`: within one dispatch a buffer may not be bound both ways, and arena tensors
@@ -57,9 +91,23 @@ export interface KernelParts {
   readonly rows?: Rows;
   readonly outRows?: Rows;
   readonly scratchBytes?: number;
+  /** Constants of the step: `params.NAME` in the body, u32 and f32. */
+  readonly sizes?: Readonly<Record<string, number>>;
+  readonly numbers?: Readonly<Record<string, number>>;
 }
 
-export const kernel = ({ label, bindings, body, groups, work, rows, outRows, scratchBytes = 0 }: KernelParts): Dispatch => {
+export const kernel = ({
+  label,
+  bindings,
+  body,
+  groups,
+  work,
+  rows,
+  outRows,
+  scratchBytes = 0,
+  sizes = {},
+  numbers = {},
+}: KernelParts): Dispatch => {
   const list = Object.entries(bindings);
   const access = list.map(([, { tensor }]) => accessOf(tensor)).join("");
   const declarations = list.map(
@@ -68,12 +116,16 @@ export const kernel = ({ label, bindings, body, groups, work, rows, outRows, scr
   );
   return {
     label,
-    source: PARAMS + declarations.join("") + body,
+    source: paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
     bindings: list.map(([, { tensor }]) => tensor),
     access,
     groups,
     work,
     scratchBytes,
+    constants: [
+      ...Object.values(sizes).map((value): Constant => ({ type: "u32", value })),
+      ...Object.values(numbers).map((value): Constant => ({ type: "f32", value })),
+    ],
     ...(rows && { rows }),
     ...(outRows && { outRows }),
   };
@@ -81,9 +133,6 @@ export const kernel = ({ label, bindings, body, groups, work, rows, outRows, scr
 
 /** The columns of a [rows, columns] tensor; a vector is one column. */
 export const columnsOf = (tensor: Tensor): number => (tensor.shape.length > 1 ? sizeOf(tensor) / tensor.shape[0]! : 1);
-
-/** A JavaScript number as a WGSL f32. */
-export const float = (x: number): string => `f32(${x})`;
 
 export const times = (n: number, line: (i: number) => string): string => Array.from({ length: n }, (_, i) => line(i)).join("\n");
 

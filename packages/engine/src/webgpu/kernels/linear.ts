@@ -3,32 +3,22 @@
 //   dx[t, i] = (dx) + scale · Σ_o dy[t, o]·w[o, i]
 //   dw[o, i] += scale · Σ_t dy[t, o]·x[t, i]
 // weightGrad of a narrow matrix (LoRA) has few results and many rows: it is cut into slices of 64 rows whose partial sums a second
-// dispatch adds up in order. The slice length never changes, so the same rows give the same bits in every plan.
+// dispatch adds up in order. The slice length depends on the matrix alone, so the same rows give the same bits in every plan.
 
 import type { Step, Tensor } from "../../plan/step.ts";
-import { gemm, type Matrix, tileFor } from "../../wgsl/gemm.ts";
-import { type Bindings, columnsOf, type Dispatch, type Element, flat, flatGroups, float, kernel, SCRATCH } from "./kernel.ts";
+import { gemm, tileFor } from "../../wgsl/gemm.ts";
+import { type Bindings, columnsOf, type Dispatch, flat, flatGroups, kernel, SCRATCH } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-const elementFor = (columns: number): Element => (columns % 4 === 0 ? "vec4f" : "f32");
+/** Sets target[m, n] to `value` where m and n lie inside; e is its element. */
+const storeAt = (target: string, columns: string, value: string): string =>
+  `if (m >= params.rows || n >= ${columns}) { return; }
+  let e = m * ${columns} + n;
+  ${target}[e] = ${value};`;
 
-/** Statements that set target[m, n … n + 3] from `value(component suffix, element index, column)` where m and n lie inside. */
-const storeRow = (
-  target: string,
-  rows: string,
-  columns: number,
-  value: (v: string, index: string, column: string) => string,
-): string => `  if (m >= ${rows} || n >= ${columns}u) { return; }
-  ${
-    columns % 4 === 0
-      ? `let e = (m * ${columns}u + n) / 4u;
-  ${target}[e] = ${value("v", "e", "n / 4u")};`
-      : `for (var q = 0u; q < min(4u, ${columns}u - n); q++) {
-    let e = m * ${columns}u + n + q;
-    ${target}[e] = ${value("v[q]", "e", "n + q")};
-  }`
-  }`;
+/** What was there before counts only when asked for: it may be NaN. */
+const added = (target: string): string => `select(0.0, ${target}[e], params.accumulate == 1u)`;
 
 const isSame = (a: Tensor, b: Tensor): boolean =>
   a === b || ((a.view?.of ?? a) === (b.view?.of ?? b) && (a.view?.offset ?? 0) === (b.view?.offset ?? 0));
@@ -37,32 +27,28 @@ export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): 
   const [O, I] = w.shape as [number, number];
   const tile = tileFor(rows.capacity, O);
   const inPlace = residual !== undefined && isSame(residual, y);
-  const a: Matrix = { name: "x", rows: "params.rows", columns: I, depth: "columns" };
-  const b: Matrix = { name: "w", rows: `${O}u`, columns: I, depth: "columns" };
-  const before = residual ? `${inPlace ? "y" : "residual"}[INDEX] + ` : "";
-  const after = bias ? " + bias[COLUMN]" : "";
-  const body = gemm({
-    tile,
-    a,
-    b,
-    depthFrom: "0u",
-    depthTo: `${I}u`,
-    store: storeRow("y", "params.rows", O, (v, index, column) =>
-      `${before}${float(scale)} * ${v}${after}`.replace("INDEX", index).replace("COLUMN", column),
-    ),
-  });
+  const other = inPlace ? undefined : residual;
   const bindings: Bindings = {
-    x: { tensor: x, as: elementFor(I) },
-    w: { tensor: w, as: elementFor(I) },
-    ...(bias && { bias: { tensor: bias, as: elementFor(O) } }),
-    ...(residual && !inPlace && { residual: { tensor: residual, as: elementFor(O) } }),
-    y: { tensor: y, as: elementFor(O) },
+    x: { tensor: x, as: "f32" },
+    w: { tensor: w, as: "f32" },
+    ...(bias && { bias: { tensor: bias, as: "f32" } }),
+    ...(other && { residual: { tensor: other, as: "f32" } }),
+    y: { tensor: y, as: "f32" },
   };
   return [
     kernel({
-      label: `linear ${O}x${I}`,
+      label: `linear ${tile.BM}x${tile.BN}${other ? " residual" : ""}${bias ? " bias" : ""}`,
       bindings,
-      body,
+      body: gemm({
+        tile,
+        a: { name: "x", rows: "params.rows", columns: "params.I", depth: "columns" },
+        b: { name: "w", rows: "params.O", columns: "params.I", depth: "columns" },
+        depthFrom: "0u",
+        depthTo: "params.I",
+        store: storeAt("y", "params.O", `${other ? "residual[e]" : added("y")} + params.scale * v${bias ? " + bias[n]" : ""}`),
+      }),
+      sizes: { O, I, accumulate: inPlace ? 1 : 0 },
+      numbers: { scale },
       rows,
       groups: (n) => [Math.ceil(O / tile.BN), Math.ceil(n / tile.BM), 1],
       work: O * I,
@@ -73,23 +59,20 @@ export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): 
 export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linearBackward">): Dispatch[] => {
   const [O, I] = w.shape as [number, number];
   const tile = tileFor(rows.capacity, I);
-  const body = gemm({
-    tile,
-    a: { name: "dy", rows: "params.rows", columns: O, depth: "columns" },
-    b: { name: "w", rows: `${O}u`, columns: I, depth: "rows" },
-    depthFrom: "0u",
-    depthTo: `${O}u`,
-    store: storeRow("dx", "params.rows", I, (v, index) => `${accumulate ? `dx[${index}] + ` : ""}${float(scale)} * ${v}`),
-  });
   return [
     kernel({
-      label: `linearBackward ${O}x${I}`,
-      bindings: {
-        dy: { tensor: dy, as: elementFor(O) },
-        w: { tensor: w, as: elementFor(I) },
-        dx: { tensor: dx, as: elementFor(I) },
-      },
-      body,
+      label: `linearBackward ${tile.BM}x${tile.BN}`,
+      bindings: { dy: { tensor: dy, as: "f32" }, w: { tensor: w, as: "f32" }, dx: { tensor: dx, as: "f32" } },
+      body: gemm({
+        tile,
+        a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "columns" },
+        b: { name: "w", rows: "params.O", columns: "params.I", depth: "rows" },
+        depthFrom: "0u",
+        depthTo: "params.O",
+        store: storeAt("dx", "params.I", `${added("dx")} + params.scale * v`),
+      }),
+      sizes: { O, I, accumulate: accumulate ? 1 : 0 },
+      numbers: { scale },
       rows,
       groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(n / tile.BM), 1],
       work: O * I,
@@ -98,50 +81,45 @@ export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linea
 };
 
 const SLICE_ROWS = 64;
-/** Above this many results the product has enough workgroups by itself. */
+/** Above this many results the product has enough workgroups by itself: one slice takes all rows. */
 const MAX_SLICED = 1 << 18;
 
 export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">): Dispatch[] => {
   const [O, I] = [columnsOf(dy), columnsOf(x)];
   const size = O * I;
   const tile = tileFor(O, I);
-  const isSliced = size <= MAX_SLICED;
-  const slices = (n: number): number => (isSliced ? Math.ceil(n / SLICE_ROWS) : 1);
-  const store = isSliced
-    ? `  if (m >= ${O}u) { return; }
-  for (var q = 0u; n + q < ${I}u && q < 4u; q++) { scratch[slice * ${size}u + m * ${I}u + n + q] = v[q]; }`
-    : storeRow("dw", `${O}u`, I, (v, index) => `dw[${index}] + ${float(scale)} * ${v}`);
+  const sliceRows = size <= MAX_SLICED ? SLICE_ROWS : 2 ** 31;
+  const slices = (n: number): number => Math.ceil(n / sliceRows);
   const product = kernel({
-    label: `weightGrad ${O}x${I}`,
-    bindings: {
-      dy: { tensor: dy, as: elementFor(O) },
-      x: { tensor: x, as: elementFor(I) },
-      ...(isSliced ? { scratch: { tensor: SCRATCH, as: "f32" } } : { dw: { tensor: dw, as: elementFor(I) } }),
-    },
+    label: `weightGrad ${tile.BM}x${tile.BN}`,
+    bindings: { dy: { tensor: dy, as: "f32" }, x: { tensor: x, as: "f32" }, scratch: { tensor: SCRATCH, as: "f32" } },
     body: gemm({
       tile,
-      a: { name: "dy", rows: "params.rows", columns: O, depth: "rows" },
-      b: { name: "x", rows: "params.rows", columns: I, depth: "rows" },
-      depthFrom: isSliced ? `group.z * ${SLICE_ROWS}u` : "0u",
-      depthTo: isSliced ? `min(params.rows, group.z * ${SLICE_ROWS}u + ${SLICE_ROWS}u)` : "params.rows",
-      store,
+      a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "rows" },
+      b: { name: "x", rows: "params.rows", columns: "params.I", depth: "rows" },
+      depthFrom: "group.z * params.sliceRows",
+      depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
+      store: `if (m >= params.O || n >= params.I) { return; }
+  scratch[(slice * params.O + m) * params.I + n] = v;`,
     }),
+    sizes: { O, I, sliceRows },
     rows,
-    groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), n ? slices(n) : 0],
+    groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), slices(n)],
     work: size,
-    scratchBytes: isSliced ? slices(rows.capacity) * size * 4 : 0,
+    scratchBytes: Math.max(1, slices(rows.capacity)) * size * 4,
   });
-  if (!isSliced) return [product];
   const sum = kernel({
-    label: `weightGrad sum ${O}x${I}`,
+    label: "weightGrad sum",
     bindings: { scratch: { tensor: SCRATCH, as: "f32" }, dw: { tensor: dw, as: "f32" } },
     body: flat(
-      `${size}u`,
-      `let slices = (params.rows + ${SLICE_ROWS - 1}u) / ${SLICE_ROWS}u;
+      "params.size",
+      `let slices = (params.rows - 1u) / params.sliceRows + 1u;
   var sum = 0.0;
-  for (var slice = 0u; slice < slices; slice++) { sum += scratch[slice * ${size}u + i]; }
-  dw[i] += ${float(scale)} * sum;`,
+  for (var slice = 0u; slice < slices; slice++) { sum += scratch[slice * params.size + i]; }
+  dw[i] += params.scale * sum;`,
     ),
+    sizes: { size, sliceRows },
+    numbers: { scale },
     rows,
     groups: (n) => (n ? flatGroups(size) : [0, 0, 0]),
     work: size / SLICE_ROWS,

@@ -3,18 +3,18 @@
 
 import type { Step } from "../../plan/step.ts";
 import { reductions } from "../../wgsl/reduce.ts";
-import { byRow, columnsOf, type Dispatch, float, foldedGroups, kernel } from "./kernel.ts";
+import { byRow, columnsOf, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-const threadsFor = (D: number): number => (D <= 256 ? 64 : 256);
+/** One size for all widths: a second one would be a second pipeline. */
+const THREADS = 64;
 
 export const rmsNorm = ({ rows, x, gain, y, rstd, eps }: Of<"rmsNorm">): Dispatch[] => {
   const D = columnsOf(x);
-  const threads = threadsFor(D);
   return [
     kernel({
-      label: `rmsNorm ${D}`,
+      label: "rmsNorm",
       bindings: {
         x: { tensor: x, as: "f32" },
         gain: { tensor: gain, as: "f32" },
@@ -22,18 +22,20 @@ export const rmsNorm = ({ rows, x, gain, y, rstd, eps }: Of<"rmsNorm">): Dispatc
         rstd: { tensor: rstd, as: "f32" },
       },
       body:
-        reductions(threads) +
+        reductions(THREADS) +
         byRow(
-          threads,
+          THREADS,
           `var squares = 0.0;
-  for (var d = lane; d < ${D}u; d += ${threads}u) {
-    let v = x[row * ${D}u + d];
+  for (var d = lane; d < params.D; d += ${THREADS}u) {
+    let v = x[row * params.D + d];
     squares += v * v;
   }
-  let r = inverseSqrt(sumOf(squares, lane) / ${float(D)} + ${float(eps)});
+  let r = inverseSqrt(sumOf(squares, lane) / f32(params.D) + params.normEps);
   if (lane == 0u) { rstd[row] = r; }
-  for (var d = lane; d < ${D}u; d += ${threads}u) { y[row * ${D}u + d] = x[row * ${D}u + d] * r * gain[d]; }`,
+  for (var d = lane; d < params.D; d += ${THREADS}u) { y[row * params.D + d] = x[row * params.D + d] * r * gain[d]; }`,
         ),
+      sizes: { D },
+      numbers: { normEps: eps },
       rows,
       groups: (n) => foldedGroups(n),
       work: 3 * D,
@@ -43,10 +45,9 @@ export const rmsNorm = ({ rows, x, gain, y, rstd, eps }: Of<"rmsNorm">): Dispatc
 
 export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx }: Of<"rmsNormBackward">): Dispatch[] => {
   const D = columnsOf(x);
-  const threads = threadsFor(D);
   return [
     kernel({
-      label: `rmsNormBackward ${D}`,
+      label: "rmsNormBackward",
       bindings: {
         x: { tensor: x, as: "f32" },
         gain: { tensor: gain, as: "f32" },
@@ -55,21 +56,22 @@ export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx }: Of<"rmsNormBack
         dx: { tensor: dx, as: "f32" },
       },
       body:
-        reductions(threads) +
+        reductions(THREADS) +
         byRow(
-          threads,
+          THREADS,
           `let r = rstd[row];
   var products = 0.0;
-  for (var d = lane; d < ${D}u; d += ${threads}u) {
-    let e = row * ${D}u + d;
+  for (var d = lane; d < params.D; d += ${THREADS}u) {
+    let e = row * params.D + d;
     products += gain[d] * dy[e] * (x[e] * r);
   }
-  let mean = sumOf(products, lane) / ${float(D)};
-  for (var d = lane; d < ${D}u; d += ${threads}u) {
-    let e = row * ${D}u + d;
+  let mean = sumOf(products, lane) / f32(params.D);
+  for (var d = lane; d < params.D; d += ${THREADS}u) {
+    let e = row * params.D + d;
     dx[e] += r * (gain[d] * dy[e] - x[e] * r * mean);
   }`,
         ),
+      sizes: { D },
       rows,
       groups: (n) => foldedGroups(n),
       work: 6 * D,

@@ -19,11 +19,12 @@ export const sumSquares = ({ x, sum }: Of<"sumSquares">): Dispatch[] => {
       body: `${reductions(THREADS)}@compute @workgroup_size(${THREADS})
 fn main(${MAIN_ARGUMENTS}) {
   var part = 0.0;
-  for (var i = group.x * ${THREADS}u + lane; i < ${size}u; i += ${parts * THREADS}u) { part += x[i] * x[i]; }
+  for (var i = group.x * ${THREADS}u + lane; i < params.size; i += params.stride) { part += x[i] * x[i]; }
   let total = sumOf(part, lane);
   if (lane == 0u) { scratch[group.x] = total; }
 }
 `,
+      sizes: { size, stride: parts * THREADS },
       groups: () => [parts, 1, 1],
       work: size,
       scratchBytes: parts * 4,
@@ -34,11 +35,12 @@ fn main(${MAIN_ARGUMENTS}) {
       body: `${reductions(THREADS)}@compute @workgroup_size(${THREADS})
 fn main(${MAIN_ARGUMENTS}) {
   var part = 0.0;
-  if (lane < ${parts}u) { part = scratch[lane]; }
+  if (lane < params.parts) { part = scratch[lane]; }
   let total = sumOf(part, lane);
   if (lane == 0u) { sum[0] = total; }
 }
 `,
+      sizes: { parts },
       groups: () => [1, 1, 1],
       work: parts,
     }),
@@ -62,7 +64,7 @@ export const adamW = ({ p, g, m, v, sumSquares }: Of<"adamW">): Dispatch[] => {
         squares: { tensor: sumSquares, as: "u32" },
       },
       body: flat(
-        `${size}u`,
+        "params.size",
         `let bits = squares[0];
   if ((bits & 0x7f800000u) == 0x7f800000u) { return; }
   let norm = sqrt(bitcast<f32>(bits));
@@ -76,6 +78,7 @@ export const adamW = ({ p, g, m, v, sumSquares }: Of<"adamW">): Dispatch[] => {
   let decayed = p[i] * (1.0 - params.learningRate * params.weightDecay);
   p[i] = decayed - params.learningRate * (newM * params.correction1) / (sqrt(newV * params.correction2) + params.eps);`,
       ),
+      sizes: { size },
       groups: () => flatGroups(size),
       work: 12 * size,
     }),

@@ -9,10 +9,11 @@ export const embed = ({ rows, table, tokens, y }: Of<"embed">): Dispatch[] => {
   const D = columnsOf(table);
   return [
     kernel({
-      label: `embed ${D}`,
+      label: "embed",
       bindings: { table: { tensor: table, as: "f32" }, tokens: { tensor: tokens, as: "i32" }, y: { tensor: y, as: "f32" } },
-      body: flat(`params.rows * ${D}u`, `y[i] = table[u32(tokens[i / ${D}u]) * ${D}u + i % ${D}u];`),
+      body: flat("params.rows * params.D", "y[i] = table[u32(tokens[i / params.D]) * params.D + i % params.D];"),
       rows,
+      sizes: { D },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
@@ -23,10 +24,11 @@ export const gatherRows = ({ rows, x, index, y }: Of<"gatherRows">): Dispatch[] 
   const D = columnsOf(x);
   return [
     kernel({
-      label: `gatherRows ${D}`,
+      label: "gatherRows",
       bindings: { x: { tensor: x, as: "f32" }, index: { tensor: index, as: "i32" }, y: { tensor: y, as: "f32" } },
-      body: flat(`params.rows * ${D}u`, `y[i] = x[u32(index[i / ${D}u]) * ${D}u + i % ${D}u];`),
+      body: flat("params.rows * params.D", "y[i] = x[u32(index[i / params.D]) * params.D + i % params.D];"),
       rows,
+      sizes: { D },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
@@ -38,18 +40,20 @@ export const scatterRows = ({ rows, outRows, dy, index, dx }: Of<"scatterRows">)
   const D = columnsOf(dx);
   return [
     kernel({
-      label: `scatterRows zero ${D}`,
+      label: "scatterRows zero",
       bindings: { dx: { tensor: dx, as: "f32" } },
-      body: flat(`params.rows * ${D}u`, "dx[i] = 0.0;"),
+      body: flat("params.rows * params.D", "dx[i] = 0.0;"),
       rows,
+      sizes: { D },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
     kernel({
-      label: `scatterRows ${D}`,
+      label: "scatterRows",
       bindings: { dy: { tensor: dy, as: "f32" }, index: { tensor: index, as: "i32" }, dx: { tensor: dx, as: "f32" } },
-      body: flat(`params.rows * ${D}u`, `dx[u32(index[i / ${D}u]) * ${D}u + i % ${D}u] = dy[i];`),
+      body: flat("params.rows * params.D", "dx[u32(index[i / params.D]) * params.D + i % params.D] = dy[i];"),
       rows: outRows,
+      sizes: { D },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
@@ -60,7 +64,7 @@ export const kvAppend = ({ rows, k, v, slots, positions, kCache, vCache }: Of<"k
   const [, P, W] = kCache.shape as [number, number, number];
   return [
     kernel({
-      label: `kvAppend ${W}`,
+      label: "kvAppend",
       bindings: {
         k: { tensor: k, as: "f32" },
         v: { tensor: v, as: "f32" },
@@ -70,12 +74,13 @@ export const kvAppend = ({ rows, k, v, slots, positions, kCache, vCache }: Of<"k
         vCache: { tensor: vCache, as: "f32" },
       },
       body: flat(
-        `params.rows * ${W}u`,
-        `let row = i / ${W}u;
-  let e = (u32(slots[row]) * ${P}u + u32(positions[row])) * ${W}u + i % ${W}u;
+        "params.rows * params.W",
+        `let row = i / params.W;
+  let e = (u32(slots[row]) * params.P + u32(positions[row])) * params.W + i % params.W;
   kCache[e] = k[i];
   vCache[e] = v[i];`,
       ),
+      sizes: { P, W },
       rows,
       groups: (n) => flatGroups(n * W),
       work: 2 * W,
@@ -89,7 +94,8 @@ export const zero = ({ x }: Of<"zero">): Dispatch[] => {
     kernel({
       label: "zero",
       bindings: { x: { tensor: x, as: "u32" } },
-      body: flat(`${size}u`, "x[i] = 0u;"),
+      body: flat("params.size", "x[i] = 0u;"),
+      sizes: { size },
       groups: () => flatGroups(size),
       work: size,
     }),
@@ -102,7 +108,8 @@ export const copy = ({ x, y }: Of<"copy">): Dispatch[] => {
     kernel({
       label: "copy",
       bindings: { x: { tensor: x, as: "u32" }, y: { tensor: y, as: "u32" } },
-      body: flat(`${size}u`, "y[i] = x[i];"),
+      body: flat("params.size", "y[i] = x[i];"),
+      sizes: { size },
       groups: () => flatGroups(size),
       work: size,
     }),
@@ -111,31 +118,31 @@ export const copy = ({ x, y }: Of<"copy">): Dispatch[] => {
 
 /** One thread a pair (i, i + C/2): x0' = x0·cos − d·x1·sin, x1' = x1·cos + d·x0·sin. */
 export const rope = ({ rows, x, table, positions, heads, direction }: Of<"rope">): Dispatch[] => {
-  const C = columnsOf(table);
-  const half = C / 2;
+  const half = columnsOf(table) / 2;
   const pairs = heads * half;
-  const sign = direction === 1 ? "" : "-";
   return [
     kernel({
-      label: `rope ${heads}x${C}`,
+      label: "rope",
       bindings: {
         x: { tensor: x, as: "f32" },
         table: { tensor: table, as: "f32" },
         positions: { tensor: positions, as: "i32" },
       },
       body: flat(
-        `params.rows * ${pairs}u`,
-        `let row = i / ${pairs}u;
-  let pair = i % ${pairs}u;
-  let low = row * ${heads * C}u + (pair / ${half}u) * ${C}u + pair % ${half}u;
-  let angle = u32(positions[row]) * ${C}u + pair % ${half}u;
+        "params.rows * params.pairs",
+        `let row = i / params.pairs;
+  let pair = i % params.pairs;
+  let low = 2u * (i - pair % params.half) + pair % params.half;
+  let angle = u32(positions[row]) * 2u * params.half + pair % params.half;
   let cosine = table[angle];
-  let sine = ${sign}table[angle + ${half}u];
+  let sine = params.direction * table[angle + params.half];
   let x0 = x[low];
-  let x1 = x[low + ${half}u];
+  let x1 = x[low + params.half];
   x[low] = x0 * cosine - x1 * sine;
-  x[low + ${half}u] = x1 * cosine + x0 * sine;`,
+  x[low + params.half] = x1 * cosine + x0 * sine;`,
       ),
+      sizes: { half, pairs },
+      numbers: { direction },
       rows,
       groups: (n) => flatGroups(n * pairs),
       work: 4 * pairs,
@@ -151,10 +158,11 @@ export const glu = ({ rows, gate, up, y }: Of<"glu">): Dispatch[] => {
   const F = columnsOf(gate);
   return [
     kernel({
-      label: `glu ${F}`,
+      label: "glu",
       bindings: { gate: { tensor: gate, as: "f32" }, up: { tensor: up, as: "f32" }, y: { tensor: y, as: "f32" } },
-      body: sigmoid + flat(`params.rows * ${F}u`, "y[i] = gate[i] * sigmoid(gate[i]) * up[i];"),
+      body: sigmoid + flat("params.rows * params.F", "y[i] = gate[i] * sigmoid(gate[i]) * up[i];"),
       rows,
+      sizes: { F },
       groups: (n) => flatGroups(n * F),
       work: 4 * F,
     }),
@@ -166,12 +174,12 @@ export const gluBackward = ({ rows, gate, up, dy }: Of<"gluBackward">): Dispatch
   const F = columnsOf(gate);
   return [
     kernel({
-      label: `gluBackward ${F}`,
+      label: "gluBackward",
       bindings: { gate: { tensor: gate, as: "f32" }, up: { tensor: up, as: "f32" }, dy: { tensor: dy, as: "f32" } },
       body:
         sigmoid +
         flat(
-          `params.rows * ${F}u`,
+          "params.rows * params.F",
           `let g = gate[i];
   let s = sigmoid(g);
   let d = dy[i];
@@ -179,6 +187,7 @@ export const gluBackward = ({ rows, gate, up, dy }: Of<"gluBackward">): Dispatch
   up[i] = d * g * s;`,
         ),
       rows,
+      sizes: { F },
       groups: (n) => flatGroups(n * F),
       work: 8 * F,
     }),
