@@ -5,8 +5,10 @@ import { inverseFrequencies, ropeTable } from "../../../packages/engine/src/mode
 import { linearShape, type ModelSpec } from "../../../packages/engine/src/model/spec.ts";
 import type { Backend, HostArray } from "../../../packages/engine/src/plan/backend.ts";
 import type { Tensor } from "../../../packages/engine/src/plan/step.ts";
+import { hashWeights } from "../../../packages/engine/src/weights/checkpoint.ts";
 import { loadModel } from "../../../packages/engine/src/weights/load.ts";
 import { readSafetensors, type TensorToWrite, toFloat32, writeSafetensors } from "../../../packages/engine/src/weights/safetensors.ts";
+import { sha256 } from "../../../packages/engine/src/weights/sha256.ts";
 import { encode, TINY_CONFIG, tinyLlama } from "./tinyLlama.ts";
 
 const failure = (run: () => unknown): EngineError => {
@@ -561,6 +563,92 @@ describe("loading a model", () => {
       data: new Float32Array(1),
     }));
     await load(rewrite((all) => [...all, ...extras]));
+  });
+
+  /** Two shards and their index. */
+  const sharded = (change: (map: Record<string, string>) => void = () => {}): Record<string, Uint8Array> => {
+    const names = [...readSafetensors(tiny.weights, "m").tensors.keys()];
+    const shards = [0, 1].map((half) => `model-0000${half + 1}-of-00002.safetensors`);
+    const half = (place: number): number => (place < names.length / 2 ? 0 : 1);
+    const weight_map = Object.fromEntries(names.map((name, place) => [name, shards[half(place)]!]));
+    change(weight_map);
+    return {
+      ...Object.fromEntries(shards.map((file, i) => [file, rewrite((all) => all.filter((_, place) => half(place) === i))])),
+      "model.safetensors.index.json": encode({ metadata: { total_size: 1 }, weight_map }),
+    };
+  };
+
+  test("shards load like one file, and other files beside them are not looked at", async () => {
+    const [whole, parts, alone] = [recording(), recording(), recording()];
+    await loadModel(tiny, whole);
+    await loadModel({ config: tiny.config, weights: { ...sharded(), "consolidated.safetensors": new Uint8Array(3) } }, parts);
+    await loadModel({ config: tiny.config, weights: { "model.safetensors": tiny.weights } }, alone);
+    expect(parts.allocated).toEqual(whole.allocated);
+    expect(alone.allocated).toEqual(whole.allocated);
+  });
+
+  test("the hash of a file does not depend on how it was passed; that of shards counts every shard and nothing else", async () => {
+    expect(await hashWeights({ "model.safetensors": tiny.weights })).toBe(await hashWeights(tiny.weights));
+    const hash = await hashWeights(sharded());
+    expect(await hashWeights({ ...sharded(), "consolidated.safetensors": new Uint8Array(3) })).toBe(hash);
+    const [first, second] = Object.keys(sharded()) as [string, string];
+    const lines = await Promise.all([first, second].map(async (file) => `${await sha256(sharded()[file]!)}  ${file}\n`));
+    expect(hash).toBe(await sha256(new TextEncoder().encode(lines.join(""))));
+  });
+
+  test("index and shards that disagree are refused", async () => {
+    const { config } = tiny;
+    const loadShards = (weights: Record<string, Uint8Array>): Promise<unknown> => loadModel({ config, weights }, recording());
+    const [first, second] = Object.keys(sharded()) as [string, string];
+    const { [second]: dropped, ...incomplete } = sharded();
+    await expect(loadShards(incomplete)).rejects.toThrow(`every file of weight_map is there, got no ${second}`);
+    const { "model.safetensors.index.json": index, ...bare } = sharded();
+    await expect(loadShards(bare)).rejects.toThrow("model.safetensors.index.json: it stands beside the shards");
+    const moved = sharded((map) => {
+      map["model.embed_tokens.weight"] = map["model.embed_tokens.weight"] === first ? second : first;
+    });
+    await expect(loadShards(moved)).rejects.toThrow(/model\.embed_tokens\.weight lies in model-0000[12]-of-00002\.safetensors, got model-/);
+    const unlisted = sharded((map) => {
+      delete map["model.norm.weight"];
+    });
+    await expect(loadShards(unlisted)).rejects.toThrow("weight_map names every tensor of the shards, got none of model.norm.weight");
+    const twice = { ...sharded(), [second]: tiny.weights };
+    await expect(loadShards(twice)).rejects.toThrow("each tensor lies in one shard");
+  });
+
+  test.each([
+    ["language_model.model.", "language_model.lm_head.weight", "vision_tower.a"],
+    ["model.language_model.", "lm_head.weight", "model.vision_tower.a"],
+  ])("the text tower of a vision checkpoint under %s loads, the rest is skipped", async (prefix, head, vision) => {
+    const untied = tinyLlama({ tie_word_embeddings: false });
+    const [plain, inTower] = [recording(), recording()];
+    await loadModel(untied, plain);
+    const stored = [...readSafetensors(untied.weights, "m").tensors.values()];
+    const renamed = writeSafetensors([
+      ...stored.map((tensor) => ({
+        name: tensor.name === "lm_head.weight" ? head : tensor.name.replace(/^model\./, prefix),
+        shape: tensor.shape,
+        data: toFloat32(tensor, "m"),
+      })),
+      { name: vision, shape: [2], data: new Float32Array(2) },
+    ]);
+    await loadModel({ config: untied.config, weights: renamed }, inTower);
+    expect(inTower.allocated).toEqual(plain.allocated);
+    // In a plain text checkpoint the same tensor is unknown.
+    await expect(load(rewrite((all) => [...all, { name: vision, shape: [2], data: new Float32Array(2) }]))).rejects.toThrow(vision);
+  });
+
+  test("Gemma 3's gains are stored as differences from 1, its other tensors are not", async () => {
+    const gemma = tinyLlama({ model_type: "gemma3_text", head_dim: 8, query_pre_attn_scalar: 8 });
+    const backend = recording();
+    await loadModel(gemma, backend);
+    const stored = readSafetensors(gemma.weights, "m").tensors;
+    const norms = [...stored.keys()].filter((name) => name.endsWith("norm.weight"));
+    expect(norms).toHaveLength(2 * 6 + 1);
+    for (const [name, tensor] of stored) {
+      const [values, offset] = [toFloat32(tensor, "m"), norms.includes(name) ? 1 : 0];
+      expect(backend.allocated.get(name)!.data, name).toEqual(values.map((value) => value + offset));
+    }
   });
 
   test("an untied head is wanted", async () => {
