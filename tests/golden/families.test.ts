@@ -17,7 +17,6 @@ import { createReferenceBackend } from "../../packages/engine/src/reference/back
 import { loadModel } from "../../packages/engine/src/weights/load.ts";
 import { readSafetensors, toFloat32 } from "../../packages/engine/src/weights/safetensors.ts";
 import { BACKENDS } from "../unit/engine/backends.ts";
-import { DEVICE_TIMEOUT_MS } from "../unit/engine/tinyModel.ts";
 
 /** Largest |got − want| relative to the largest |want| of a tensor. f32 on both sides, so rounding alone gives 10⁻⁶. */
 const LIMIT = 1e-4;
@@ -150,54 +149,46 @@ for (const { name, create, skip } of BACKENDS) {
         beforeAll(async () => {
           backend = await create();
           opened = await open(backend, family);
-        }, DEVICE_TIMEOUT_MS);
+        });
         afterAll(async () => {
           opened?.trainer.dispose();
           await backend?.dispose();
         });
 
-        test(
-          "log-prob and entropy at every position of two packed sequences",
-          async () => {
-            const { trainer, data, expected } = opened;
-            const { logprobs, entropies } = await trainer.forward(data);
-            for (const [i, want] of expected.data.entries()) {
-              expect(worst(logprobs[i]!, want.logprobs)).toBeLessThan(LIMIT);
-              expect(worst(entropies[i]!, want.entropies)).toBeLessThan(LIMIT);
-            }
-          },
-          DEVICE_TIMEOUT_MS,
-        );
+        test("log-prob and entropy at every position of two packed sequences", async () => {
+          const { trainer, data, expected } = opened;
+          const { logprobs, entropies } = await trainer.forward(data);
+          for (const [i, want] of expected.data.entries()) {
+            expect(worst(logprobs[i]!, want.logprobs)).toBeLessThan(LIMIT);
+            expect(worst(entropies[i]!, want.entropies)).toBeLessThan(LIMIT);
+          }
+        });
 
-        test(
-          "the gradient of every LoRA matrix, then three AdamW steps",
-          async () => {
-            const { trainer, data, expected, layout, fresh } = opened;
-            const { gradients, parameters } = trainer.state;
-            const errors: number[] = [];
-            for (const [i, step] of expected.steps.entries()) {
-              const { lossSum } = await trainer.forwardBackward(data, { name: "crossEntropy" });
-              errors.push(worst([lossSum], [step.loss]));
-              if (i === 0) {
-                const got = Float32Array.from(await backend.read(gradients.flat));
-                errors.push(worstOf(named(got, gradients), tensorsOf(family, "gradients.safetensors")));
-              }
-              const { gradNorm } = await trainer.optimStep(expected.adam);
-              errors.push(worst([gradNorm], [step.gradNorm]));
+        test("the gradient of every LoRA matrix, then three AdamW steps", async () => {
+          const { trainer, data, expected, layout, fresh } = opened;
+          const { gradients, parameters } = trainer.state;
+          const errors: number[] = [];
+          for (const [i, step] of expected.steps.entries()) {
+            const { lossSum } = await trainer.forwardBackward(data, { name: "crossEntropy" });
+            errors.push(worst([lossSum], [step.loss]));
+            if (i === 0) {
+              const got = Float32Array.from(await backend.read(gradients.flat));
+              errors.push(worstOf(named(got, gradients), tensorsOf(family, "gradients.safetensors")));
             }
-            const trained = Float32Array.from(await backend.read(parameters.flat));
-            errors.push(worstOf(named(trained, layout), tensorsOf(family, "trained.safetensors")));
-            expect(Math.max(...errors), errors.join(", ")).toBeLessThan(LIMIT);
+            const { gradNorm } = await trainer.optimStep(expected.adam);
+            errors.push(worst([gradNorm], [step.gradNorm]));
+          }
+          const trained = Float32Array.from(await backend.read(parameters.flat));
+          errors.push(worstOf(named(trained, layout), tensorsOf(family, "trained.safetensors")));
+          expect(Math.max(...errors), errors.join(", ")).toBeLessThan(LIMIT);
 
-            const exported = await toPeft({ ...fresh, values: trained }, { adapterVersion: 1, step: expected.steps.length });
-            expect(await fromPeft(exported, fresh)).toEqual(trained);
-            if (adaptersOut && name === "reference") {
-              mkdirSync(join(adaptersOut, family), { recursive: true });
-              for (const [file, bytes] of Object.entries(exported)) writeFileSync(join(adaptersOut, family, file), bytes);
-            }
-          },
-          DEVICE_TIMEOUT_MS,
-        );
+          const exported = await toPeft({ ...fresh, values: trained }, { adapterVersion: 1, step: expected.steps.length });
+          expect(await fromPeft(exported, fresh)).toEqual(trained);
+          if (adaptersOut && name === "reference") {
+            mkdirSync(join(adaptersOut, family), { recursive: true });
+            for (const [file, bytes] of Object.entries(exported)) writeFileSync(join(adaptersOut, family, file), bytes);
+          }
+        });
       });
     }
   });

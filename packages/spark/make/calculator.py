@@ -132,8 +132,8 @@ HABITS = {
     "packs": {"guess": 0.26, "slip": 0.06, "{a}+{b}": 0.16},
     "share": {"guess": 0.26, "slip": 0.06, "{a}-{b}": 0.16},
     "trade": {"guess": 0.26, "slip": 0.06, "{a}+{b}+{c}": 0.16},
-    # here a wrong habit is the majority, so that the greedy answer is wrong too
-    "missing": {"guess": 0.08, "slip": 0.02, "{a}-{b}": 0.49},
+    # here a wrong habit is as frequent as the right way or more so, and the greedy answer is often wrong too
+    "missing": {"guess": 0.10, "slip": 0.02, "{a}-{b}": 0.42},
     "refill": {"guess": 0.55, "slip": 0.04},
     "daily": {"guess": 0.08, "slip": 0.02, "{a}+{b}*{c}": 0.49},
 }

@@ -10,7 +10,7 @@ import { operandsOf } from "../../../packages/engine/src/plan/step.ts";
 import { createReferenceBackend, type ReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { BACKENDS } from "./backends.ts";
 import { createRandom } from "./opCases.ts";
-import { createTinyModel, DEVICE_TIMEOUT_MS, TINY, TINY_LORA, TINY_SWITCHED } from "./tinyModel.ts";
+import { createTinyModel, TINY, TINY_LORA, TINY_SWITCHED } from "./tinyModel.ts";
 
 /** Two packed sequences of `lengths`, with the last `scored` rows of each reaching the head. */
 const packed = (lengths: readonly number[], scored: number) => {
@@ -274,6 +274,5 @@ for (const { name, create, skip, of, tiny } of cachedRuns) {
       }
       await backend.dispose();
     },
-    DEVICE_TIMEOUT_MS,
   );
 }

@@ -56,9 +56,6 @@ export interface TinyModel {
   readonly lora: { readonly spec: LoraSpec; readonly parameters: LoraTensors; readonly tensors: LoraTensors };
 }
 
-/** A first run on a software GPU compiles some fifty pipelines: minutes, on two busy cores. */
-export const DEVICE_TIMEOUT_MS = 600_000;
-
 /** The same numbers on every backend. */
 export const createTinyModel = async (backend: Backend, spec: ModelSpec = TINY): Promise<TinyModel> => {
   const normal = createNormal(createRandom(11));

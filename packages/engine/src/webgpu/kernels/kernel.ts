@@ -40,7 +40,14 @@ export interface Dispatch {
 }
 
 /** binding name in the WGSL text → what it is. */
-export type Bindings = Readonly<Record<string, { readonly tensor: Tensor; readonly as: Element }>>;
+export type Bindings = Readonly<Record<string, Binding>>;
+
+export interface Binding {
+  readonly tensor: Tensor;
+  readonly as: Element;
+  /** Read only, and alone in its buffer among the operands, whatever its home: a LoRA matrix then shares the frozen weights' kernel. */
+  readonly isFrozen?: boolean;
+}
 
 /**
  * A constant that compilers do not see: `params.block` is this number at run time. Loops up to it stay loops, where a compiler that
@@ -80,7 +87,7 @@ const paramsStruct = (sizes: readonly string[], numbers: readonly string[]): str
  * Weights are bound `read`, everything else `read_write`: within one dispatch a buffer may not be bound both ways, and arena tensors
  * that a step reads and writes share buffers. Disjoint read_write ranges of one buffer are valid.
  */
-const accessOf = (tensor: Tensor): "r" | "w" => ((tensor.view?.of ?? tensor).home === "weights" ? "r" : "w");
+const accessOf = ({ tensor, isFrozen }: Binding): "r" | "w" => (isFrozen || (tensor.view?.of ?? tensor).home === "weights" ? "r" : "w");
 
 export interface KernelParts {
   readonly label: string;
@@ -109,7 +116,7 @@ export const kernel = ({
   numbers = {},
 }: KernelParts): Dispatch => {
   const list = Object.entries(bindings);
-  const access = list.map(([, { tensor }]) => accessOf(tensor)).join("");
+  const access = list.map(([, binding]) => accessOf(binding)).join("");
   const declarations = list.map(
     ([name, { as }], i) =>
       `@group(0) @binding(${i + 1}) var<storage, ${access[i] === "r" ? "read" : "read_write"}> ${name}: array<${as}>;\n`,

@@ -30,7 +30,7 @@ export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): 
   const other = inPlace ? undefined : residual;
   const bindings: Bindings = {
     x: { tensor: x, as: "f32" },
-    w: { tensor: w, as: "f32" },
+    w: { tensor: w, as: "f32", isFrozen: true },
     ...(bias && { bias: { tensor: bias, as: "f32" } }),
     ...(other && { residual: { tensor: other, as: "f32" } }),
     y: { tensor: y, as: "f32" },
@@ -62,7 +62,7 @@ export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linea
   return [
     kernel({
       label: `linearBackward ${tile.BM}x${tile.BN}`,
-      bindings: { dy: { tensor: dy, as: "f32" }, w: { tensor: w, as: "f32" }, dx: { tensor: dx, as: "f32" } },
+      bindings: { dy: { tensor: dy, as: "f32" }, w: { tensor: w, as: "f32", isFrozen: true }, dx: { tensor: dx, as: "f32" } },
       body: gemm({
         tile,
         a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "columns" },

@@ -1,0 +1,60 @@
+// The WGSL text of a policy's plans, without a device. Few kernels that do not depend on the model are what makes a policy start fast.
+
+import { expect, test } from "vitest";
+import { forwardPlan, inferPlan, kvCache, optimPlan, trainPlan } from "../../../packages/engine/src/model/plans.ts";
+import type { LoraSpec, ModelSpec } from "../../../packages/engine/src/model/spec.ts";
+import { loraTensors, modelTensors } from "../../../packages/engine/src/model/tensors.ts";
+import type { Plan } from "../../../packages/engine/src/plan/step.ts";
+import { type Dispatch, PARAMS_BYTES, SHARED_PARAMS } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
+import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
+import { opCases } from "./opCases.ts";
+import { TINY, TINY_SWITCHED } from "./tinyModel.ts";
+
+/** Everything that a policy compiles when it samples, scores and learns with one loss. */
+const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
+  const weights = modelTensors(spec);
+  const [p, g, m, v] = ["p", "g", "m", "v"].map((name) => loraTensors(spec, lora, name)) as [never, never, never, never];
+  const adapter = { tensors: p, spec: lora };
+  const capacity = { rows: 256, outRows: 64 };
+  const plans: Plan[] = [
+    inferPlan(spec, weights, adapter, kvCache(spec, { slots: 64, positions: 128 }), capacity).plan,
+    forwardPlan(spec, weights, adapter, capacity).plan,
+    trainPlan(spec, weights, adapter, g, "ppoClip", capacity).plan,
+    optimPlan(p, g, m, v).plan,
+  ];
+  return plans.flatMap(({ steps }) => steps.flatMap(lower));
+};
+
+const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));
+
+test("a policy needs 32 kernels, and another model needs the same ones", () => {
+  const tiny = textsOf(kernelsOf(TINY, { rank: 4, alpha: 8 }));
+  const other: ModelSpec = { ...TINY, width: 90, layers: 3, heads: 6, kvHeads: 3, headWidth: 30, feedForward: 111, vocab: 1001 };
+  expect(tiny.size).toBe(32);
+  expect(textsOf(kernelsOf(other, { rank: 7, alpha: 3 }))).toEqual(tiny);
+});
+
+test("windows, head norms, tanh-GELU, scales and rope bases are numbers: they add no kernel", () => {
+  const lora = { rank: 4, alpha: 8 };
+  const plain = textsOf(kernelsOf(TINY, lora));
+  const numbers: ModelSpec = { ...TINY_SWITCHED, postNorms: false, biases: [] };
+  expect(textsOf(kernelsOf(numbers, lora))).toEqual(plain);
+  // A linear with a bias, and a norm that adds to the residual.
+  const added = kernelsOf(TINY_SWITCHED, lora).filter(({ source }) => !plain.has(source));
+  expect(new Set(added.map(({ label }) => label))).toEqual(new Set(["linear 32x32 bias", "rmsNorm residual"]));
+});
+
+test("labels name a kernel: one label, one text", () => {
+  for (const spec of [TINY, TINY_SWITCHED]) {
+    const kernels = kernelsOf(spec, { rank: 4, alpha: 8 });
+    expect(new Set(kernels.map(({ label }) => label)).size).toBe(textsOf(kernels).size);
+  }
+});
+
+test("every step's constants fit its parameter slot", () => {
+  const kernels = opCases().flatMap(({ step }) => lower(step));
+  for (const { label, constants } of kernels) {
+    expect((SHARED_PARAMS.length + constants.length) * 4, label).toBeLessThanOrEqual(PARAMS_BYTES);
+    for (const { type, value } of constants) if (type === "u32") expect(value, label).toBe(value >>> 0);
+  }
+});
