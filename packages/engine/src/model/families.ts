@@ -5,6 +5,7 @@
 import * as z from "zod";
 import { EngineError } from "../errors.ts";
 import type { Activation } from "../plan/step.ts";
+import { DEFAULTS, GEMMA_THETA } from "./configDefaults.ts";
 import { FAMILIES, type Family, type LayerKind, type LinearName, type ModelSpec, type RopeSpec } from "./spec.ts";
 
 const positive = z.int().positive();
@@ -39,71 +40,6 @@ const schema = z.object({
   rope_parameters: record,
 });
 type Config = z.infer<typeof schema>;
-
-/**
- * Defaults of LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config and Gemma3TextConfig. Only Gemma 3 has a default for rope's base:
- * its published vision checkpoints leave the key out. Elsewhere 10 000 by silence has ruined many a port.
- */
-const DEFAULTS: { readonly [F in Family]: Partial<Config> } = {
-  llama: {
-    hidden_size: 4096,
-    num_hidden_layers: 32,
-    num_attention_heads: 32,
-    intermediate_size: 11008,
-    vocab_size: 32000,
-    max_position_embeddings: 2048,
-    tie_word_embeddings: false,
-  },
-  mistral: {
-    hidden_size: 4096,
-    num_hidden_layers: 32,
-    num_attention_heads: 32,
-    num_key_value_heads: 8,
-    intermediate_size: 14336,
-    vocab_size: 32000,
-    max_position_embeddings: 131_072,
-    tie_word_embeddings: false,
-    sliding_window: 4096,
-  },
-  qwen2: {
-    hidden_size: 4096,
-    num_hidden_layers: 32,
-    num_attention_heads: 32,
-    num_key_value_heads: 32,
-    intermediate_size: 22016,
-    vocab_size: 151_936,
-    max_position_embeddings: 32_768,
-    tie_word_embeddings: false,
-    sliding_window: 4096,
-  },
-  qwen3: {
-    hidden_size: 4096,
-    num_hidden_layers: 32,
-    num_attention_heads: 32,
-    num_key_value_heads: 32,
-    head_dim: 128,
-    intermediate_size: 22016,
-    vocab_size: 151_936,
-    max_position_embeddings: 32_768,
-    tie_word_embeddings: false,
-    sliding_window: 4096,
-  },
-  gemma3_text: {
-    hidden_size: 2304,
-    num_hidden_layers: 26,
-    num_attention_heads: 8,
-    num_key_value_heads: 4,
-    head_dim: 256,
-    intermediate_size: 9216,
-    vocab_size: 262_208,
-    max_position_embeddings: 131_072,
-    tie_word_embeddings: true,
-    query_pre_attn_scalar: 256,
-    sliding_window: 4096,
-  },
-};
-const ALL_FAMILIES: Partial<Config> = { rms_norm_eps: 1e-6 };
-const GEMMA_THETA = { global: 1_000_000, local: 10_000 };
 
 const QKV: readonly LinearName[] = ["q_proj", "k_proj", "v_proj"];
 /** Which linears have a bias. Qwen2 has no key for it; Mistral has none. */
@@ -272,7 +208,7 @@ export const parseConfig = (json: unknown, file: string): ModelSpec => {
       );
   }
 
-  const parsed = schema.safeParse({ ...ALL_FAMILIES, ...DEFAULTS[family], ...text });
+  const parsed = schema.safeParse({ ...DEFAULTS[family], ...text });
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!;
     const got = issue.path.reduce<unknown>((value, key) => (isRecord(value) ? value[String(key)] : undefined), text);
@@ -324,6 +260,7 @@ export const parseConfig = (json: unknown, file: string): ModelSpec => {
     postNorms: isGemma,
     biases: biasesOf(family, config),
     activation,
+    // transformers rounds √D to the weights' dtype (25.25 for 25.298 in bfloat16, D = 640); this engine computes in f32.
     embedScale: isGemma ? Math.sqrt(width) : 1,
     attentionScale: (isGemma ? (config.query_pre_attn_scalar ?? headWidth) : headWidth) ** -0.5,
     ropes: ropesOf(family, config, failures),
