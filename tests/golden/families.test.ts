@@ -5,7 +5,7 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Datum } from "../../packages/engine/src/contract.ts";
+import type { Datum, PeftFiles } from "../../packages/engine/src/contract.ts";
 import { initLora, partOf } from "../../packages/engine/src/lora/init.ts";
 import { type Adapter, fromPeft, peftName, toPeft } from "../../packages/engine/src/lora/peft.ts";
 import { FAMILIES, type Family, LINEARS } from "../../packages/engine/src/model/spec.ts";
@@ -13,6 +13,7 @@ import { type LoraTensors, loraTensors } from "../../packages/engine/src/model/t
 import { createTrainer } from "../../packages/engine/src/optimizer/trainer.ts";
 import type { Backend } from "../../packages/engine/src/plan/backend.ts";
 import { createLock } from "../../packages/engine/src/plan/lock.ts";
+import { createPolicy } from "../../packages/engine/src/policy.ts";
 import { createReferenceBackend } from "../../packages/engine/src/reference/backend.ts";
 import { loadModel } from "../../packages/engine/src/weights/load.ts";
 import { readSafetensors, toFloat32 } from "../../packages/engine/src/weights/safetensors.ts";
@@ -36,6 +37,11 @@ interface Expected {
     readonly weights: readonly number[];
     readonly logprobs: readonly number[];
     readonly entropies: readonly number[];
+  }[];
+  readonly greedy: readonly {
+    readonly prompt: readonly number[];
+    readonly tokens: readonly number[];
+    readonly logprobs: readonly number[];
   }[];
   readonly steps: readonly { readonly loss: number; readonly gradNorm: number }[];
 }
@@ -70,20 +76,20 @@ const worstOf = (got: ReadonlyMap<string, Float32Array>, want: ReadonlyMap<strin
   return Math.max(...[...want].map(([name, values]) => worst(got.get(name)!, values)));
 };
 
+const readExpected = (family: Family): Expected => JSON.parse(new TextDecoder().decode(read(family, "expected.json")));
+
+/** The adapter as peft wrote it. */
+const peftFiles = (family: Family): PeftFiles =>
+  Object.fromEntries(["adapter_config.json", "adapter_model.safetensors"].map((file) => [file, read(family, file)]));
+
 const open = async (backend: Backend, family: Family, config = read(family, "config.json")) => {
-  const expected = JSON.parse(new TextDecoder().decode(read(family, "expected.json"))) as Expected;
+  const expected = readExpected(family);
   const { lora } = expected;
   const { spec, weights } = await loadModel({ config, weights: read(family, "model.safetensors") }, backend);
   const layout = loraTensors(spec, lora, "lora.p");
   const base = { name: family, configSha256: "", weightsSha256: "" };
   const fresh: Adapter = { values: initLora(layout, 0), layout, lora, base };
-  const values = await fromPeft(
-    {
-      "adapter_config.json": read(family, "adapter_config.json"),
-      "adapter_model.safetensors": read(family, "adapter_model.safetensors"),
-    },
-    fresh,
-  );
+  const values = await fromPeft(peftFiles(family), fresh);
   await backend.allocate(layout.flat, values);
   const trainer = await createTrainer({
     backend,
@@ -188,6 +194,25 @@ for (const { name, create, skip } of BACKENDS) {
             mkdirSync(join(adaptersOut, family), { recursive: true });
             for (const [file, bytes] of Object.entries(exported)) writeFileSync(join(adaptersOut, family, file), bytes);
           }
+        });
+
+        test("greedy completions of a published policy, sampled together, are those of transformers' generate", async () => {
+          const { lora, greedy } = readExpected(family);
+          const model = { config: read(family, "config.json"), weights: read(family, "model.safetensors") };
+          const policy = await createPolicy({ backend: await create(), model, lora, maxContext: 32, slots: 2, microBatchTokens: 32 });
+          await policy.trainer.importAdapter(peftFiles(family));
+          await policy.publish(1);
+          const shared = { temperature: 0, stopTokens: [], seed: 0 };
+          const completions = await Promise.all(
+            greedy.map(({ prompt, tokens }) =>
+              policy.sampler.generate({ ...shared, prompt: Int32Array.from(prompt), maxTokens: tokens.length }),
+            ),
+          );
+          for (const [i, want] of greedy.entries()) {
+            expect([...completions[i]!.tokens]).toEqual(want.tokens);
+            expect(worst(completions[i]!.logprobs, want.logprobs)).toBeLessThan(LIMIT);
+          }
+          await policy.dispose();
         });
       });
     }
