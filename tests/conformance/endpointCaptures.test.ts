@@ -18,7 +18,12 @@ interface Exchange {
 const nameOf = (path: string): string => path.slice(path.lastIndexOf("/") + 1, -".json".length);
 const load = (files: Record<string, unknown>): [string, Fields][] =>
   Object.entries(files).map(([path, file]) => [nameOf(path), file as Fields]);
-const runs = load(import.meta.glob(["../captures/*.json", "!../captures/replay-fidelity.json"], { eager: true, import: "default" }));
+const runs = load(
+  import.meta.glob(["../captures/*.json", "!../captures/replay-fidelity.json", "!../captures/otlp-*.json"], {
+    eager: true,
+    import: "default",
+  }),
+);
 const minimal = load(import.meta.glob("../captures/minimal/*.json", { eager: true, import: "default" }));
 
 const chats: [string, Exchange[]][] = runs.map(([name, run]) => [

@@ -64,7 +64,7 @@ test("a newer release may upgrade under us: the handle gives way, and what we kn
   const name = newName();
   const store = await openIndexedDbStore(name);
   await store.enqueue([{ id: "a", input: 1 }]);
-  const request = indexedDB.open(`fulgurite/${name}`, 2);
+  const request = indexedDB.open(`fulgurite/${name}`, 99);
   request.onupgradeneeded = () => void request.result.createObjectStore("later");
   const newer = await ask(request);
   newer.close();
@@ -76,6 +76,34 @@ test("a newer release may upgrade under us: the handle gives way, and what we kn
       ])
     ).map(({ input }) => input),
   ).toEqual([1, 3]);
+  await store.close();
+});
+
+test("a database of the first version is upgraded with all that is in it, and can forget", async () => {
+  const name = newName();
+  const request = indexedDB.open(`fulgurite/${name}`, 1);
+  request.onupgradeneeded = () => {
+    const db = request.result;
+    const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
+    rollouts.createIndex("bySeq", "seq", { unique: true });
+    rollouts.createIndex("byStatus", ["status", "seq"]);
+    const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
+    attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
+    attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
+    const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
+    spans.createIndex("bySeq", "seq", { unique: true });
+    spans.createIndex("byRollout", ["rolloutId", "seq"]);
+    spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
+    db.createObjectStore("resources", { keyPath: ["name", "version"] });
+    db.createObjectStore("states").put(Uint8Array.of(7), "cursor");
+    rollouts.put({ id: "a", seq: 4, input: 1, mode: "train", status: "queued", config: {}, metadata: {}, attempts: 0, createdAtMs: 1 });
+  };
+  (await ask(request)).close();
+  const store = await openIndexedDbStore(name);
+  expect((await store.stats()).rollouts.queued).toBe(1);
+  expect(await store.getState("cursor")).toEqual(Uint8Array.of(7));
+  expect(await store.forget("a")).toBe(true);
+  expect((await store.enqueue([{ id: "b", input: 1 }]))[0]!.seq).toBe(5);
   await store.close();
 });
 

@@ -1,5 +1,6 @@
 // Which stores there are, what each can do, and where each runs. A store that cannot run here says why.
 import { createMemoryStore, type Store, type StoreOptions } from "@fulgurite/trace";
+import { openHttpStore, serveStore } from "@fulgurite/trace/http";
 
 export interface StoreCase {
   readonly name: string;
@@ -36,7 +37,18 @@ const here = async (): Promise<StoreCase[]> => {
   ];
 };
 
+const servers = new Map<string, (request: Request) => Promise<Response>>();
+
+/** Both sides of HTTP in one process, without a socket. What is redacted is redacted before it is sent. */
+const openOverHttp: StoreCase["open"] = async (name, options) => {
+  const { redact: _, ...served } = options;
+  const serve = servers.get(name) ?? serveStore(createMemoryStore(served));
+  servers.set(name, serve);
+  return openHttpStore("http://store.test/", { ...options, fetch: (url, init) => serve(new Request(url, init)) });
+};
+
 export const storeCases: StoreCase[] = [
+  { name: "HTTP", persists: true, shared: true, open: openOverHttp },
   { name: "memory", persists: false, shared: false, open: async (_name, options) => createMemoryStore(options) },
   ...(await here()),
 ];

@@ -43,12 +43,13 @@ interface World {
   readonly again: () => Promise<Store>;
 }
 
-const openWorld = async ({ open }: StoreCase): Promise<World> => {
+const openWorld = async ({ open }: StoreCase, more: StoreOptions = {}): Promise<World> => {
   const name = `store-${runId}-${++names}`;
   const time = { now: 1_000 };
   const timers: World["timers"] = [];
   let ids = 0;
   const options: StoreOptions = {
+    ...more,
     clock: () => time.now,
     newId: () => `id-${String(++ids).padStart(4, "0")}`,
     timer: (act, ms) => {
@@ -544,6 +545,104 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect(heard.length).toBe(6);
   });
 
+  test_("forget deletes a rollout with its attempts and spans, says so, and gives no seq again", async () => {
+    const { store } = await openWorld(storeCase);
+    const first = await begin(store, "a", { maxAttempts: 2, retryOn: ["failed"] });
+    await store.append([span("a", first.id, "s1")]);
+    await store.finish(first, { status: "failed" });
+    const [second] = await store.claim("w");
+    const other = await begin(store, "ab"); // a name that begins with the other's
+    await store.append([span("ab", other.id, "s1"), span("a", second!.attempt.id, "s1"), span("a", second!.attempt.id, "s2")]);
+    await expect(store.forget("a")).rejects.toThrow(/rollout a: .* got running; cancel it first/);
+    expect(await codeOf(store.forget("a"))).toBe("status");
+    await store.finish(second!.attempt, { status: "succeeded" });
+    const heard: StoreEvent[] = [];
+    store.watch((event) => void heard.push(event));
+    expect(await store.forget("a")).toBe(true);
+    expect(await store.forget("a")).toBe(false);
+    expect(await store.forget("nobody")).toBe(false);
+    await settle();
+    expect(heard).toEqual([{ kind: "gone", id: "a" }]);
+    expect((await collect(store.rollouts())).map(({ id }) => id)).toEqual(["ab"]);
+    expect(await collect(store.rollouts({ ids: ["a"] }))).toEqual([]);
+    expect(await store.attempts("a")).toEqual([]);
+    expect(await collect(store.spans({ rolloutId: "a" }))).toEqual([]);
+    expect(await collect(store.spans({ rolloutId: "a", attemptId: first.id }))).toEqual([]);
+    expect((await collect(store.spans({ rolloutId: "ab" }))).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["s1@2"]);
+    expect(await store.stats()).toMatchObject({ rollouts: { running: 1, succeeded: 0 }, attempts: 1, spans: 1 });
+    expect(await codeOf(store.append([span("a", first.id, "s9")]))).toBe("unknown");
+    expect(await codeOf(store.heartbeat(second!.attempt))).toBe("unknown");
+    expect(await codeOf(store.cancel("a"))).toBe("unknown");
+    // a new one of that name has nothing of the old one, and the seqs go on
+    const [again] = await store.enqueue([{ id: "a", input: "new" }]);
+    expect(again).toMatchObject({ seq: 3, input: "new", status: "queued", attempts: 0 });
+    const [claim] = await store.claim("w");
+    await store.append([span("a", claim!.attempt.id, "s1")]);
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ seq }) => seq)).toEqual([5]);
+  });
+
+  test_("forgetting the newest gives its seqs to nobody; the queue and a wait for it know that it is gone", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: 0 })));
+    const waiting = codeOf(store.waitFor(["c"]));
+    await settle();
+    expect(await store.forget("c")).toBe(true);
+    expect(await waiting).toBe("unknown");
+    expect(await store.forget("a")).toBe(true);
+    expect((await store.enqueue([{ id: "d", input: 0 }]))[0]!.seq).toBe(4);
+    expect((await collect(store.rollouts({ order: "newest" }))).map(({ id }) => id)).toEqual(["d", "b"]);
+    expect((await store.claim("w", 9)).map(({ rollout }) => rollout.id)).toEqual(["b", "d"]);
+  });
+
+  test_("queries go on after a seq", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    await store.enqueue(["b", "c", "d"].map((id) => ({ id, input: 0 })));
+    await store.append(["s1", "s2", "s3"].map((id) => span("a", attempt.id, id)));
+    const ids = async (query: Parameters<Store["rollouts"]>[0]) => (await collect(store.rollouts(query))).map(({ id }) => id).join("");
+    expect(await ids({ after: 0 })).toBe("abcd");
+    expect(await ids({ after: 2 })).toBe("cd");
+    expect(await ids({ after: 3, order: "newest" })).toBe("ba");
+    expect(await ids({ after: 1, ids: ["a", "b", "d"], limit: 1 })).toBe("b");
+    expect(await ids({ after: 3, ids: ["a", "d"], order: "newest" })).toBe("a");
+    expect((await collect(store.spans({ rolloutId: "a", after: 1 }))).map(({ seq }) => seq)).toEqual([2, 3]);
+    expect(await collect(store.spans({ rolloutId: "a", attemptId: attempt.id, after: 3 }))).toEqual([]);
+  });
+
+  test_("redact sees each span before it is kept, changes or drops it, and what it drops is counted", async () => {
+    const seen: string[] = [];
+    const { store } = await openWorld(storeCase, {
+      redact: (span) => {
+        seen.push(span.id);
+        if (span.attributes.secret !== undefined) return null;
+        if (span.id === "moved") return { ...span, rolloutId: "b" };
+        if (span.id === "broken") throw new Error("redact broke");
+        return { ...span, attributes: { ...span.attributes, text: "[removed]" } };
+      },
+    });
+    const attempt = await begin(store, "a");
+    const make = (id: string, attributes: Span["attributes"]) => span("a", attempt.id, id, { attributes });
+    await store.append([make("s1", { text: "my name", n: 1 }), make("s2", { secret: "x" })]);
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id, attributes }) => [id, attributes])).toEqual([
+      ["s1", { text: "[removed]", n: 1 }],
+    ]);
+    expect(await store.stats()).toMatchObject({ spans: 1, redacted: 1 });
+    expect(await codeOf(store.append([make("s3", {}), make("moved", {})]))).toBe("bad-input");
+    await expect(store.append([make("s3", {}), make("broken", {})])).rejects.toThrow("redact broke");
+    expect(seen).toEqual(["s1", "s2", "s3", "moved", "s3", "broken"]);
+    expect(await store.stats()).toMatchObject({ spans: 1, redacted: 1 });
+  });
+
+  test_("a span that is redacted away still needs its attempt, and is its heartbeat", async () => {
+    const { store, time } = await openWorld(storeCase, { redact: () => null });
+    const attempt = await begin(store, "a");
+    time.now = 2_000;
+    await store.append([span("a", attempt.id, "s1")]);
+    expect((await store.attempts("a"))[0]!.lastHeartbeatMs).toBe(2_000);
+    expect(await codeOf(store.append([span("a", "nobody", "s1")]))).toBe("unknown");
+    expect(await store.stats()).toMatchObject({ spans: 0, redacted: 1 });
+  });
+
   test_("a closed store says so, and closing twice is closing", async () => {
     const { store } = await openWorld(storeCase);
     await store.close();
@@ -601,6 +700,36 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect((await again.publish({ name: "p", kind: "lora", files: {} })).version).toBe(3);
     expect(await again.requeueStale(world.time.now + 1)).toBe(1);
     expect((await again.claim("w2", 9)).map(({ rollout }) => rollout.id)).toEqual(["b", "d"]);
+  });
+
+  persisted("what was forgotten stays so after reopening", async () => {
+    const world = await openWorld(storeCase);
+    const attempt = await begin(world.store, "a");
+    const other = await begin(world.store, "b");
+    await world.store.append([
+      span("a", attempt.id, "s1", { attributes: { big: "x".repeat(3_000) } }),
+      span("b", other.id, "s1", { attributes: { big: "y".repeat(3_000) } }),
+      span("a", attempt.id, "s2"),
+    ]);
+    await world.store.finish(attempt, { status: "failed" });
+    await world.store.enqueue([{ id: "c", input: 0 }]);
+    await world.store.forget("a");
+    await world.store.forget("c");
+    await world.store.enqueue([{ id: "d", input: 0 }]);
+    await world.store.forget("d");
+    await world.store.close();
+    for (let round = 0; round < 2; round++) {
+      const store = await world.again();
+      expect((await collect(store.rollouts())).map(({ id }) => id)).toEqual(["b"]);
+      expect([await store.attempts("a"), await collect(store.spans({ rolloutId: "a" }))]).toEqual([[], []]);
+      expect((await collect(store.spans({ rolloutId: "b" }))).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["s1@2"]);
+      expect(await store.stats()).toMatchObject({ rollouts: { running: 1, queued: 0 }, attempts: 1, spans: 1 });
+      await store.close();
+    }
+    const store = await world.again();
+    expect((await store.enqueue([{ id: "e", input: 0 }]))[0]!.seq).toBe(5);
+    await store.append([span("b", other.id, "s2")]);
+    expect((await collect(store.spans({ rolloutId: "b" }))).map(({ seq }) => seq)).toEqual([2, 4]);
   });
 
   const shared = storeCase.shared

@@ -4,7 +4,7 @@ import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, 
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
-import { type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
+import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
 import { build } from "vite";
 import { afterAll, expect, test } from "vitest";
 
@@ -230,6 +230,168 @@ test("a lock is stale when its process is gone or another has its pid, never whe
   expect(await tryWith(JSON.stringify({ ...lock, pid: 2 ** 22 + 1 }))).toBe("resolved");
   expect(await tryWith(JSON.stringify({ ...lock, pid: 2 ** 22 + 1, host: "elsewhere" }))).toBe("locked");
   expect(await tryWith("{")).toBe("locked");
+});
+
+// ---- what is forgotten, on the disk --------------------------------------------------------------------------------------
+
+/** Every byte under the folder, as text. */
+const bytesUnder = (folder: string): string =>
+  readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => readFileSync(join(entry.parentPath, entry.name), "latin1"))
+    .join("\n");
+
+/** Rollouts of these names, each with a span that says `secret of <name>`, one after the other, ended. */
+const live = async (store: Store, names: readonly string[]) => {
+  for (const name of names) {
+    await store.enqueue([{ id: name, input: `secret of ${name}` }]);
+    const [claim] = await store.claim("w");
+    await store.append([{ ...span(claim!.attempt.id, "s", { text: `secret of ${name}` }), rolloutId: name }]);
+    await store.finish(claim!.attempt, { status: "succeeded" });
+  }
+};
+
+const lookAt = async (store: Store, names: readonly string[]) => ({
+  rollouts: await collect(store.rollouts()),
+  attempts: await Promise.all(names.map((name) => store.attempts(name))),
+  spans: await Promise.all(names.map((rolloutId) => collect(store.spans({ rolloutId })))),
+  stats: await store.stats(),
+});
+
+const names = ["one", "two", "three", "four"];
+
+test("a log file whose rollouts are all gone is deleted at once, and nothing is reported missing", async () => {
+  for (const victims of [["one"], ["two"], ["two", "one"], ["three", "two", "one"], names]) {
+    const folder = newFolder();
+    const { store, reports } = await open(folder, { rotateBytes: 1 }); // a file for every record
+    await live(store, names);
+    const before = logFiles(folder).length;
+    for (const victim of victims) await store.forget(victim);
+    expect(logFiles(folder).length).toBeLessThan(before);
+    const bytes = bytesUnder(folder);
+    for (const name of names) expect(bytes.includes(`secret of ${name}`), name).toBe(!victims.includes(name));
+    const seen = await lookAt(store, names);
+    await store.close();
+    const again = await open(folder);
+    expect(await lookAt(again.store, names)).toEqual(seen);
+    expect((await again.store.enqueue([{ id: "new", input: 0 }]))[0]!.seq).toBe(5);
+    await again.store.close();
+    expect([...reports, ...again.reports]).toEqual([]);
+  }
+});
+
+test("in a file that living rollouts share, the bytes of a forgotten one stay until compaction, which changes nothing else", async () => {
+  const folder = newFolder();
+  const { store, reports } = await open(folder, { rotateBytes: 2_000 });
+  await live(store, names);
+  await store.publish({ name: "p", kind: "lora", files: { f: Uint8Array.of(1, 2) } });
+  await store.forget("two");
+  await store.enqueue([{ id: "two", input: "another" }]);
+  const seen = await lookAt(store, names);
+  expect(bytesUnder(folder)).toContain("secret of two");
+  await expect(compactFileStore(folder)).rejects.toThrow("one writer at a time");
+  await store.close();
+  const compacted = await compactFileStore(folder, { onReport: (message) => reports.push(message) });
+  expect(compacted.records).toBeGreaterThan(4);
+  expect(compacted.bytesAfter).toBeLessThan(compacted.bytesBefore);
+  const bytes = bytesUnder(folder);
+  for (const name of names) expect(bytes.includes(`secret of ${name}`), name).toBe(name !== "two");
+  const again = await open(folder);
+  expect(await lookAt(again.store, names)).toEqual(seen);
+  expect((await again.store.resource("p"))?.files.f).toEqual(Uint8Array.of(1, 2));
+  expect((await again.store.enqueue([{ id: "new", input: 0 }]))[0]!.seq).toBe(6);
+  await again.store.close();
+  expect([...reports, ...again.reports]).toEqual([]);
+  expect(await compactFileStore(folder)).toMatchObject({ records: 0 });
+});
+
+test("the word that a rollout is gone stays as long as an older file has its records", async () => {
+  const folder = newFolder();
+  const first = await open(folder);
+  await live(first.store, ["one", "two"]);
+  await first.store.close();
+  const second = await open(folder, { rotateBytes: 1 });
+  await second.store.forget("two"); // in a file of its own
+  await live(second.store, ["three"]);
+  await second.store.forget("three");
+  const seen = await lookAt(second.store, names);
+  await second.store.close();
+  expect(bytesUnder(folder)).toContain("secret of two");
+  expect(bytesUnder(folder)).not.toContain("secret of three");
+  for (const compacts of [false, true]) {
+    if (compacts) await compactFileStore(folder);
+    const { store, reports } = await open(folder, { rotateBytes: 1 });
+    expect(await lookAt(store, names)).toEqual(seen);
+    expect(seen.rollouts.map(({ id }) => id)).toEqual(["one"]);
+    await store.close();
+    expect(reports).toEqual([]);
+  }
+  expect(bytesUnder(folder)).not.toContain("secret of two");
+  expect(logFiles(folder)).toEqual([FIRST]);
+});
+
+test("a compaction that is stopped after any file leaves a store that reads the same, and the next one ends it", async () => {
+  const make = newFolder();
+  const first = await open(make, { rotateBytes: 700 });
+  await live(first.store, names);
+  await live(first.store, ["five"]);
+  for (const victim of ["three", "one"]) await first.store.forget(victim);
+  const all = [...names, "five"];
+  const seen = await lookAt(first.store, all);
+  await first.store.close();
+  const count = logFiles(make).length;
+  expect(count).toBeGreaterThan(3);
+  for (let stopAfter = 0; stopAfter <= count; stopAfter++) {
+    const folder = newFolder();
+    cpSync(make, folder, { recursive: true });
+    let looks = 0;
+    const signal = {
+      throwIfAborted: () => {
+        if (looks++ === stopAfter) throw new Error("stopped");
+      },
+    } as AbortSignal;
+    await compactFileStore(folder, { signal }).catch((error) => expect(error.message).toBe("stopped"));
+    const { store, reports } = await open(folder);
+    expect(await lookAt(store, all), `stopped after ${stopAfter}`).toEqual(seen);
+    await store.close();
+    await compactFileStore(folder);
+    expect(bytesUnder(folder)).not.toMatch(/secret of (one|three)/);
+    const again = await open(folder);
+    expect(await lookAt(again.store, all), `ended after ${stopAfter}`).toEqual(seen);
+    await again.store.close();
+    expect([...reports, ...again.reports]).toEqual([]);
+  }
+});
+
+test("killed between taking a file's place and unlinking it, or in the middle of the line, the log reads the same", async () => {
+  const folder = newFolder();
+  const { store } = await open(folder, { rotateBytes: 1 });
+  await live(store, names);
+  const copy = newFolder();
+  await store.close();
+  cpSync(folder, copy, { recursive: true });
+  const again = await open(folder, { rotateBytes: 1 });
+  await again.store.forget("two");
+  const seen = await lookAt(again.store, names);
+  await again.store.close();
+  // the files that were unlinked are there again, beside the lines that replaced them
+  const unlinked = logFiles(copy).filter((name) => !logFiles(folder).includes(name));
+  expect(unlinked.length).toBeGreaterThan(2);
+  for (const cut of [0, 5, 30]) {
+    const both = newFolder();
+    cpSync(folder, both, { recursive: true });
+    for (const name of unlinked) cpSync(join(copy, "log", name), join(both, "log", name));
+    const before = logFiles(both)[logFiles(both).indexOf(unlinked[0]!) - 1]!;
+    if (cut > 0) {
+      const bytes = readFileSync(join(both, "log", before));
+      writeFileSync(join(both, "log", before), bytes.subarray(0, bytes.length - cut));
+    }
+    const third = await open(both);
+    expect(third.reports).toEqual([]);
+    expect(await lookAt(third.store, names)).toEqual(seen);
+    await third.store.close();
+    expect(logFiles(both)).toEqual(logFiles(folder));
+  }
 });
 
 // ---- a disk that fails --------------------------------------------------------------------------------------------------

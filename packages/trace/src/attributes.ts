@@ -31,4 +31,7 @@ export const ATTRIBUTES = {
   request: "fulgurite.request",
   response: "fulgurite.response",
   errorType: "error.type",
+  /** On spans that travel: in a store they are the span's own fields. */
+  rolloutId: "fulgurite.rollout.id",
+  attemptId: "fulgurite.attempt.id",
 } as const;

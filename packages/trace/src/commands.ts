@@ -4,8 +4,20 @@
 import { TraceError } from "./errors.ts";
 import type { Rows, StoreRecord } from "./rows.ts";
 import { guardAttempt, isTerminal } from "./status.ts";
-import { type CheckedResource, type CheckedTask, sameContent } from "./values.ts";
-import type { Attempt, AttemptError, AttemptRef, Claim, Outcome, Resource, Rollout, Span } from "./vocabulary.ts";
+import { type CheckedResource, type CheckedTask, sameContent, sameJson } from "./values.ts";
+import type {
+  Adopted,
+  Attempt,
+  AttemptError,
+  AttemptRef,
+  Claim,
+  Outcome,
+  Resource,
+  Rollout,
+  Span,
+  StoredSpan,
+  StoreItem,
+} from "./vocabulary.ts";
 
 /** Called at most once a command, after the last check. */
 export type Commit = (records: readonly StoreRecord[]) => Promise<void>;
@@ -69,12 +81,19 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
     ? [{ kind: "attempt", data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }) }]
     : [];
 
-export const append = async (rows: Rows, commit: Commit, spans: readonly Span[], nowMs: number): Promise<void> => {
+/** `spans` of `refs`: a span that was redacted away still proves that its attempt exists and lives. */
+export const append = async (
+  rows: Rows,
+  commit: Commit,
+  spans: readonly Span[],
+  refs: readonly AttemptRef[],
+  nowMs: number,
+): Promise<void> => {
   const key = (...parts: string[]) => JSON.stringify(parts);
   const attempts = new Map<string, Attempt>();
-  for (const span of spans) {
-    const at = key(span.rolloutId, span.attemptId);
-    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, { rolloutId: span.rolloutId, id: span.attemptId }));
+  for (const ref of refs) {
+    const at = key(ref.rolloutId, ref.id);
+    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, ref));
   }
   const records: StoreRecord[] = [];
   const taken = new Set<string>();
@@ -122,6 +141,15 @@ export const cancel = async (rows: Rows, commit: Commit, rolloutId: string, nowM
   return data;
 };
 
+export const forget = async (rows: Rows, commit: Commit, rolloutId: string): Promise<boolean> => {
+  const rollout = await rows.rollout(rolloutId);
+  if (rollout === undefined) return false;
+  if (rollout.status === "running")
+    throw new TraceError("status", `rollout ${rolloutId}: only what is queued or ended is forgotten, got running; cancel it first`);
+  await commit([{ kind: "gone", data: { rolloutId } }]);
+  return true;
+};
+
 export const requeueStale = async (rows: Rows, commit: Commit, beforeMs: number, nowMs: number): Promise<number> => {
   const silent = await rows.silentSince(beforeMs);
   const error = (attempt: Attempt): AttemptError => ({
@@ -148,4 +176,82 @@ export const publish = async (rows: Rows, commit: Commit, input: CheckedResource
   const resource: Resource = Object.freeze({ ...input, version, createdAtMs: nowMs });
   await commit([{ kind: "resource", data: resource }]);
   return resource;
+};
+
+/** Of a rollout that the store lacks, its attempts come in the same call; without the one it says is running it would run for ever. */
+const guardWhole = (rollout: Rollout, attempts: readonly Attempt[]): void => {
+  const sequences = attempts.map(({ sequence }) => sequence);
+  const rule =
+    new Set(sequences).size < sequences.length
+      ? "its attempts have sequences of their own"
+      : rollout.status === "running" && !sequences.some((sequence) => sequence >= rollout.attempts)
+        ? `running, it comes with attempt ${rollout.attempts}`
+        : undefined;
+  if (rule !== undefined)
+    throw new TraceError(
+      "bad-input",
+      `adopt: rollout ${rollout.id}: ${rule}, got sequences ${sequences.join(", ") || "none"}; give it whole`,
+    );
+};
+
+export const adopt = async (rows: Rows, commit: Commit, items: readonly (StoreItem | null)[]): Promise<Adopted[]> => {
+  const records: StoreItem[] = [];
+  const answer: Adopted[] = [];
+  const newRollouts = new Map<string, { rollout: Rollout; attempts: Attempt[] }>();
+  const newSpans = new Set<string>();
+  const newResources = new Map<string, Resource>(); // the latest of each name
+  let rolloutSeq = await rows.lastRolloutSeq();
+  let spanSeq = await rows.lastSpanSeq();
+
+  const judge = async (item: StoreItem): Promise<Adopted> => {
+    switch (item.kind) {
+      case "rollout": {
+        const stored = newRollouts.get(item.data.id)?.rollout ?? (await rows.rollout(item.data.id));
+        if (stored !== undefined)
+          return stored.createdAtMs === item.data.createdAtMs && sameJson(stored.input, item.data.input) ? "known" : "different";
+        rolloutSeq += 1;
+        const rollout: Rollout = Object.freeze({ ...item.data, seq: rolloutSeq });
+        newRollouts.set(rollout.id, { rollout, attempts: [] });
+        records.push({ kind: "rollout", data: rollout });
+        return "added";
+      }
+      case "attempt": {
+        const { rolloutId, id } = item.data;
+        const fresh = newRollouts.get(rolloutId);
+        const stored = fresh?.attempts.find((attempt) => attempt.id === id) ?? (await rows.attempt({ rolloutId, id }));
+        if (stored !== undefined)
+          return stored.sequence === item.data.sequence && stored.startedAtMs === item.data.startedAtMs ? "known" : "different";
+        if (fresh === undefined) return "different";
+        fresh.attempts.push(item.data);
+        records.push(item);
+        return "added";
+      }
+      case "span": {
+        const { rolloutId, attemptId, id } = item.data;
+        const at = JSON.stringify([rolloutId, attemptId, id]);
+        const isFresh = newRollouts.get(rolloutId)?.attempts.some((attempt) => attempt.id === attemptId) ?? false;
+        if (!isFresh && (await rows.attempt({ rolloutId, id: attemptId })) === undefined) return "different";
+        if (newSpans.has(at) || (!isFresh && (await rows.hasSpan(rolloutId, attemptId, id)))) return "known";
+        newSpans.add(at);
+        spanSeq += 1;
+        const data: StoredSpan = Object.freeze({ ...item.data, seq: spanSeq });
+        records.push({ kind: "span", data });
+        return "added";
+      }
+      case "resource": {
+        const { name, version } = item.data;
+        const stored = await rows.resource(name, version);
+        if (stored !== undefined) return sameContent(stored, item.data) ? "known" : "different";
+        const latest = newResources.get(name) ?? (await rows.resource(name));
+        if (latest !== undefined && version <= latest.version) return "different";
+        newResources.set(name, item.data);
+        records.push(item);
+        return "added";
+      }
+    }
+  };
+  for (const item of items) answer.push(item === null ? "redacted" : await judge(item));
+  for (const { rollout, attempts } of newRollouts.values()) guardWhole(rollout, attempts);
+  await commit(records);
+  return answer;
 };

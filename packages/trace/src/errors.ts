@@ -9,6 +9,8 @@ export type TraceErrorCode =
   | "locked" // another process has the folder open for writing
   | "corrupt" // stored bytes that are not what was written
   | "storage" // the platform refused: quota, I/O, a lost connection
+  | "denied" // a store over HTTP wants another key
+  | "too-large" // more than a store over HTTP takes at once
   | "closed"
   | "timeout";
 

@@ -3,7 +3,7 @@
 
 import type { Backend, Rows } from "./rows.ts";
 import { createStore, type StoreOptions } from "./store.ts";
-import type { Attempt, Resource, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
+import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
 
 /** How payloads are held: as they are (memory), or as the place on disk. */
 export interface Keeping<KeptSpan, KeptResource> {
@@ -11,6 +11,7 @@ export interface Keeping<KeptSpan, KeptResource> {
   loadSpans(kept: readonly KeptSpan[]): Promise<StoredSpan[]>;
   keepResource(resource: Resource): KeptResource;
   loadResource(kept: KeptResource): Promise<Resource>;
+  entryOf(kept: KeptResource): ResourceEntry;
 }
 
 interface AttemptRow<KeptSpan> {
@@ -24,7 +25,18 @@ interface RolloutRow<KeptSpan> {
   readonly attempts: Map<string, AttemptRow<KeptSpan>>;
 }
 
-export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): Rows => {
+/** IndexedDB's order of texts: by UTF-16 code units, as < compares. */
+const byCode = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
+
+export const withoutFiles = ({ name, kind, version, metadata, createdAtMs }: ResourceEntry): ResourceEntry =>
+  Object.freeze({ name, kind, version, metadata, createdAtMs });
+
+export interface MemoryRows extends Rows {
+  /** Rows beyond these seqs were here once and are gone: what comes next is beyond them. */
+  raiseSeqs(rolloutSeq: number, spanSeq: number): void;
+}
+
+export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): MemoryRows => {
   const byId = new Map<string, RolloutRow<KeptSpan>>();
   const order: string[] = []; // ids by seq
   let queuedIds = new Map<string, number>(); // id → seq, by seq unless a retry came back out of turn
@@ -38,17 +50,20 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
   let spanCount = 0;
   let attemptCount = 0;
 
-  const rolloutsFrom = (direction: 1 | -1, fromSeq: number | undefined, limit: number): Rollout[] => {
-    const found: Rollout[] = [];
-    const seqAt = (index: number) => (byId.get(order[index] as string) as RolloutRow<KeptSpan>).rollout.seq;
-    // the first index beyond fromSeq, by halving: a log that lost records has gaps
+  /** The first index whose seq is not below, by halving: what was forgotten or lost leaves gaps. */
+  const firstFrom = (seq: number): number => {
     let [low, high] = [0, order.length];
-    const from = fromSeq ?? (direction === 1 ? 0 : Number.POSITIVE_INFINITY);
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (direction === 1 ? seqAt(middle) > from : seqAt(middle) >= from) high = middle;
+      if ((byId.get(order[middle] as string) as RolloutRow<KeptSpan>).rollout.seq >= seq) high = middle;
       else low = middle + 1;
     }
+    return low;
+  };
+
+  const rolloutsFrom = (direction: 1 | -1, fromSeq: number | undefined, limit: number): Rollout[] => {
+    const found: Rollout[] = [];
+    const low = direction === 1 ? firstFrom((fromSeq ?? 0) + 1) : firstFrom(fromSeq ?? Number.POSITIVE_INFINITY);
     for (let index = direction === 1 ? low : low - 1; index >= 0 && index < order.length && found.length < limit; index += direction)
       found.push((byId.get(order[index] as string) as RolloutRow<KeptSpan>).rollout);
     return found;
@@ -84,6 +99,19 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
     resource: async (name, version) => {
       const kept = resources.get(name)?.get(version ?? (latest.get(name) as number));
       return kept === undefined ? undefined : keeping.loadResource(kept);
+    },
+    resources: async (after, limit) => {
+      const found: ResourceEntry[] = [];
+      for (const name of [...resources.keys()].sort(byCode)) {
+        if (after !== undefined && byCode(name, after[0]) < 0) continue;
+        const versions = resources.get(name) as Map<number, KeptResource>;
+        for (const version of [...versions.keys()].sort((a, b) => a - b)) {
+          if (found.length >= limit) return found;
+          if (after === undefined || name !== after[0] || version > after[1])
+            found.push(withoutFiles(keeping.entryOf(versions.get(version) as KeptResource)));
+        }
+      }
+      return found;
     },
     stats: async () => {
       const counts: Record<RolloutStatus, number> = { queued: 0, running: 0, succeeded: 0, failed: 0, cancelled: 0 };
@@ -132,6 +160,20 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       resources.set(resource.name, versions);
       latest.set(resource.name, Math.max(latest.get(resource.name) ?? 0, resource.version));
     },
+    removeRollout: async (id) => {
+      const row = byId.get(id);
+      if (row === undefined) return;
+      order.splice(firstFrom(row.rollout.seq), 1);
+      byId.delete(id);
+      queuedIds.delete(id);
+      running.delete(id);
+      attemptCount -= row.attempts.size;
+      for (const { spans } of row.attempts.values()) spanCount -= spans.length;
+    },
+    raiseSeqs: (rolloutSeq, spanSeq) => {
+      lastRolloutSeq = Math.max(lastRolloutSeq, rolloutSeq);
+      lastSpanSeq = Math.max(lastSpanSeq, spanSeq);
+    },
   };
 };
 
@@ -150,6 +192,7 @@ const inMemory: Keeping<StoredSpan, Resource> = {
   loadSpans: async (spans) => [...spans],
   keepResource: (resource) => resource,
   loadResource: async (resource) => resource,
+  entryOf: (resource) => resource,
 };
 
 /** A store that lives as long as the object. */
@@ -161,6 +204,7 @@ export const createMemoryStore = (options: StoreOptions = {}): Store => {
     transact: (_mode, body) => inTurn(() => body(rows)),
     putState: async (name, bytes) => void states.set(name, bytes),
     getState: async (name) => states.get(name),
+    states: async () => [...states.keys()],
     close: async () => {},
   };
   return createStore("memory", backend, options);

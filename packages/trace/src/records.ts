@@ -49,5 +49,8 @@ export const applyRecord = async (rows: Rows, record: StoreRecord): Promise<Stor
     case "resource":
       await rows.putResource(record.data);
       return [{ kind: "resource", name: record.data.name, version: record.data.version }];
+    case "gone":
+      await rows.removeRollout(record.data.rolloutId);
+      return [{ kind: "gone", id: record.data.rolloutId }];
   }
 };

@@ -1,7 +1,7 @@
 // What a store must be able to hold: the door between the logic, written once (commands.ts, records.ts, store.ts), and the
 // ways of keeping it (memory, IndexedDB, files). Types only.
 
-import type { Attempt, AttemptRef, Resource, Rollout, SpanQuery, StoredSpan, StoreStats } from "./vocabulary.ts";
+import type { Attempt, AttemptRef, Resource, ResourceEntry, Rollout, SpanQuery, StoredSpan, StoreItem, StoreStats } from "./vocabulary.ts";
 
 /** The rows as one transaction sees them. Nothing but these methods may be awaited inside it: IndexedDB would commit early. */
 export interface Rows {
@@ -23,21 +23,21 @@ export interface Rows {
   lastSpanSeq(): Promise<number>;
   /** Absent version: the latest. */
   resource(name: string, version?: number): Promise<Resource | undefined>;
-  stats(): Promise<StoreStats>;
+  /** By name and version, beyond `after`. */
+  resources(after: readonly [name: string, version: number] | undefined, limit: number): Promise<ResourceEntry[]>;
+  stats(): Promise<Omit<StoreStats, "redacted">>;
 
   /** Insert or replace, by key. */
   putRollout(rollout: Rollout): Promise<void>;
   putAttempt(attempt: Attempt): Promise<void>;
   putSpan(span: StoredSpan): Promise<void>;
   putResource(resource: Resource): Promise<void>;
+  /** With its attempts and spans; their seqs are never given again. */
+  removeRollout(id: string): Promise<void>;
 }
 
 /** One fact, whole by itself: after a crash any prefix of the records is a valid history. */
-export type StoreRecord =
-  | { readonly kind: "rollout"; readonly data: Rollout }
-  | { readonly kind: "attempt"; readonly data: Attempt }
-  | { readonly kind: "span"; readonly data: StoredSpan }
-  | { readonly kind: "resource"; readonly data: Resource };
+export type StoreRecord = StoreItem | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } };
 
 export interface Transaction extends Rows {
   /** Where there is a log: written before the rows change. Called at most once a transaction, after every check. */
@@ -52,5 +52,7 @@ export interface Backend {
   transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   putState(name: string, bytes: Uint8Array): Promise<void>;
   getState(name: string): Promise<Uint8Array | undefined>;
+  /** In any order. */
+  states(): Promise<string[]>;
   close(): Promise<void>;
 }

@@ -7,7 +7,7 @@ import { mintId } from "./ids.ts";
 import { applyRecord } from "./records.ts";
 import type { Backend, Durability, Rows } from "./rows.ts";
 import { isTerminal } from "./status.ts";
-import { checkedResource, checkedSpan, checkedTask, copyFiles, copySpan, sameJson } from "./values.ts";
+import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
 import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
 
 export interface StoreOptions {
@@ -17,6 +17,8 @@ export interface StoreOptions {
   readonly newId?: () => string;
   /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout. */
   readonly timer?: (act: () => void, ms: number) => () => void;
+  /** What a span keeps before it is kept. Dropped ones are counted in stats().redacted. Default: everything is kept. */
+  readonly redact?: Redact;
 }
 
 const platformTimer = (act: () => void, ms: number): (() => void) => {
@@ -28,6 +30,7 @@ const platformTimer = (act: () => void, ms: number): (() => void) => {
 const RECHECK_MS = 2_000;
 const ROLLOUTS_A_PAGE = 256;
 const SPANS_A_PAGE = 64;
+const RESOURCES_A_PAGE = 64;
 
 /** The listeners' half, for what happens elsewhere: hints from other tabs go in by `emit`; `announce` sends ours out. */
 export interface Hints {
@@ -43,6 +46,9 @@ const matches = (rollout: Rollout, query: RolloutQuery): boolean =>
   Object.entries(query.metadata ?? {}).every(
     ([name, value]) => Object.hasOwn(rollout.metadata, name) && sameJson(rollout.metadata[name], value),
   );
+
+const isBeyond = ({ seq }: Rollout, { after, order }: RolloutQuery): boolean =>
+  after === undefined || (order === "newest" ? seq < after : seq > after);
 
 const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
 
@@ -61,6 +67,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   const newId = options.newId ?? (() => mintId(clock()));
   const listeners = new Set<(event: StoreEvent) => void>();
   const closing = new AbortController();
+  let redacted = 0;
 
   const closedError = () => new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
   const guardOpen = () => {
@@ -113,13 +120,13 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
         return all;
       });
       for (const rollout of found.sort((a, b) => (order === "oldest" ? a.seq - b.seq : b.seq - a.seq))) {
-        if (!matches(rollout, query)) continue;
+        if (!matches(rollout, query) || !isBeyond(rollout, query)) continue;
         if (left-- <= 0) return;
         yield rollout;
       }
       return;
     }
-    let seq: number | undefined;
+    let seq = query.after;
     while (left > 0) {
       const page = await read((rows) => rows.rollouts(order, seq, ROLLOUTS_A_PAGE));
       for (const rollout of page) {
@@ -191,7 +198,9 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
           looking = false;
         };
         const check = () => void look().catch(reject);
-        stops.push(watch((event) => event.kind === "rollout" && wanted.has(event.id) && isTerminal(event.status) && check()));
+        const concerns = (event: StoreEvent): boolean =>
+          (event.kind === "gone" || (event.kind === "rollout" && isTerminal(event.status))) && wanted.has(event.id);
+        stops.push(watch((event) => concerns(event) && check()));
         if (hints.hasOtherWriters) {
           let stop = () => {};
           const recheck = () => {
@@ -220,17 +229,21 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return write("strict", (rows, commit) => commands.claim(rows, commit, workerId, ids, clock()));
     },
     append: async (spans) => {
-      const checked = spans.map(checkedSpan);
-      return write("relaxed", (rows, commit) => commands.append(rows, commit, checked, clock()));
+      const all = spans.map((span) => redactedSpan(span, options.redact));
+      const kept = all.filter((span) => span !== null);
+      const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
+      await write("relaxed", (rows, commit) => commands.append(rows, commit, kept, refs, clock()));
+      redacted += all.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
     finish: async (attempt, outcome) => write("strict", (rows, commit) => commands.finish(rows, commit, attempt, outcome, clock())),
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
+    forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId)),
     requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),
     rollouts,
     attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
     async *spans(query) {
-      let seq = 0;
+      let seq = query.after ?? 0;
       for (;;) {
         const page = await read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
         for (const span of page) yield copySpan(span);
@@ -246,6 +259,16 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       const found = await read((rows) => rows.resource(resourceName, version));
       return found && copyResource(found);
     },
+    async *resources() {
+      let after: readonly [string, number] | undefined;
+      for (;;) {
+        const page = await read((rows) => rows.resources(after, RESOURCES_A_PAGE));
+        yield* page;
+        const last = page.at(-1);
+        if (last === undefined || page.length < RESOURCES_A_PAGE) return;
+        after = [last.name, last.version];
+      }
+    },
     putState: async (stateName, bytes) => {
       guardOpen();
       return backend.putState(stateName, new Uint8Array(bytes));
@@ -255,9 +278,19 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       const bytes = await backend.getState(stateName);
       return bytes && new Uint8Array(bytes);
     },
+    states: async () => {
+      guardOpen();
+      return (await backend.states()).sort();
+    },
+    adopt: async (items) => {
+      const checked = redactedItems(items, options.redact);
+      const outcomes = await write("strict", (rows, commit) => commands.adopt(rows, commit, checked));
+      redacted += outcomes.filter((outcome) => outcome === "redacted").length;
+      return outcomes;
+    },
     waitFor,
     watch,
-    stats: async () => read((rows) => rows.stats()),
+    stats: async () => ({ ...(await read((rows) => rows.stats())), redacted }),
     close: async () => {
       if (closing.signal.aborted) return;
       closing.abort();

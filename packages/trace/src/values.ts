@@ -3,8 +3,22 @@
 // NaN or a Date is refused instead of silently becoming something else in one store and not in another.
 
 import { TraceError } from "./errors.ts";
-import { DEFAULT_CONFIG } from "./status.ts";
-import type { Attributes, AttributeValue, Json, ResourceInput, RolloutConfig, Span, StoredSpan, TaskInput } from "./vocabulary.ts";
+import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
+import type {
+  Attempt,
+  AttemptError,
+  Attributes,
+  AttributeValue,
+  Json,
+  Resource,
+  ResourceInput,
+  Rollout,
+  RolloutConfig,
+  Span,
+  StoredSpan,
+  StoreItem,
+  TaskInput,
+} from "./vocabulary.ts";
 
 const refuse = (where: string, rule: string, got: unknown): never => {
   throw new TraceError(
@@ -67,6 +81,21 @@ export const checkedSpan = (span: Span): Span => {
   });
 };
 
+/** Sees each span before anything keeps it: the same, a changed one of the same ids, or null to drop it. Pure and quick; what it throws fails the append. */
+export type Redact = (span: Span) => Span | null;
+
+/** Checks before, so that `redact` sees what a store would keep, and after. @throws TraceError "bad-input". */
+export const redactedSpan = (span: Span, redact: Redact | undefined): Span | null => {
+  const checked = checkedSpan(span);
+  if (redact === undefined) return checked;
+  const changed = redact(checked);
+  if (changed === null) return null;
+  const again = checkedSpan(changed);
+  if (again.id !== checked.id || again.rolloutId !== checked.rolloutId || again.attemptId !== checked.attemptId)
+    return refuse(`redact: span ${checked.id}`, "the ids stay as they are, or null", `${again.rolloutId}, ${again.attemptId}, ${again.id}`);
+  return again;
+};
+
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
 export const copySpan = (span: StoredSpan): StoredSpan =>
   Object.freeze({
@@ -82,6 +111,7 @@ const checkedConfig = (config: Partial<RolloutConfig>, where: string): RolloutCo
   const { timeoutMs = DEFAULT_CONFIG.timeoutMs, maxAttempts = DEFAULT_CONFIG.maxAttempts, retryOn = DEFAULT_CONFIG.retryOn } = config;
   if (!(finite(timeoutMs, `${where}.timeoutMs`) > 0)) refuse(`${where}.timeoutMs`, "more than 0", timeoutMs);
   if (!Number.isSafeInteger(maxAttempts) || maxAttempts < 1) refuse(`${where}.maxAttempts`, "an integer ≥ 1", maxAttempts);
+  if (!Array.isArray(retryOn)) refuse(`${where}.retryOn`, "a list", retryOn);
   for (const end of retryOn)
     if (!(RETRIED as readonly string[]).includes(end)) refuse(`${where}.retryOn`, `any of ${RETRIED.join(", ")}`, end);
   return Object.freeze({ timeoutMs, maxAttempts, retryOn: Object.freeze([...retryOn]) });
@@ -143,3 +173,75 @@ export const sameContent = (a: Omit<CheckedResource, "version">, b: Omit<Checked
   sameJson(a.metadata, b.metadata) &&
   Object.keys(a.files).length === Object.keys(b.files).length &&
   Object.entries(b.files).every(([path, bytes]) => sameBytes(a.files[path], bytes));
+
+// ---- what another store held ----------------------------------------------------------------------------------------------
+
+const whole = (value: unknown, minimum: number, where: string): number =>
+  Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
+
+const oneOf = <T extends string>(table: Readonly<Record<T, unknown>>, value: unknown, where: string): T =>
+  typeof value === "string" && Object.hasOwn(table, value) ? (value as T) : refuse(where, `one of ${Object.keys(table).join(", ")}`, value);
+
+const optional = <K extends string, T>(name: K, value: T | undefined): Partial<Record<K, T>> =>
+  (value === undefined ? {} : { [name]: value }) as Partial<Record<K, T>>;
+
+const checkedRollout = (rollout: Rollout, where: string): Rollout => {
+  const task = checkedTask(rollout, () => refuse(`${where}.id`, "a non-empty string", rollout.id));
+  return Object.freeze({
+    ...task,
+    seq: whole(rollout.seq, 1, `${where}.seq`),
+    status: oneOf(ROLLOUT_CHANGES, rollout.status, `${where}.status`),
+    attempts: whole(rollout.attempts, 0, `${where}.attempts`),
+    createdAtMs: finite(rollout.createdAtMs, `${where}.createdAtMs`),
+    ...optional("endedAtMs", rollout.endedAtMs === undefined ? undefined : finite(rollout.endedAtMs, `${where}.endedAtMs`)),
+  });
+};
+
+const checkedError = ({ name, message, stack }: AttemptError): AttemptError =>
+  Object.freeze({ name: String(name), message: String(message), ...optional("stack", stack === undefined ? undefined : String(stack)) });
+
+const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
+  Object.freeze({
+    rolloutId: text(attempt.rolloutId, `${where}.rolloutId`),
+    id: text(attempt.id, `${where}.id`),
+    sequence: whole(attempt.sequence, 1, `${where}.sequence`),
+    status: oneOf(ATTEMPT_CHANGES, attempt.status, `${where}.status`),
+    workerId: typeof attempt.workerId === "string" ? attempt.workerId : refuse(`${where}.workerId`, "a string", attempt.workerId),
+    startedAtMs: finite(attempt.startedAtMs, `${where}.startedAtMs`),
+    lastHeartbeatMs: finite(attempt.lastHeartbeatMs, `${where}.lastHeartbeatMs`),
+    ...optional("endedAtMs", attempt.endedAtMs === undefined ? undefined : finite(attempt.endedAtMs, `${where}.endedAtMs`)),
+    ...optional("error", attempt.error == null ? undefined : checkedError(attempt.error)),
+  });
+
+/** null where `redact` dropped a span. @throws TraceError "bad-input". */
+export const redactedItems = (items: readonly StoreItem[], redact: Redact | undefined): (StoreItem | null)[] =>
+  items.map((item, index) => {
+    const good = checkedItem(item, `adopt: item ${index}`);
+    if (good.kind !== "span") return good;
+    const kept = redactedSpan(good.data, redact);
+    return kept && { kind: "span", data: Object.freeze({ ...kept, seq: good.data.seq }) };
+  });
+
+/** @throws TraceError "bad-input", naming `where`. */
+export const checkedItem = (item: StoreItem, where: string): StoreItem => {
+  if (typeof item?.data !== "object" || item.data === null) return refuse(where, "an item with kind and data", item);
+  switch (item.kind) {
+    case "rollout":
+      return { kind: "rollout", data: checkedRollout(item.data, `${where}: rollout`) };
+    case "attempt":
+      return { kind: "attempt", data: checkedAttempt(item.data, `${where}: attempt`) };
+    case "span":
+      return { kind: "span", data: Object.freeze({ ...checkedSpan(item.data), seq: whole(item.data.seq, 1, `${where}: span.seq`) }) };
+    case "resource": {
+      const checked = checkedResource(item.data);
+      const data: Resource = {
+        ...checked,
+        version: whole(checked.version, 1, `${where}: resource.version`),
+        createdAtMs: finite(item.data.createdAtMs, `${where}: resource.createdAtMs`),
+      };
+      return { kind: "resource", data: Object.freeze(data) };
+    }
+    default:
+      return refuse(where, "kind is rollout, attempt, span or resource", (item as { kind?: unknown }).kind);
+  }
+};

@@ -114,6 +114,19 @@ export interface Resource extends Required<ResourceInput> {
   readonly createdAtMs: number;
 }
 
+/** A resource without its bytes. */
+export type ResourceEntry = Omit<Resource, "files">;
+
+/** One thing that a store holds, as it is told to another store. */
+export type StoreItem =
+  | { readonly kind: "rollout"; readonly data: Rollout }
+  | { readonly kind: "attempt"; readonly data: Attempt }
+  | { readonly kind: "span"; readonly data: StoredSpan }
+  | { readonly kind: "resource"; readonly data: Resource };
+
+/** What became of it: added; known, for it was there; different, for something else has its name and stays; or dropped by `redact`. */
+export type Adopted = "added" | "known" | "different" | "redacted";
+
 /** One model call, ready for training (Agent Lightning's triplet). */
 export interface Transition {
   readonly rolloutId: string;
@@ -142,12 +155,16 @@ export interface RolloutQuery {
   /** Only rollouts whose metadata has these values. */
   readonly metadata?: Readonly<Record<string, Json>>;
   readonly order?: "oldest" | "newest"; // "oldest", by seq
+  /** Only rollouts beyond this seq, in that order: where an earlier answer ended. */
+  readonly after?: number;
   readonly limit?: number;
 }
 
 export interface SpanQuery {
   readonly rolloutId: string;
   readonly attemptId?: string;
+  /** Only spans beyond this seq. */
+  readonly after?: number;
 }
 
 export interface StoreStats {
@@ -155,12 +172,15 @@ export interface StoreStats {
   readonly attempts: number;
   readonly spans: number;
   readonly resources: number;
+  /** Spans that `redact` dropped since this object was opened. */
+  readonly redacted: number;
 }
 
 export type StoreEvent =
   | { readonly kind: "rollout"; readonly id: string; readonly status: RolloutStatus }
   | { readonly kind: "spans"; readonly rolloutId: string; readonly count: number }
-  | { readonly kind: "resource"; readonly name: string; readonly version: number };
+  | { readonly kind: "resource"; readonly name: string; readonly version: number }
+  | { readonly kind: "gone"; readonly id: string };
 
 /** Memory is the reference; every store passes one conformance suite (tests/conformance). */
 export interface Store {
@@ -175,6 +195,11 @@ export interface Store {
   finish(attempt: AttemptRef, outcome: Outcome): Promise<Rollout>;
   /** Ends a queued or running rollout; terminal ones stay as they are. */
   cancel(rolloutId: string): Promise<Rollout>;
+  /**
+   * Deletes a rollout that is not running, with its attempts and spans: no method gives any of it back, in this store or a later
+   * one. What stays on a disk, and until when, each store says. Resolves with whether it was there; its seq is never given again.
+   */
+  forget(rolloutId: string): Promise<boolean>;
   /** Running attempts without a heartbeat since `beforeMs` become unresponsive (their rollout is retried or fails). Returns how many. After a crash: requeueStale(now). */
   requeueStale(beforeMs: number): Promise<number>;
   rollouts(query?: RolloutQuery): AsyncIterable<Rollout>;
@@ -184,9 +209,18 @@ export interface Store {
   publish(resource: ResourceInput): Promise<Resource>;
   /** Absent version: the latest. */
   resource(name: string, version?: number): Promise<Resource | undefined>;
+  /** All versions of all names, by name and version. */
+  resources(): AsyncIterable<ResourceEntry>;
   /** Small named records of the training loop (cursor, checkpoint): last write wins, atomic, durable when resolved. */
   putState(name: string, bytes: Uint8Array): Promise<void>;
   getState(name: string): Promise<Uint8Array | undefined>;
+  /** The names of all states, sorted. */
+  states(): Promise<string[]>;
+  /**
+   * Takes over what another store held, times and ids as they were, seqs anew. All or nothing, and only what is absent:
+   * an attempt only in the same call as its new rollout, a span where its attempt is, a resource beyond the latest version.
+   */
+  adopt(items: readonly StoreItem[]): Promise<Adopted[]>;
   /** Resolves when all are terminal, with them in the given order; rejects when aborted or after timeoutMs. */
   waitFor(rolloutIds: readonly string[], options?: { signal?: AbortSignal; timeoutMs?: number }): Promise<Rollout[]>;
   /** Hints, in this process (and other tabs where the store can). Returns the way to stop. */

@@ -78,6 +78,21 @@ describe.skipIf(skip !== undefined)(`the WebGPU backend in Node${why}`, () => {
     await backend.dispose();
   });
 
+  test("a read waits the way its platform does", async () => {
+    const pending: unknown[] = [];
+    const wait = <T>(promise: Promise<T>): Promise<T> => {
+      pending.push(promise);
+      return promise;
+    };
+    const backend = await createTestBackend({ wait });
+    const flat = tensor("flat", "state", 3);
+    await backend.allocate(flat, Float32Array.of(1, 2, 3));
+    expect(pending.length).toBe(0);
+    expect([...(await backend.read(flat))]).toEqual([1, 2, 3]);
+    expect(pending.length).toBe(1);
+    await backend.dispose();
+  });
+
   test("debug mode gives the same bits", async () => {
     const [plain, debug] = [await createTestBackend(), await createTestBackend({ debug: true })];
     const results = [];

@@ -10,10 +10,11 @@ import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
 import { opCases } from "./opCases.ts";
 import { TINY, TINY_SWITCHED } from "./tinyModel.ts";
 
-/** Everything that a policy compiles when it samples, scores and learns with one loss. */
+/** Everything that a policy compiles when it samples, scores, learns with one loss and publishes. */
 const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
   const weights = modelTensors(spec);
-  const [p, g, m, v] = ["p", "g", "m", "v"].map((name) => loraTensors(spec, lora, name)) as [never, never, never, never];
+  const tensors = (name: string) => loraTensors(spec, lora, name);
+  const [p, served, g, m, v] = [tensors("p"), tensors("served"), tensors("g"), tensors("m"), tensors("v")];
   const adapter = { tensors: p, spec: lora };
   const capacity = { rows: 256, outRows: 64 };
   const plans: Plan[] = [
@@ -21,16 +22,17 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
     forwardPlan(spec, weights, adapter, capacity).plan,
     trainPlan(spec, weights, adapter, g, "ppoClip", capacity).plan,
     optimPlan(p, g, m, v).plan,
+    { name: "publish", steps: [{ op: "copy", x: p.flat, y: served.flat }] },
   ];
   return plans.flatMap(({ steps }) => steps.flatMap(lower));
 };
 
 const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));
 
-test("a policy needs 32 kernels, and another model needs the same ones", () => {
+test("a policy needs 33 kernels, and another model needs the same ones", () => {
   const tiny = textsOf(kernelsOf(TINY, { rank: 4, alpha: 8 }));
   const other: ModelSpec = { ...TINY, width: 90, layers: 3, heads: 6, kvHeads: 3, headWidth: 30, feedForward: 111, vocab: 1001 };
-  expect(tiny.size).toBe(32);
+  expect(tiny.size).toBe(33);
   expect(textsOf(kernelsOf(other, { rank: 7, alpha: 3 }))).toEqual(tiny);
 });
 

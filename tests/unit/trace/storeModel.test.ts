@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type AttemptRef, createMemoryStore, type Store, type StoreOptions, TraceError } from "@fulgurite/trace";
+import { openHttpStore, serveStore } from "@fulgurite/trace/http";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
 import { openFileStore } from "@fulgurite/trace/node";
 import * as fc from "fast-check";
@@ -15,7 +16,7 @@ type Command =
   | { do: "append"; attempt: number; spans: { id: string; value: unknown; tokens: Int32Array }[] }
   | { do: "heartbeat"; attempt: number }
   | { do: "finish"; attempt: number; status: "succeeded" | "failed" | "timeout" | "cancelled" }
-  | { do: "cancel"; id: string }
+  | { do: "cancel" | "forget"; id: string }
   | { do: "requeueStale"; beforeMs: number }
   | { do: "publish"; version: number | undefined; byte: number }
   | { do: "putState"; byte: number }
@@ -55,7 +56,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       status: fc.constantFrom("succeeded" as const, "failed" as const, "timeout" as const, "cancelled" as const),
     }),
   },
-  fc.record({ do: fc.constant("cancel" as const), id: rolloutId }),
+  fc.record({ do: fc.constantFrom("cancel" as const, "forget" as const), id: rolloutId }),
   fc.record({ do: fc.constant("requeueStale" as const), beforeMs: fc.integer({ min: 900, max: 1_100 }) }),
   fc.record({
     do: fc.constant("publish" as const),
@@ -112,6 +113,8 @@ const createSubject = (open: (options: StoreOptions) => Promise<Store>) => {
         return store.finish(attemptAt(step.attempt), { status: step.status });
       case "cancel":
         return store.cancel(step.id);
+      case "forget":
+        return store.forget(step.id);
       case "requeueStale":
         return store.requeueStale(step.beforeMs);
       case "publish":
@@ -170,6 +173,19 @@ const persisting: {
     open: (name) => (options) => openFileStore(name, { ...options, rotateBytes: 1_000 }),
     runs: 40,
     clean: (name) => rmSync(name, { recursive: true }),
+  },
+  {
+    name: "HTTP",
+    open: () => {
+      let serve: ReturnType<typeof serveStore> | undefined;
+      return async (options) => {
+        serve ??= serveStore(createMemoryStore(options));
+        const served = serve;
+        return openHttpStore("http://store.test", { ...options, fetch: (url, init) => served(new Request(url, init)) });
+      };
+    },
+    runs: 40,
+    clean: () => {},
   },
 ];
 

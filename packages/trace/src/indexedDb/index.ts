@@ -83,6 +83,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
         await Promise.all([transaction.store.put(bytes, stateName), transaction.done]);
       }),
     getState: (stateName) => connection.use((db) => db.get("states", stateName)),
+    states: () => connection.use((db) => db.getAllKeys("states")),
     close: async () => {
       hints.close();
       await connection.close();

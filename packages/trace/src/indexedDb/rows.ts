@@ -1,13 +1,14 @@
 // The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else.
 
 import type { IDBPTransaction } from "idb";
+import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
-import type { RolloutStatus } from "../vocabulary.ts";
+import type { ResourceEntry, RolloutStatus } from "../vocabulary.ts";
 import type { StoreSchema } from "./schema.ts";
 
-export const ROW_STORES = ["rollouts", "attempts", "spans", "resources"] as const;
+export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "counters"] as const;
 type RowTransaction = IDBPTransaction<StoreSchema, typeof ROW_STORES, "readonly" | "readwrite">;
-type RowStore = (typeof ROW_STORES)[number];
+type RowStore = Exclude<(typeof ROW_STORES)[number], "counters">;
 
 const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const satisfies readonly RolloutStatus[];
 const LAST = Number.POSITIVE_INFINITY;
@@ -17,9 +18,15 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
   const attempts = transaction.objectStore("attempts");
   const spans = transaction.objectStore("spans");
   const resources = transaction.objectStore("resources");
+  const counters = transaction.objectStore("counters");
+  const write = transaction as IDBPTransaction<StoreSchema, typeof ROW_STORES, "readwrite">;
   const put = async <S extends RowStore>(store: S, value: StoreSchema[S]["value"]): Promise<void> => {
-    await (transaction as IDBPTransaction<StoreSchema, typeof ROW_STORES, "readwrite">).objectStore(store).put(value);
+    await write.objectStore(store).put(value);
   };
+  const lastRolloutSeq = async (): Promise<number> =>
+    Math.max((await counters.get("rolloutSeq")) ?? 0, (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
+  const lastSpanSeq = async (): Promise<number> =>
+    Math.max((await counters.get("spanSeq")) ?? 0, (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
 
   return {
     rollout: (id) => rollouts.get(id),
@@ -46,11 +53,18 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
       attemptId === undefined
         ? spans.index("byRollout").getAll(IDBKeyRange.bound([rolloutId, afterSeq], [rolloutId, LAST], true), limit)
         : spans.index("byAttempt").getAll(IDBKeyRange.bound([rolloutId, attemptId, afterSeq], [rolloutId, attemptId, LAST], true), limit),
-    lastRolloutSeq: async () => (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0,
-    lastSpanSeq: async () => (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0,
+    lastRolloutSeq,
+    lastSpanSeq,
     resource: async (name, version) => {
       if (version !== undefined) return resources.get([name, version]);
       return (await resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"))?.value;
+    },
+    resources: async (after, limit) => {
+      const found: ResourceEntry[] = [];
+      const range = after === undefined ? undefined : IDBKeyRange.lowerBound([...after], true);
+      for (let cursor = await resources.openCursor(range); cursor && found.length < limit; cursor = await cursor.continue())
+        found.push(withoutFiles(cursor.value));
+      return found;
     },
     stats: async () => {
       const counts = {} as Record<RolloutStatus, number>;
@@ -67,5 +81,13 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
     putAttempt: (attempt) => put("attempts", attempt),
     putSpan: (span) => put("spans", span),
     putResource: (resource) => put("resources", resource),
+    removeRollout: async (id) => {
+      await write.objectStore("counters").put(await lastRolloutSeq(), "rolloutSeq");
+      await write.objectStore("counters").put(await lastSpanSeq(), "spanSeq");
+      const ofRollout = IDBKeyRange.bound([id], [id, []]); // a list is greater than every text
+      await write.objectStore("spans").delete(ofRollout);
+      await write.objectStore("attempts").delete(ofRollout);
+      await write.objectStore("rollouts").delete(id);
+    },
   };
 };

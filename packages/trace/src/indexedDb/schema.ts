@@ -3,7 +3,7 @@
 import type { DBSchema, IDBPDatabase } from "idb";
 import type { Attempt, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
 
-export const SCHEMA_VERSION = 1;
+export const SCHEMA_VERSION = 2;
 
 export interface StoreSchema extends DBSchema {
   rollouts: { key: string; value: Rollout; indexes: { bySeq: number; byStatus: [string, number] } };
@@ -19,6 +19,7 @@ export interface StoreSchema extends DBSchema {
   };
   resources: { key: [string, number]; value: Resource }; // name, version
   states: { key: string; value: Uint8Array };
+  counters: { key: "rolloutSeq" | "spanSeq"; value: number }; // the last seqs when something was last forgotten
 }
 
 export type StoreDatabase = IDBPDatabase<StoreSchema>;
@@ -38,4 +39,5 @@ export const upgrade = (db: StoreDatabase, oldVersion: number): void => {
     db.createObjectStore("resources", { keyPath: ["name", "version"] });
     db.createObjectStore("states");
   }
+  if (oldVersion < 2) db.createObjectStore("counters");
 };

@@ -45,21 +45,44 @@ export const keepState = async (folder: string, name: string, bytes: Uint8Array)
   await replaceFile(join(folder, sha256(name)), Buffer.concat([header, bytes]));
 };
 
-/** @throws TraceError "corrupt" when the file is not what was written. */
-export const loadState = async (folder: string, name: string): Promise<Uint8Array | undefined> => {
-  const path = join(folder, sha256(name));
+interface State {
+  readonly name: string;
+  readonly bytes: Buffer;
+}
+
+/** undefined where there is no file. @throws TraceError "corrupt" when the file is not what was written. */
+export const readState = async (path: string): Promise<State | undefined> => {
   const file = await readFile(path).catch((error) => {
     if (!isMissing(error)) throw error;
   });
   if (file === undefined) return undefined;
   const headerEnd = file.indexOf(NEWLINE);
-  const header = decodeLine(file.subarray(0, Math.max(headerEnd, 0))) as { magic?: unknown; v?: unknown; sha256?: unknown } | undefined;
+  const header = decodeLine(file.subarray(0, Math.max(headerEnd, 0))) as
+    | { magic?: unknown; v?: unknown; name: string; sha256?: unknown }
+    | undefined;
   if (header === undefined) throw damaged(path, "a whole first line", "a damaged one");
   if (header.magic !== STATE_MAGIC || header.v !== STATE_VERSION)
     throw damaged(path, `magic ${STATE_MAGIC}, v ${STATE_VERSION}`, `magic ${header.magic}, v ${header.v}`);
   const bytes = file.subarray(headerEnd + 1);
   if (sha256(bytes) !== header.sha256) throw damaged(path, "bytes of the SHA-256 in its first line", sha256(bytes));
-  return new Uint8Array(bytes);
+  return { name: header.name, bytes };
+};
+
+/** @throws TraceError "corrupt" when the file is not what was written. */
+export const loadState = async (folder: string, name: string): Promise<Uint8Array | undefined> => {
+  const state = await readState(join(folder, sha256(name)));
+  return state && new Uint8Array(state.bytes);
+};
+
+/** @throws TraceError "corrupt" for a damaged file: whose it was is not known. */
+export const stateNames = async (folder: string): Promise<string[]> => {
+  const names: string[] = [];
+  for (const file of await readdir(folder)) {
+    if (file.endsWith(".tmp")) continue;
+    const state = await readState(join(folder, file));
+    if (state) names.push(state.name);
+  }
+  return names;
 };
 
 /** What a crash left half-written. Only for the holder of the folder's lock. */

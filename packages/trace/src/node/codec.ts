@@ -3,18 +3,20 @@
 //   file   = header line, then record lines
 //   header = {"magic":"fulgurite-log","v":1,"firstSeq":n,"createdMs":ms}
 //   record = {"seq":n,"kind":"rollout"|"attempt"|"span"|"resource","data":{…}}       seq: of the log, from 1, rising by 1
+//          | {"seq":n,"kind":"gone","data":{"rolloutId"}}                            what is before it of that rollout is void
+//          | {"seq":n,"kind":"dropped","data":{"firstSeq","rolloutSeq","spanSeq"}}   in place of the records firstSeq … n, all of
+//                                                                                    rollouts that are gone; their highest seqs
 //   line     offset 0     8 bytes   CRC-32 (IEEE 802.3) of the JSON bytes, lower-case hexadecimal
 //            offset 8     1 byte    0x20
 //            offset 9     n bytes   JSON (JSON.stringify emits no raw 0x0A)
 //            offset 9+n   1 byte    0x0A
 //
-// A span's attribute that is a typed array is {"$i32":"<base64>"} or {"$f32":"<base64>"}, its elements little-endian. An
-// attribute that is an object with one such name is wrapped as {"$json":…}, so that nothing a user stores is mistaken.
-// A resource's files are {"<path>":{"sha256":"<hex>","byteLength":n}}; their bytes are blobs.
+// A span's attributes are as attributeCodec.ts says. A resource's files are {"<path>":{"sha256":"<hex>","byteLength":n}}; their bytes are blobs.
 
 import { crc32 } from "node:zlib";
+import { type Base64, decodeAttributes, encodeAttributes } from "../attributeCodec.ts";
 import { TraceError } from "../errors.ts";
-import type { Attempt, Attributes, AttributeValue, Json, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
+import type { Attempt, Json, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
 
 export const LOG_MAGIC = "fulgurite-log";
 export const LOG_VERSION = 1;
@@ -38,54 +40,25 @@ export type LogData =
   | { readonly kind: "rollout"; readonly data: Rollout }
   | { readonly kind: "attempt"; readonly data: Attempt }
   | { readonly kind: "span"; readonly data: StoredSpan }
-  | { readonly kind: "resource"; readonly data: StoredResource };
+  | { readonly kind: "resource"; readonly data: StoredResource }
+  | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } };
 
-export type LogRecord = LogData & { readonly seq: number };
+/** Written by compaction only. The seqs are 0 where no rollout or span was among the records. */
+export interface Dropped {
+  readonly kind: "dropped";
+  readonly data: { readonly firstSeq: number; readonly rolloutSeq: number; readonly spanSeq: number };
+}
+
+export type LogRecord = (LogData | Dropped) & { readonly seq: number };
 
 const SPACE = 0x20;
 const NEWLINE = 0x0a;
 const JSON_AT = 9;
-const MARKS = ["$i32", "$f32", "$json"];
 
-const isLittleEndian = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
-
-/** The array's bytes, little-endian: its own on nearly every machine. */
-const toLittleEndian = (array: Int32Array | Float32Array): Buffer => {
-  const bytes = Buffer.from(array.buffer, array.byteOffset, array.byteLength);
-  return isLittleEndian ? bytes : Buffer.from(bytes).swap32();
+const base64: Base64 = {
+  encode: (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64"),
+  decode: (text) => new Uint8Array(Buffer.from(text, "base64")), // a buffer of its own: the pool is neither aligned nor ours to keep
 };
-
-/** A buffer of its own: the decoder's pool is neither aligned nor ours to keep. */
-const fromLittleEndian = (base64: string, where: string): ArrayBuffer => {
-  const bytes = Buffer.from(base64, "base64");
-  if (bytes.length % 4 !== 0)
-    throw new TraceError("corrupt", `${where}: whole elements of 4 bytes, got ${bytes.length} bytes; restore the file from a copy`);
-  if (!isLittleEndian) bytes.swap32();
-  return new Uint8Array(bytes).buffer;
-};
-
-const encodeAttribute = (value: AttributeValue): Json => {
-  if (value instanceof Int32Array) return { $i32: toLittleEndian(value).toString("base64") };
-  if (value instanceof Float32Array) return { $f32: toLittleEndian(value).toString("base64") };
-  return isMarked(value) ? { $json: value } : (value as Json);
-};
-
-const isMarked = (value: AttributeValue): boolean => {
-  if (value === null || typeof value !== "object") return false;
-  const keys = Object.keys(value);
-  return keys.length === 1 && MARKS.includes(keys[0] as string);
-};
-
-const decodeAttribute = (value: Json, where: string): AttributeValue => {
-  if (!isMarked(value)) return value;
-  const { $i32, $f32, $json } = value as { $i32?: string; $f32?: string; $json?: Json };
-  if ($i32 !== undefined) return new Int32Array(fromLittleEndian($i32, where));
-  if ($f32 !== undefined) return new Float32Array(fromLittleEndian($f32, where));
-  return $json as Json;
-};
-
-const mapped = <A, B>(record: Readonly<Record<string, A>>, change: (value: A, name: string) => B): Record<string, B> =>
-  Object.fromEntries(Object.entries(record).map(([name, value]) => [name, change(value, name)]));
 
 /** Any JSON value as a whole line. */
 export const encodeLine = (value: unknown): Buffer => {
@@ -109,11 +82,11 @@ export const decodeLine = (line: Buffer): unknown => {
 export const encodeRecord = (record: LogRecord): Buffer =>
   encodeLine(
     record.kind === "span"
-      ? { ...record, data: { ...record.data, attributes: mapped(record.data.attributes, encodeAttribute) } }
+      ? { ...record, data: { ...record.data, attributes: encodeAttributes(record.data.attributes, base64) } }
       : { seq: record.seq, kind: record.kind, data: record.data },
   );
 
-const KINDS: readonly unknown[] = ["rollout", "attempt", "span", "resource"] satisfies LogRecord["kind"][];
+const KINDS: readonly unknown[] = ["rollout", "attempt", "span", "resource", "gone", "dropped"] satisfies LogRecord["kind"][];
 
 const freeze = <T>(value: T): T => {
   if (typeof value === "object" && value !== null) for (const item of Object.values(Object.freeze(value))) freeze(item);
@@ -130,9 +103,7 @@ export const decodeRecord = (line: Buffer): LogRecord | undefined => {
       `log record: kind is one of ${KINDS.join(", ")} and seq an integer, got ${JSON.stringify(value).slice(0, 80)}; open it with the release that wrote it`,
     );
   if (value.kind !== "span") return freeze(value); // the index hands it out as it is
-  const attributes: Attributes = mapped(value.data.attributes as Record<string, Json>, (attribute, name) =>
-    decodeAttribute(attribute, `log record ${value.seq}, attribute ${name}`),
-  );
+  const attributes = decodeAttributes(value.data.attributes as Record<string, Json>, base64, `log record ${value.seq}`);
   return { ...value, data: { ...value.data, attributes } };
 };
 

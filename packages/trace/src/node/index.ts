@@ -4,6 +4,10 @@
 //
 // What a method answered is on disk (fdatasync) before it resolves, reads included: nothing is ever seen and then lost.
 // Rollouts, attempts and the places of spans are in memory; the spans themselves are read back from the log on demand.
+//
+// forget: no method gives a forgotten rollout back, here or after reopening. A log file is deleted as soon as all of its
+// rollouts are gone; in a file shared with rollouts that live, the bytes stay until compactFileStore. Damaged files that were
+// set aside in quarantine/ are a person's to delete.
 
 import { mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -13,13 +17,17 @@ import { applyRecord } from "../records.ts";
 import type { Backend, StoreRecord, Transaction } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Resource, Store, StoredSpan } from "../vocabulary.ts";
-import { keepBlob, keepState, loadBlob, loadState, removeTemporary } from "./blobs.ts";
+import { keepBlob, keepState, loadBlob, loadState, removeTemporary, stateNames } from "./blobs.ts";
 import type { BlobRef, LogData, StoredResource } from "./codec.ts";
+import type { Compacted } from "./compaction.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogIo, openSegmentLog, type Place, platformIo, type SegmentLog } from "./segmentLog.ts";
+import { type Verification, verifyFolder } from "./verify.ts";
 
+export type { Compacted } from "./compaction.ts";
 export type { LogIo } from "./segmentLog.ts";
+export type { Verification } from "./verify.ts";
 
 export interface FileStoreOptions extends StoreOptions {
   /** Hears what a person should know: torn or damaged files, and what was done. Default: console.warn. */
@@ -49,6 +57,56 @@ const checkMeta = async (path: string, nowMs: number): Promise<void> => {
     );
 };
 
+const SUBFOLDERS = ["log", "blobs", "state"] as const;
+
+/** Runs `body` as the only process in `folder`, which must be there. */
+const lockFolder = async <T>(folder: string, body: () => Promise<T>): Promise<T> => {
+  const lock = await acquireLock(folder);
+  try {
+    return await body();
+  } finally {
+    await lock.release();
+  }
+};
+
+/**
+ * Takes what is gone off the disk: rewrites the log without it. For a store that no process has open. Stopped or killed at any
+ * moment it leaves a store that reads the same; the next call goes on.
+ * @throws as openFileStore; the signal's reason, between two files.
+ */
+export const compactFileStore = async (
+  folder: string,
+  { signal, ...options }: Pick<FileStoreOptions, "onReport" | "clock"> & { signal?: AbortSignal } = {},
+): Promise<Compacted> => {
+  const { clock = Date.now, onReport = (message: string) => console.warn(message) } = options;
+  return lockFolder(folder, async () => {
+    await checkMeta(join(folder, "meta.json"), clock());
+    for (const name of SUBFOLDERS) await removeTemporary(join(folder, name));
+    const log = await openSegmentLog(join(folder, "log"), join(folder, "quarantine"), {
+      rotateBytes: Number.POSITIVE_INFINITY,
+      io: platformIo,
+      clock,
+      onReport,
+      onRecord: async () => {},
+    });
+    try {
+      return await log.rewriteAll(signal);
+    } finally {
+      await log.close();
+    }
+  });
+};
+
+/**
+ * Reads every line, blob and state of a store that no process has open, and changes nothing.
+ * @throws TraceError "locked"; "corrupt" when the folder's meta.json is another format's; the signal's reason.
+ */
+export const verifyFileStore = async (folder: string, { signal }: { signal?: AbortSignal } = {}): Promise<Verification> =>
+  lockFolder(folder, async () => {
+    await checkMeta(join(folder, "meta.json"), Date.now());
+    return verifyFolder(folder, signal);
+  });
+
 /**
  * Opens (or makes) the store in `folder` and holds its lock until close().
  * After a crash call requeueStale(now): what was running then is not any more.
@@ -57,12 +115,12 @@ const checkMeta = async (path: string, nowMs: number): Promise<void> => {
 export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
   const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 64 * 2 ** 20, io = platformIo } = options;
   const inside = (name: string) => join(folder, name);
-  for (const name of ["log", "blobs", "state"]) await mkdir(inside(name), { recursive: true });
+  for (const name of SUBFOLDERS) await mkdir(inside(name), { recursive: true });
   await syncFolder(folder);
   const lock = await acquireLock(folder);
   try {
     await checkMeta(inside("meta.json"), clock());
-    for (const name of ["log", "blobs", "state"]) await removeTemporary(inside(name));
+    for (const name of SUBFOLDERS) await removeTemporary(inside(name));
 
     const places = new WeakMap<StoredSpan, Place>();
     const manifests = new WeakMap<Resource, StoredResource>();
@@ -76,24 +134,37 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         for (const [path, ref] of Object.entries(stored.files)) files.push([path, await loadBlob(inside("blobs"), ref)]);
         return { ...stored, files: Object.fromEntries(files) };
       },
+      entryOf: (stored) => ({ ...stored }),
     });
 
+    // a rollout's first record may be off the disk while its others, and the word that it is gone, are still to come
+    const orphans = new Map<string, string[]>();
     log = await openSegmentLog(inside("log"), inside("quarantine"), {
       rotateBytes,
       io,
       clock,
       onReport,
       onRecord: async (record, place) => {
+        if (record.kind === "dropped") return rows.raiseSeqs(record.data.rolloutSeq, record.data.spanSeq);
+        if (record.kind === "gone") orphans.delete(record.data.rolloutId);
         let known: StoreRecord;
         if (record.kind === "resource") {
           known = { kind: "resource", data: { ...record.data, files: {} } };
           manifests.set(known.data, record.data);
         } else known = record;
         if (known.kind === "span") places.set(known.data, place);
-        if ((await applyRecord(rows, known)) === undefined)
-          onReport(`${inside("log")}: record ${record.seq} is a ${record.kind} of a rollout or attempt that was lost, and is left out`);
+        if ((await applyRecord(rows, known)) !== undefined) return;
+        const { rolloutId } = record.data as { rolloutId: string };
+        const report = `${inside("log")}: record ${record.seq} is a ${record.kind} of a rollout or attempt that was lost, and is left out`;
+        const others = orphans.get(rolloutId);
+        if (others) others.push(report);
+        else orphans.set(rolloutId, [report]);
       },
     });
+    for (const report of [...orphans.values()].flat()) onReport(report);
+    const removeSpent = () =>
+      log.removeSpent().catch((error) => onReport(`${inside("log")}: a file whose rollouts are all gone could not be deleted (${error})`));
+    await removeSpent();
 
     const toLogData = async (record: StoreRecord): Promise<LogData> => {
       if (record.kind !== "resource") return record;
@@ -118,18 +189,28 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
     const stateInTurn = createQueue();
     const backend: Backend = {
       transact: async (_mode, body) => {
+        let hasGone = false;
+        const watched: Transaction = {
+          ...transaction,
+          log: async (records) => {
+            hasGone = records.some(({ kind }) => kind === "gone");
+            await transaction.log?.(records);
+          },
+        };
         // the next body may run while this one's records are on their way: that is the group commit
         const { answer, safe } = await inTurn(async () => {
-          const answer = await body(transaction);
+          const answer = await body(watched);
           const safe = log.settled();
           safe.catch(() => {}); // awaited below, perhaps a moment after it failed
           return { answer, safe };
         });
         await safe;
+        if (hasGone) await inTurn(() => log.settled().then(removeSpent, () => {})); // a failed log tells whoever writes next
         return answer;
       },
       putState: (name, bytes) => stateInTurn(() => keepState(inside("state"), name, bytes)),
       getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
+      states: () => stateInTurn(() => stateNames(inside("state"))),
       close: async () => {
         try {
           await inTurn(() => stateInTurn(() => log.close()));

@@ -9,8 +9,10 @@ import { randomBytes } from "node:crypto";
 import { copyFile, type FileHandle, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
-import { decodeHeader, decodeRecord, encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
+import { decodeRecord, encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
+import { type Compacted, type LogContents, removeSpent, rewriteAll } from "./compaction.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
+import { type Contents, createContents, firstSeqOf, nameOf, note, SEGMENT, scan, truncate } from "./segmentFile.ts";
 
 /** Where a record is: its line in memory until it is on disk, then a part of a file. */
 export interface Place {
@@ -41,68 +43,16 @@ export interface SegmentLog {
   /** Resolves when all that was added before is on disk. @throws TraceError "storage" once the log is failed. */
   settled(): Promise<void>;
   read(place: Place): Promise<LogRecord>;
+  /** Deletes the files whose rollouts are all gone. Nothing may be added or read meanwhile. */
+  removeSpent(): Promise<void>;
+  /** Rewrites the files without what is gone. Places from before are no longer true: for a log that nothing is read from. */
+  rewriteAll(signal?: AbortSignal): Promise<Compacted>;
   close(): Promise<void>;
 }
 
 export const platformIo: LogIo = { write: writeAll, datasync: (handle) => handle.datasync() };
 
 const NEWLINE = 0x0a;
-const nameOf = (firstSeq: number): string => `${String(firstSeq).padStart(16, "0")}.log`;
-const SEGMENT = /^(\d{16})\.log$/;
-
-interface Line {
-  readonly start: number;
-  /** Without the newline. */
-  readonly end: number;
-}
-
-interface Scan {
-  readonly header: boolean;
-  /** Whole records below the limit. */
-  readonly records: { readonly line: Line; readonly record: LogRecord }[];
-  /** Damaged lines that stand before a whole record. */
-  readonly damaged: number;
-  /** Where the last whole line ends, its newline included. */
-  readonly end: number;
-}
-
-const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
-  let header = false;
-  const records: Scan["records"][number][] = [];
-  let pending = 0;
-  let damaged = 0;
-  let end = 0;
-  for (let start = 0, newline = bytes.indexOf(NEWLINE); newline >= 0; start = newline + 1, newline = bytes.indexOf(NEWLINE, start)) {
-    const line = bytes.subarray(start, newline);
-    if (start === 0) {
-      header = decodeHeader(line, path) !== undefined;
-      if (header) end = newline + 1;
-      else pending += 1;
-      continue;
-    }
-    const record = decodeRecord(line);
-    if (record === undefined) pending += 1;
-    else if (record.seq >= voidFrom) break;
-    else {
-      records.push({ line: { start, end: newline }, record });
-      damaged += pending;
-      pending = 0;
-      end = newline + 1;
-    }
-  }
-  return { header, records, damaged, end };
-};
-
-const truncate = async (path: string, byteLength: number): Promise<void> => {
-  const handle = await open(path, "r+");
-  try {
-    await handle.truncate(byteLength);
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
-};
-
 /** @throws the platform's errors; TraceError "corrupt" for files of another version. */
 export const openSegmentLog = async (
   folder: string,
@@ -123,6 +73,13 @@ export const openSegmentLog = async (
 
   // ---- what is there ------------------------------------------------------------------------------------------------
   let lastSeq = 0;
+  const files = new Map<string, Contents>();
+  const goneAt = new Map<string, number>();
+  const contents: LogContents = { folder, files, goneAt };
+  const take = (name: string, record: LogRecord): void => {
+    note(files.get(name) as Contents, record);
+    if (record.kind === "gone") goneAt.set(record.data.rolloutId, record.seq);
+  };
   let current: { name: string; handle: FileHandle; end: number } | undefined;
 
   const replay = async (name: string, voidFrom: number, isLast: boolean): Promise<number> => {
@@ -132,7 +89,7 @@ export const openSegmentLog = async (
     if (damaged > 0) {
       const kept = await setAside(name);
       const good = records.map(({ line }) => bytes.subarray(line.start, line.end + 1));
-      await replaceFile(path, Buffer.concat([headerLine(Number(SEGMENT.exec(name)?.[1])), ...good]));
+      await replaceFile(path, Buffer.concat([headerLine(firstSeqOf(name)), ...good]));
       onReport(
         `${path}: ${damaged} damaged lines stood before whole ones; the file as it was is ${kept}, its ${records.length} whole records are kept`,
       );
@@ -146,10 +103,13 @@ export const openSegmentLog = async (
         `${path}: ${bytes.length - end} bytes after the last whole record were never acknowledged or are damaged, and are cut off${kept}`,
       );
     }
+    if (header) files.set(name, createContents(end));
     for (const { line, record } of records) {
       if (record.seq <= lastSeq) continue;
-      if (record.seq > lastSeq + 1) onReport(`${path}: records ${lastSeq + 1} to ${record.seq - 1} are missing before it`);
+      const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
+      if (firstSeq > lastSeq + 1) onReport(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
       lastSeq = record.seq;
+      take(name, record);
       await onRecord(record, { file: name, offset: line.start, byteLength: line.end - line.start });
     }
     return header ? end : 0;
@@ -158,16 +118,20 @@ export const openSegmentLog = async (
   const names = (await readdir(folder)).filter((name) => SEGMENT.test(name)).sort();
   for (const [index, name] of names.entries()) {
     const next = names[index + 1];
-    const end = await replay(name, next === undefined ? Number.POSITIVE_INFINITY : Number(SEGMENT.exec(next)?.[1]), next === undefined);
+    const end = await replay(name, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next), next === undefined);
     if (next !== undefined) continue;
     if (end > 0) current = { name, handle: await open(join(folder, name), "r+"), end };
-    else await unlink(join(folder, name)); // its header was being written
+    else {
+      await unlink(join(folder, name)); // its header was being written
+      files.delete(name);
+    }
   }
 
   // ---- writing ------------------------------------------------------------------------------------------------------
   interface Batch {
     readonly firstSeq: number;
     readonly places: Place[];
+    readonly records: LogRecord[];
     readonly done: Promise<void>;
     settle(error?: unknown): void;
   }
@@ -182,7 +146,7 @@ export const openSegmentLog = async (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, places: [], done, settle };
+    return { firstSeq, places: [], records: [], done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
@@ -197,6 +161,7 @@ export const openSegmentLog = async (
       await io.write(handle, line, 0);
       await io.datasync(handle);
       await syncFolder(folder);
+      files.set(name, createContents(line.length));
       return { name, handle, end: line.length };
     } catch (error) {
       await handle.close();
@@ -210,7 +175,7 @@ export const openSegmentLog = async (
     await left?.handle.close();
   };
 
-  const writeBatch = async ({ firstSeq, places }: Batch): Promise<void> => {
+  const writeBatch = async ({ firstSeq, places, records }: Batch): Promise<void> => {
     if (current !== undefined && current.end >= rotateBytes) await leaveFile();
     current ??= await startFile(firstSeq);
     const file = current;
@@ -223,6 +188,8 @@ export const openSegmentLog = async (
       file.end += place.byteLength + 1;
       place.line = undefined;
     }
+    for (const record of records) take(file.name, record);
+    (files.get(file.name) as Contents).end = file.end;
   };
 
   const drain = async (): Promise<void> => {
@@ -260,10 +227,12 @@ export const openSegmentLog = async (
       if (failure) throw failure;
       const places = data.map((record) => {
         lastSeq += 1;
-        const line = encodeRecord({ seq: lastSeq, ...record });
+        const numbered: LogRecord = { seq: lastSeq, ...record };
+        const line = encodeRecord(numbered);
         waiting ??= openBatch(lastSeq);
         const place: Place = { line, file: "", offset: 0, byteLength: line.length - 1 };
         waiting.places.push(place);
+        waiting.records.push(numbered);
         return place;
       });
       if (places.length > 0 && waiting) {
@@ -294,6 +263,16 @@ export const openSegmentLog = async (
           `${join(folder, place.file)}: a whole record at byte ${place.offset}, got a damaged one; restore the file from a copy`,
         );
       return record;
+    },
+    removeSpent: async () => {
+      for (const name of await removeSpent(contents, current?.name)) {
+        await (await readers.get(name))?.close();
+        readers.delete(name);
+      }
+    },
+    rewriteAll: async (signal) => {
+      await leaveFile();
+      return rewriteAll(contents, signal);
     },
     close: async () => {
       await writing.catch(() => {}); // each caller was told

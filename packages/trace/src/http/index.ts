@@ -1,0 +1,2 @@
+export { type HttpStoreOptions, openHttpStore } from "./openHttpStore.ts";
+export { type ServeOptions, serveStore } from "./serveStore.ts";

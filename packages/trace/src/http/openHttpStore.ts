@@ -1,0 +1,398 @@
+// A store that is elsewhere, behind serveStore. Everything is checked and redacted here, before it leaves.
+//
+// An answer that was lost is asked for again: each request may be repeated without doing its work twice (ids are minted here,
+// and what has none carries the id of the request). Not a cache and not an outbox: without the server nothing works.
+
+import { TraceError, type TraceErrorCode } from "../errors.ts";
+import { mintId } from "../ids.ts";
+import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "../itemCodec.ts";
+import type { StoreOptions } from "../store.ts";
+import { checkedResource, checkedTask, redactedItems, redactedSpan } from "../values.ts";
+import type {
+  Adopted,
+  Attempt,
+  Claim,
+  Resource,
+  ResourceEntry,
+  Rollout,
+  RolloutQuery,
+  Store,
+  StoredSpan,
+  StoreEvent,
+  StoreItem,
+  StoreStats,
+} from "../vocabulary.ts";
+import { fromNdjson, PREFIX, ROLLOUTS_A_PAGE, readEvents, SPANS_A_PAGE, STATUSES, WAIT_MS } from "./protocol.ts";
+
+export interface HttpStoreOptions extends StoreOptions {
+  /** Sent as `authorization: Bearer …`; a function is asked before each request. */
+  readonly token?: string | (() => string | Promise<string>);
+  /** Default: the platform's. */
+  readonly fetch?: typeof globalThis.fetch;
+}
+
+/** Tries in all, the pause before the second and what it is multiplied by. */
+const TRIES = 4;
+const PAUSE_MS = 250;
+const PAUSE_GROWTH = 3;
+const LONGEST_PAUSE_MS = 30_000;
+/** Of servers and proxies that may do better in a moment; of a store only if it has no word of its own. */
+const PASSING: readonly number[] = [429, 502, 503, 504];
+/** Ids in one address, so that it stays short enough for every proxy. */
+const IDS_A_REQUEST = 40;
+
+const platformTimer = (act: () => void, ms: number): (() => void) => {
+  const timer = setTimeout(act, ms);
+  return () => clearTimeout(timer);
+};
+
+interface Ask {
+  readonly search?: URLSearchParams;
+  readonly json?: unknown;
+  readonly bytes?: Uint8Array<ArrayBuffer>;
+  readonly signal?: AbortSignal;
+}
+
+const isCode = (code: unknown): code is TraceErrorCode => typeof code === "string" && Object.hasOwn(STATUSES, code);
+
+/**
+ * The store that serveStore serves at `baseUrl` ("https://host" or "https://host/behind/a/proxy"). Nothing is asked yet.
+ * `watch` hears all stores of that server; what this object does after watch() it also hears.
+ * @throws (its methods) TraceError as the store over there; "denied" for a wrong token; "too-large" for what the server does
+ * not take at once; "storage" when the server cannot be reached or is no store.
+ */
+export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): Store => {
+  const { clock = Date.now, timer = platformTimer, token, redact } = options;
+  const newId = options.newId ?? (() => mintId(clock()));
+  const requestId = () => mintId(clock()); // not from newId: the ids of rollouts are the caller's to plan
+  const base = `${new URL(baseUrl).href.replace(/\/+$/, "")}${PREFIX}`;
+  const closing = new AbortController();
+  const listeners = new Set<(event: StoreEvent) => void>();
+  let redacted = 0;
+
+  const closedError = () => new TraceError("closed", `store ${baseUrl}: it must be open, got a call after close(); open it again`);
+  const guardOpen = () => {
+    if (closing.signal.aborted) throw closedError();
+  };
+  const sleep = (ms: number): Promise<void> => new Promise((resolve) => void timer(resolve, ms));
+  const unreachable = (got: string, cause?: unknown): TraceError =>
+    new TraceError("storage", `store ${baseUrl}: a server that serves a store, got ${got}; look at the address and the server`, { cause });
+
+  const fetched = async (method: string, path: string, { search, json, bytes, signal }: Ask, more: Record<string, string> = {}) => {
+    const headers: Record<string, string> = { ...more };
+    if (token !== undefined) headers.authorization = `Bearer ${typeof token === "string" ? token : await token()}`;
+    if (json !== undefined) headers["content-type"] = "application/json";
+    const body = json === undefined ? bytes : JSON.stringify(json);
+    const ask = options.fetch ?? globalThis.fetch;
+    const query = search === undefined || search.size === 0 ? "" : `?${search}`;
+    return ask(`${base}${path}${query}`, {
+      method,
+      headers,
+      ...(body === undefined ? {} : { body }),
+      ...(signal === undefined ? {} : { signal }),
+    });
+  };
+
+  /** A refusal as the error it was; undefined for one that may pass. */
+  const errorOf = async (response: Response): Promise<TraceError | undefined> => {
+    const text = await response.text();
+    let told: { code?: unknown; message?: unknown } | undefined;
+    try {
+      told = (JSON.parse(text) as { error?: typeof told } | null)?.error;
+    } catch {
+      // a proxy's page: told below
+    }
+    if (isCode(told?.code)) return new TraceError(told.code, String(told.message));
+    if (PASSING.includes(response.status)) return undefined;
+    return unreachable(`${response.status} ${told === undefined ? text.slice(0, 80) : `${told.code}: ${told.message}`}`);
+  };
+
+  const call = async <T>(method: string, path: string, ask: Ask, read: (response: Response) => Promise<T>): Promise<T> => {
+    for (let tried = 1; ; tried++) {
+      guardOpen();
+      let failure: TraceError;
+      try {
+        const response = await fetched(method, path, ask);
+        if (response.ok) return await read(response);
+        const error = await errorOf(response);
+        if (error) throw error;
+        failure = unreachable(`${response.status} ${TRIES} times`);
+      } catch (cause) {
+        ask.signal?.throwIfAborted();
+        if (cause instanceof TraceError) throw cause;
+        failure = unreachable(String(cause), cause);
+      }
+      if (tried === TRIES) throw failure;
+      await sleep(PAUSE_MS * PAUSE_GROWTH ** (tried - 1));
+    }
+  };
+
+  const get = <T>(path: string, search?: URLSearchParams): Promise<T> =>
+    call("GET", path, search ? { search } : {}, async (response) => (await response.json()) as T);
+  const list = (path: string, search?: URLSearchParams): Promise<unknown[]> =>
+    call("GET", path, search ? { search } : {}, async (response) => fromNdjson(await response.text()));
+  const post = async <T>(path: string, json: unknown): Promise<T> => {
+    guardOpen();
+    await watching?.ready;
+    return call("POST", path, { json }, async (response) => (response.status === 204 ? (undefined as T) : ((await response.json()) as T)));
+  };
+
+  // One after the other what is about one thing, in the order of the calls, as in a store that is here: of requests that are
+  // under way together the later may arrive first.
+  const lastOf = new Map<string, Promise<unknown>>();
+  const inTurn = <T>(keys: readonly string[], act: () => Promise<T>): Promise<T> => {
+    const before = keys.map((key) => lastOf.get(key));
+    const mine = before.every((last) => last === undefined) ? act() : Promise.all(before).then(act);
+    const quiet = mine.then(
+      () => {},
+      () => {},
+    );
+    for (const key of keys) lastOf.set(key, quiet);
+    void quiet.then(() => {
+      for (const key of keys) if (lastOf.get(key) === quiet) lastOf.delete(key);
+    });
+    return mine;
+  };
+  const aboutRollout = (id: string): string => `rollout ${id}`;
+
+  // ---- what happens over there --------------------------------------------------------------------------------------------
+  let watching: { readonly ready: Promise<void>; stop(): void } | undefined;
+
+  const startWatching = (): NonNullable<typeof watching> => {
+    const stopped = new AbortController();
+    let isReady = (): void => {};
+    const ready = new Promise<void>((resolve) => {
+      isReady = resolve;
+    });
+    const follow = async (): Promise<void> => {
+      let last: string | undefined;
+      let pauseMs = PAUSE_MS;
+      while (!stopped.signal.aborted) {
+        try {
+          const headers = last === undefined ? {} : { "last-event-id": last };
+          const response = await fetched("GET", "/watch", { signal: stopped.signal }, headers);
+          if (response.ok && response.body)
+            for await (const { event, id, data } of readEvents(response.body)) {
+              if (stopped.signal.aborted) return;
+              pauseMs = PAUSE_MS;
+              if (event === "ready") isReady();
+              else if (event === "change") emit(data as StoreEvent);
+              last = id;
+            }
+        } catch {
+          // events are hints, and writing tells what is wrong; here it is tried again
+        }
+        isReady(); // a server that cannot be heard does not stop anyone from writing
+        if (stopped.signal.aborted) return;
+        await new Promise<void>((resolve) => {
+          const cut = timer(resolve, pauseMs);
+          const wake = () => {
+            cut();
+            resolve();
+          };
+          stopped.signal.addEventListener("abort", wake, { once: true });
+        });
+        pauseMs = Math.min(pauseMs * PAUSE_GROWTH, LONGEST_PAUSE_MS);
+      }
+    };
+    void follow();
+    return {
+      ready,
+      stop: () => {
+        stopped.abort();
+        isReady();
+      },
+    };
+  };
+
+  const emit = (event: StoreEvent): void => {
+    for (const listener of listeners)
+      queueMicrotask(() => {
+        if (listeners.has(listener)) listener(event);
+      });
+  };
+
+  const watch = (listener: (event: StoreEvent) => void): (() => void) => {
+    const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
+    listeners.add(own);
+    if (!closing.signal.aborted) watching ??= startWatching();
+    return () => {
+      listeners.delete(own);
+      if (listeners.size > 0) return;
+      watching?.stop();
+      watching = undefined;
+    };
+  };
+
+  const waitFor: Store["waitFor"] = async (rolloutIds, { signal, timeoutMs } = {}) => {
+    guardOpen();
+    signal?.throwIfAborted();
+    const ids = [...rolloutIds];
+    if (ids.length === 0) return [];
+    const done = new AbortController();
+    const stops: (() => void)[] = [];
+    try {
+      return await new Promise<Rollout[]>((resolve, reject) => {
+        const onAbort = () => reject(signal?.reason);
+        signal?.addEventListener("abort", onAbort, { once: true });
+        const onClose = () => reject(closedError());
+        closing.signal.addEventListener("abort", onClose, { once: true });
+        stops.push(
+          () => signal?.removeEventListener("abort", onAbort),
+          () => closing.signal.removeEventListener("abort", onClose),
+        );
+        if (timeoutMs !== undefined)
+          stops.push(
+            timer(() => {
+              const rule = `waitFor: ${new Set(ids).size} rollouts must end within ${timeoutMs} ms, got at least one that did not`;
+              reject(new TraceError("timeout", `${rule}; raise timeoutMs, or see whether a runner is claiming`));
+            }, timeoutMs),
+          );
+        const ask = async (): Promise<void> => {
+          while (!done.signal.aborted) {
+            const json = { rolloutIds: ids, timeoutMs: WAIT_MS };
+            const { rollouts } = await call("POST", "/wait", { json, signal: done.signal }, async (response) => {
+              return (await response.json()) as { rollouts: Rollout[] | null };
+            });
+            if (rollouts) return resolve(rollouts);
+          }
+        };
+        ask().catch(reject);
+      });
+    } finally {
+      done.abort();
+      for (const stop of stops) stop();
+    }
+  };
+
+  // ---- pages --------------------------------------------------------------------------------------------------------------
+  const rolloutSearch = (query: RolloutQuery): URLSearchParams => {
+    const search = new URLSearchParams();
+    for (const id of query.ids ?? []) search.append("id", id);
+    for (const status of query.status ?? []) search.append("status", status);
+    if (query.mode !== undefined) search.set("mode", query.mode);
+    if (query.order !== undefined) search.set("order", query.order);
+    if (query.metadata !== undefined) search.set("metadata", JSON.stringify(query.metadata));
+    if (query.after !== undefined) search.set("after", String(query.after));
+    return search;
+  };
+
+  async function* rollouts(query: RolloutQuery = {}): AsyncGenerator<Rollout> {
+    guardOpen();
+    let left = query.limit ?? Number.POSITIVE_INFINITY;
+    if (query.status?.length === 0) return; // no status at all: an address cannot say so
+    if (query.ids !== undefined) {
+      const ids = [...new Set(query.ids)];
+      const found: Rollout[] = [];
+      for (let at = 0; at < ids.length; at += IDS_A_REQUEST)
+        found.push(...((await list("/rollouts", rolloutSearch({ ...query, ids: ids.slice(at, at + IDS_A_REQUEST) }))) as Rollout[]));
+      found.sort((a, b) => (query.order === "newest" ? b.seq - a.seq : a.seq - b.seq));
+      for (const rollout of found) if (left-- > 0) yield rollout;
+      return;
+    }
+    let after = query.after;
+    while (left > 0) {
+      const search = rolloutSearch({ ...query, ...(after === undefined ? {} : { after }) });
+      const limit = Math.min(left, ROLLOUTS_A_PAGE);
+      search.set("limit", String(limit));
+      const page = (await list("/rollouts", search)) as Rollout[];
+      yield* page;
+      left -= page.length;
+      if (page.length < limit) return;
+      after = page.at(-1)?.seq;
+    }
+  }
+
+  async function* spans({ rolloutId, attemptId, after = 0 }: Parameters<Store["spans"]>[0]): AsyncGenerator<StoredSpan> {
+    for (let seq = after; ; ) {
+      const search = new URLSearchParams({ rolloutId, after: String(seq), limit: String(SPANS_A_PAGE) });
+      if (attemptId !== undefined) search.set("attemptId", attemptId);
+      const page = (await list("/spans", search)).map((span) => decodeSpan<StoredSpan>(span, `store ${baseUrl}: a span`));
+      yield* page;
+      if (page.length < SPANS_A_PAGE) return;
+      seq = page.at(-1)?.seq as number;
+    }
+  }
+
+  type SentResource = Omit<Resource, "files"> & { readonly files: unknown };
+  const received = (resource: SentResource): Resource =>
+    Object.freeze({ ...resource, files: decodeFiles(resource.files, `store ${baseUrl}: resource ${resource.name}`) });
+
+  return {
+    enqueue: async (tasks) => {
+      const checked = tasks.map((task) => checkedTask(task, newId));
+      return (await post<{ rollouts: Rollout[] }>("/rollouts", { tasks: checked })).rollouts;
+    },
+    claim: async (workerId, limit = 1) => (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId: requestId() })).claims,
+    append: async (given) => {
+      const kept = given.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
+      // a span that is redacted away is still its attempt's heartbeat
+      const refs = new Map(given.map(({ rolloutId, attemptId }) => [JSON.stringify([rolloutId, attemptId]), { rolloutId, id: attemptId }]));
+      for (const { rolloutId, attemptId } of kept) refs.delete(JSON.stringify([rolloutId, attemptId]));
+      const sent = kept.map(encodeSpan);
+      await inTurn([...new Set(given.map(({ rolloutId }) => aboutRollout(rolloutId)))], async () => {
+        for (const attempt of refs.values()) await post("/heartbeat", { attempt });
+        if (sent.length > 0 || given.length === 0) await post("/spans", { spans: sent });
+      });
+      redacted += given.length - kept.length;
+    },
+    heartbeat: async ({ rolloutId, id }) => inTurn([aboutRollout(rolloutId)], () => post("/heartbeat", { attempt: { rolloutId, id } })),
+    finish: async ({ rolloutId, id }, outcome) =>
+      inTurn([aboutRollout(rolloutId)], async () => {
+        return (await post<{ rollout: Rollout }>("/finish", { attempt: { rolloutId, id }, outcome })).rollout;
+      }),
+    cancel: async (rolloutId) =>
+      inTurn([aboutRollout(rolloutId)], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
+    forget: async (rolloutId) => (await post<{ forgotten: boolean }>("/forget", { rolloutId, requestId: requestId() })).forgotten,
+    requeueStale: async (beforeMs) => {
+      const finite = Math.max(-Number.MAX_VALUE, Math.min(beforeMs, Number.MAX_VALUE)); // JSON has no infinity
+      return (await post<{ count: number }>("/requeue-stale", { beforeMs: finite, requestId: requestId() })).count;
+    },
+    rollouts,
+    attempts: async (rolloutId) => (await list("/attempts", new URLSearchParams({ rolloutId }))) as Attempt[],
+    spans,
+    publish: async (resource) => {
+      const checked = checkedResource(resource);
+      const json = { resource: { ...checked, files: encodeFiles(checked.files) }, requestId: requestId() };
+      return received((await post<{ resource: SentResource }>("/resources", json)).resource);
+    },
+    resource: async (name, version) => {
+      const search = new URLSearchParams({ name, ...(version === undefined ? {} : { version: String(version) }) });
+      const { resource } = await get<{ resource: SentResource | null }>("/resource", search);
+      return resource === null ? undefined : received(resource);
+    },
+    async *resources() {
+      yield* (await list("/resources")) as ResourceEntry[];
+    },
+    putState: async (name, bytes) => {
+      guardOpen();
+      const copy = new Uint8Array(bytes);
+      await inTurn([`state ${name}`], () => call("PUT", "/state", { search: new URLSearchParams({ name }), bytes: copy }, async () => {}));
+    },
+    getState: async (name) =>
+      call("GET", "/state", { search: new URLSearchParams({ name }) }, async (response) =>
+        response.status === 204 ? undefined : new Uint8Array(await response.arrayBuffer()),
+      ),
+    states: async () => (await get<{ names: string[] }>("/states")).names,
+    adopt: async (items) => {
+      const checked = redactedItems(items, redact);
+      const sent = checked.filter((item): item is StoreItem => item !== null);
+      const { outcomes } = await post<{ outcomes: Adopted[] }>("/adopt", { items: sent.map(encodeItem) });
+      redacted += checked.length - sent.length;
+      let next = 0;
+      return checked.map((item): Adopted => (item === null ? "redacted" : (outcomes[next++] as Adopted)));
+    },
+    waitFor,
+    watch,
+    stats: async () => {
+      const stats = await get<StoreStats>("/stats");
+      return { ...stats, redacted: stats.redacted + redacted };
+    },
+    close: async () => {
+      if (closing.signal.aborted) return;
+      closing.abort();
+      listeners.clear();
+      watching?.stop();
+    },
+  };
+};

@@ -1,0 +1,115 @@
+// One file of the log: its name, what can be read of it, and what it holds.
+
+import { open } from "node:fs/promises";
+import { decodeHeader, decodeRecord, type LogRecord } from "./codec.ts";
+
+const NEWLINE = 0x0a;
+export const SEGMENT: RegExp = /^(\d{16})\.log$/;
+export const nameOf = (firstSeq: number): string => `${String(firstSeq).padStart(16, "0")}.log`;
+export const firstSeqOf = (name: string): number => Number(SEGMENT.exec(name)?.[1]);
+
+interface Line {
+  readonly start: number;
+  /** Without the newline. */
+  readonly end: number;
+}
+
+export interface Scan {
+  readonly header: boolean;
+  /** Whole records below the limit. */
+  readonly records: { readonly line: Line; readonly record: LogRecord }[];
+  /** Damaged lines that stand before a whole record. */
+  readonly damaged: number;
+  /** Where the last whole line ends, its newline included. */
+  readonly end: number;
+}
+
+export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
+  let header = false;
+  const records: Scan["records"][number][] = [];
+  let pending = 0;
+  let damaged = 0;
+  let end = 0;
+  for (let start = 0, newline = bytes.indexOf(NEWLINE); newline >= 0; start = newline + 1, newline = bytes.indexOf(NEWLINE, start)) {
+    const line = bytes.subarray(start, newline);
+    if (start === 0) {
+      header = decodeHeader(line, path) !== undefined;
+      if (header) end = newline + 1;
+      else pending += 1;
+      continue;
+    }
+    const record = decodeRecord(line);
+    if (record === undefined) pending += 1;
+    else if (record.seq >= voidFrom) break;
+    else {
+      records.push({ line: { start, end: newline }, record });
+      damaged += pending;
+      pending = 0;
+      end = newline + 1;
+    }
+  }
+  return { header, records, damaged, end };
+};
+
+export const truncate = async (path: string, byteLength: number): Promise<void> => {
+  const handle = await open(path, "r+");
+  try {
+    await handle.truncate(byteLength);
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+};
+
+/** What a file holds, as far as deleting it is concerned. */
+export interface Contents {
+  /** Where its last acknowledged line ends. */
+  end: number;
+  lastSeq: number;
+  /** Rollouts with records here, each with the number of its last one. */
+  readonly rollouts: Map<string, number>;
+  readonly gone: Set<string>;
+  hasResources: boolean;
+  rolloutSeq: number;
+  spanSeq: number;
+}
+
+export const createContents = (end: number): Contents => ({
+  end,
+  lastSeq: 0,
+  rollouts: new Map(),
+  gone: new Set(),
+  hasResources: false,
+  rolloutSeq: 0,
+  spanSeq: 0,
+});
+
+/** Whose record it is; a resource is nobody's. */
+export const ownerOf = (record: LogRecord): string | undefined => {
+  switch (record.kind) {
+    case "rollout":
+      return record.data.id;
+    case "attempt":
+    case "span":
+      return record.data.rolloutId;
+    default:
+      return undefined;
+  }
+};
+
+/** The highest seqs of rollouts and spans that go with a record. */
+export const seqsOf = (record: LogRecord): { rolloutSeq: number; spanSeq: number } => ({
+  rolloutSeq: record.kind === "rollout" ? record.data.seq : record.kind === "dropped" ? record.data.rolloutSeq : 0,
+  spanSeq: record.kind === "span" ? record.data.seq : record.kind === "dropped" ? record.data.spanSeq : 0,
+});
+
+export const note = (contents: Contents, record: LogRecord): void => {
+  const { rolloutSeq, spanSeq } = seqsOf(record);
+  contents.lastSeq = record.seq;
+  contents.rolloutSeq = Math.max(contents.rolloutSeq, rolloutSeq);
+  contents.spanSeq = Math.max(contents.spanSeq, spanSeq);
+  const owner = ownerOf(record);
+  if (owner !== undefined) contents.rollouts.set(owner, record.seq);
+  if (record.kind === "gone") contents.gone.add(record.data.rolloutId);
+  if (record.kind === "resource") contents.hasResources = true;
+};

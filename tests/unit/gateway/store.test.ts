@@ -1,0 +1,194 @@
+// `fulgurite store …` on real folders, with stdout and stderr listened to.
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { modelCallSpan, rewardSpan } from "@fulgurite/trace";
+import { openFileStore } from "@fulgurite/trace/node";
+import { afterAll, afterEach, expect, test, vi } from "vitest";
+import { store as command } from "../../../apps/gateway/src/store.ts";
+import { UsageError } from "../../../apps/gateway/src/usageError.ts";
+
+const root = mkdtempSync(join(tmpdir(), "fulgurite-store-command-"));
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+let folders = 0;
+const newPath = (): string => join(root, String(++folders));
+
+const run = async (...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> => {
+  const heard = { stdout: "", stderr: "" };
+  for (const name of ["stdout", "stderr"] as const)
+    vi.spyOn(process[name], "write").mockImplementation(((chunk: string | Uint8Array, ...rest: unknown[]) => {
+      heard[name] += typeof chunk === "string" ? chunk : new TextDecoder().decode(chunk);
+      const done = rest.at(-1);
+      if (typeof done === "function") queueMicrotask(() => done());
+      return true;
+    }) as typeof process.stdout.write);
+  try {
+    return { code: await command(args), ...heard };
+  } finally {
+    vi.restoreAllMocks();
+  }
+};
+
+const linesOf = (text: string): unknown[] =>
+  text
+    .split("\n")
+    .slice(0, -1)
+    .map((line) => JSON.parse(line));
+
+/** "a" succeeded with one call and a reward, "b" is queued, "c" failed; a resource and a state. */
+const makeStore = async (): Promise<string> => {
+  const folder = newPath();
+  const store = await openFileStore(folder, { clock: () => 1_000 });
+  await store.enqueue([
+    { id: "a", input: "secret a", metadata: { fold: 1 } },
+    { id: "c", input: 0, mode: "val" },
+    { id: "b", input: 1, metadata: { fold: 2 } },
+  ]);
+  const [a, c] = await store.claim("w", 2);
+  const attempt = { rolloutId: "a", id: a!.attempt.id };
+  await store.append([
+    modelCallSpan({
+      attempt,
+      id: "0000000000000001",
+      startMs: 0,
+      endMs: 1,
+      model: "m",
+      responseId: "r1",
+      turn: 0,
+      mode: "train",
+      policyVersion: 3,
+      fidelity: "exact",
+      temperature: 1,
+      finishReason: "stop",
+      promptTokens: Int32Array.of(1, 2),
+      responseTokens: Int32Array.of(3),
+      samplerLogprobs: Float32Array.of(-0.5),
+    }),
+    rewardSpan({ attempt, id: "0000000000000002", atMs: 1, value: 0.75 }),
+  ]);
+  await store.finish(a!.attempt, { status: "succeeded" });
+  await store.finish(c!.attempt, { status: "failed" });
+  await store.publish({ name: "p", kind: "lora", files: { f: Uint8Array.of(1, 2, 3) } });
+  await store.putState("cursor", Uint8Array.of(7));
+  await store.close();
+  return folder;
+};
+
+test("stats and query say what is there, for people and for programs", async () => {
+  const folder = await makeStore();
+  expect((await run("stats", folder)).stdout).toBe(
+    "rollouts   1 queued, 0 running, 1 succeeded, 1 failed, 0 cancelled\nattempts   2\nspans      2\nresources  1\n",
+  );
+  expect(linesOf((await run("stats", folder, "--json")).stdout)).toEqual([
+    { rollouts: { queued: 1, running: 0, succeeded: 1, failed: 1, cancelled: 0 }, attempts: 2, spans: 2, resources: 1 },
+  ]);
+  const ids = async (...options: string[]) =>
+    linesOf((await run("query", folder, "rollouts", ...options)).stdout).map((rollout) => (rollout as { id: string }).id);
+  expect(await ids()).toEqual(["a", "c", "b"]);
+  expect(await ids("--newest", "--limit", "2")).toEqual(["b", "c"]);
+  expect(await ids("--status", "failed", "--status", "queued")).toEqual(["c", "b"]);
+  expect(await ids("--mode", "val")).toEqual(["c"]);
+  expect(await ids("--metadata", "fold=2")).toEqual(["b"]);
+  expect(await ids("--id", "b", "--id", "nobody")).toEqual(["b"]);
+  expect(linesOf((await run("query", folder, "transitions")).stdout)).toMatchObject([
+    { rolloutId: "a", promptTokens: [1, 2], responseTokens: [3], samplerLogprobs: [-0.5], reward: 0.75, policyVersion: 3 },
+  ]);
+});
+
+test("a store goes out as an archive and into another folder, once", async () => {
+  const folder = await makeStore();
+  const archive = newPath();
+  expect((await run("export", folder, "--out", archive)).code).toBe(0);
+  expect(readFileSync(archive, "utf8")).toBe((await run("export", folder)).stdout);
+  const other = newPath();
+  expect((await run("import", other, "--in", archive)).stdout).toBe(
+    "added      3 rollouts, 2 attempts, 2 spans, 1 resources, 1 states\n" +
+      "known      0 rollouts, 0 attempts, 0 spans, 0 resources, 0 states\n" +
+      "different  0 rollouts, 0 attempts, 0 spans, 0 resources, 0 states\n",
+  );
+  expect(linesOf((await run("import", other, "--in", archive, "--json")).stdout)).toMatchObject([
+    { added: { rollouts: 0, spans: 0 }, known: { rollouts: 3, attempts: 2, spans: 2, resources: 1, states: 1 } },
+  ]);
+  expect((await run("export", other)).stdout).toBe(readFileSync(archive, "utf8"));
+  writeFileSync(archive, readFileSync(archive).subarray(0, -9));
+  await expect(run("import", newPath(), "--in", archive)).rejects.toThrow("cut within a line");
+});
+
+test("verify is quiet about a whole store, and exits 1 naming what is damaged", async () => {
+  const spoil = (path: string, at: number): void => {
+    const bytes = readFileSync(path);
+    bytes[at < 0 ? bytes.length + at : at]! ^= 1;
+    writeFileSync(path, bytes);
+  };
+  const folder = await makeStore();
+  const whole = await run("verify", folder);
+  expect(whole).toMatchObject({ code: 0, stdout: expect.stringMatching(/^whole: \d+ records, 1 file, 1 blob, 1 state, 0.0 MB\n$/) });
+
+  const log = (of: string) => join(of, "log", readdirSync(join(of, "log"))[0]!);
+  const before = readFileSync(log(folder));
+  spoil(log(folder), 300);
+  const line = await run("verify", folder, "--json");
+  expect(line.code).toBe(1);
+  expect(linesOf(line.stdout)).toMatchObject([
+    { isWhole: false, problems: [expect.stringContaining("1 damaged lines"), expect.stringContaining("are missing before it")] },
+  ]);
+  writeFileSync(log(folder), before);
+  expect((await run("verify", folder)).code).toBe(0); // it changed nothing
+
+  spoil(join(folder, "blobs", readdirSync(join(folder, "blobs"))[0]!), 0);
+  spoil(join(folder, "state", readdirSync(join(folder, "state"))[0]!), -1);
+  const bytes = await run("verify", folder);
+  expect(bytes.code).toBe(1);
+  expect(bytes.stdout).toContain("NOT WHOLE");
+  expect(bytes.stdout.match(/^damaged /gm)!.length).toBe(2);
+  rmSync(join(folder, "blobs"), { recursive: true });
+  expect((await run("verify", folder)).stdout).toContain("a blob of 3 bytes, got no file");
+
+  const torn = await makeStore();
+  writeFileSync(log(torn), Buffer.concat([readFileSync(log(torn)), Buffer.from("0123")]));
+  expect(await run("verify", torn)).toMatchObject({ code: 0, stdout: expect.stringContaining("note         ") });
+  spoil(log(torn), 300);
+  await run("stats", torn); // opening it sets the file aside
+  expect((await run("verify", torn)).stdout).toContain("quarantined  quarantine/");
+});
+
+test("forget and compact take a rollout off the disk", async () => {
+  const folder = await makeStore();
+  const has = () => readFileSync(join(folder, "log", readdirSync(join(folder, "log"))[0]!), "utf8").includes("secret a");
+  expect((await run("forget", folder, "a", "nobody")).stdout).toContain("forgotten 1, not there 1");
+  expect(has()).toBe(true);
+  expect(linesOf((await run("compact", folder, "--json")).stdout)).toMatchObject([{ records: 6 }]);
+  expect(has()).toBe(false);
+  expect((await run("verify", folder)).code).toBe(0);
+  expect(linesOf((await run("query", folder, "rollouts")).stdout).length).toBe(2);
+});
+
+test("what is called wrongly is told, with what was got", async () => {
+  const folder = await makeStore();
+  const wrong = async (...args: string[]): Promise<string> => {
+    const error = await run(...args).catch((caught) => caught);
+    expect(error, args.join(" ")).toBeInstanceOf(UsageError);
+    return error.message;
+  };
+  expect(await wrong()).toContain("command is one of stats, query, export, import, verify, forget, compact, got undefined");
+  expect(await wrong("toString", folder)).toContain('got "toString"');
+  expect(await wrong("stats")).toContain("takes a store's folder, got none");
+  expect(await wrong("stats", root)).toContain("without meta.json");
+  expect(await wrong("stats", folder, "more")).toContain("takes nothing after the folder, got more");
+  expect(await wrong("stats", folder, "--limit", "1")).toContain("store: stats takes --help, --json, got --limit");
+  expect(await wrong("stats", folder, "--odd")).toContain("--odd");
+  expect(await wrong("query", folder)).toContain("takes rollouts or transitions after the folder, got nothing");
+  expect(await wrong("query", folder, "spans")).toContain('got "spans"');
+  expect(await wrong("query", folder, "rollouts", "--status", "done")).toContain('cancelled, got "done"');
+  expect(await wrong("query", folder, "rollouts", "--limit", "-1")).toBeTruthy();
+  expect(await wrong("query", folder, "rollouts", "--metadata", "x")).toContain("NAME=JSON");
+  expect(await wrong("import", newPath(), "--in", newPath())).toContain("got no file");
+  expect(await wrong("forget", folder)).toContain("takes ids of rollouts");
+  const held = await openFileStore(folder);
+  await expect(run("verify", folder)).rejects.toThrow(`pid ${process.pid}`);
+  await held.close();
+  expect((await run("--help")).stdout).toContain("usage: fulgurite store");
+});

@@ -1,0 +1,333 @@
+// The store over HTTP where it differs from one that is here: lost answers, refusals, servers that are no store, a real socket.
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { Readable } from "node:stream";
+import { createMemoryStore, exportStore, importStore, type Store, type StoreEvent, TraceError } from "@fulgurite/trace";
+import { type HttpStoreOptions, openHttpStore, type ServeOptions, serveStore } from "@fulgurite/trace/http";
+import { afterEach, expect, test } from "vitest";
+
+type Fetch = typeof fetch;
+const BASE = "http://store.test/behind/a/proxy";
+const PATH = "/fulgurite/v1/store";
+
+const closers: (() => Promise<unknown> | unknown)[] = [];
+afterEach(async () => {
+  for (const close of closers.splice(0).reverse()) await close();
+});
+
+const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
+  const all: T[] = [];
+  for await (const item of items) all.push(item);
+  return all;
+};
+
+const settle = () => new Promise((resolve) => setTimeout(resolve, 20));
+
+const errorOf = async (act: Promise<unknown>): Promise<TraceError> => {
+  const error = await act.then(
+    () => new Error("resolved"),
+    (caught) => caught,
+  );
+  expect(error).toBeInstanceOf(TraceError);
+  return error;
+};
+
+const pauses: number[] = [];
+/** Pauses last no time, and are written down. */
+const timer: NonNullable<HttpStoreOptions["timer"]> = (act, ms) => {
+  pauses.push(ms);
+  const id = setTimeout(act, 0);
+  return () => clearTimeout(id);
+};
+
+/** Takes off what the proxy took off. */
+const through =
+  (
+    serve: (request: Request) => Promise<Response>,
+    around: (send: () => Promise<Response>) => Promise<Response> = (send) => send(),
+  ): Fetch =>
+  (url, init) =>
+    around(() => serve(new Request(String(url).replace("/behind/a/proxy", ""), init)));
+
+const open = (serve: (request: Request) => Promise<Response>, options: HttpStoreOptions = {}): Store => {
+  pauses.length = 0;
+  const store = openHttpStore(BASE, { timer, fetch: through(serve), ...options });
+  closers.push(() => store.close());
+  return store;
+};
+
+const span = (rolloutId: string, attemptId: string, id: string) =>
+  ({ rolloutId, attemptId, id, name: "n", startMs: 0, endMs: 0, status: "ok", attributes: { t: Int32Array.of(1) } }) as const;
+
+test("an answer that is lost is asked for again, and no work is done twice", async () => {
+  const inner = createMemoryStore();
+  let calls = 0;
+  const store = open(async () => new Response(), {
+    fetch: through(serveStore(inner), async (send) => {
+      const response = await send();
+      calls += 1;
+      if (calls % 3 !== 0) {
+        await response.arrayBuffer();
+        throw new TypeError("fetch failed"); // the work is done, and nobody heard
+      }
+      return response;
+    }),
+  });
+  const [rollout] = await store.enqueue([{ input: 1 }]); // without an id of its own
+  await store.enqueue([{ id: "b", input: 2 }]);
+  const [claim] = await store.claim("w");
+  expect(claim!.rollout.id).toBe(rollout!.id);
+  await store.append([span(rollout!.id, claim!.attempt.id, "s")]);
+  expect((await store.publish({ name: "p", kind: "prompt", files: {} })).version).toBe(1);
+  expect(await store.requeueStale(Number.POSITIVE_INFINITY)).toBe(1);
+  expect(await store.forget("b")).toBe(true);
+  expect(await inner.stats()).toMatchObject({
+    rollouts: { queued: 0, running: 0, failed: 1 },
+    attempts: 1,
+    spans: 1,
+    resources: 1,
+  });
+  expect(calls).toBe(21);
+  expect(pauses).toEqual(Array.from({ length: 7 }, () => [250, 750]).flat());
+});
+
+test("two claims are two claims, also from one worker", async () => {
+  const store = open(serveStore(createMemoryStore()));
+  await store.enqueue([
+    { id: "a", input: 1 },
+    { id: "b", input: 1 },
+  ]);
+  const claims = [await store.claim("w"), await store.claim("w"), await store.claim("w")];
+  expect(claims.map((all) => all.map(({ rollout }) => rollout.id))).toEqual([["a"], ["b"], []]);
+});
+
+test("a server that passes is tried again; one that stays away, or is no store, is told with its answer", async () => {
+  const serve = serveStore(createMemoryStore());
+  let left = 2;
+  const passing = open(serve, {
+    fetch: through(serve, async (send) => (left-- > 0 ? new Response("<html>Bad Gateway", { status: 502 }) : send())),
+  });
+  expect((await passing.stats()).attempts).toBe(0);
+  const away = open(() => Promise.reject(new TypeError("connect ECONNREFUSED")));
+  const error = await errorOf(away.stats());
+  expect([error.code, error.message]).toEqual(["storage", expect.stringContaining("connect ECONNREFUSED")]);
+  expect(pauses).toEqual([250, 750, 2_250]);
+  const other = await errorOf(open(async () => new Response("<html>hello", { status: 404 })).stats());
+  expect([other.code, other.message]).toEqual(["storage", expect.stringMatching(/store http:\/\/store.test.*got 404 <html>hello/)]);
+  expect(
+    (await errorOf(open(async () => Response.json({ error: { code: "no-route", message: "m" } }, { status: 404 })).stats())).code,
+  ).toBe("storage");
+});
+
+test("a rule that is broken over there is not tried again", async () => {
+  let calls = 0;
+  const inner = createMemoryStore();
+  const store = open(async () => new Response(), {
+    fetch: through(serveStore(inner), (send) => {
+      calls += 1;
+      return send();
+    }),
+  });
+  expect((await errorOf(store.cancel("nobody"))).code).toBe("unknown");
+  await inner.close();
+  expect((await errorOf(store.stats())).code).toBe("closed");
+  expect(calls).toBe(2);
+});
+
+test("without its key nobody learns anything; the token may change between requests", async () => {
+  let key = "one";
+  const options: ServeOptions = { authorize: (request) => request.headers.get("authorization") === `Bearer ${key}` };
+  const serve = serveStore(createMemoryStore(), options);
+  for (const path of ["/stats", "/no-such-path"]) {
+    const response = await serve(new Request(`http://store.test${PATH}${path}`));
+    expect([response.status, (await response.json()).error.code]).toEqual([401, "denied"]);
+  }
+  expect((await errorOf(open(serve, { token: "two" }).enqueue([{ input: 1 }]))).code).toBe("denied");
+  const store = open(serve, { token: async () => key });
+  expect((await store.stats()).rollouts.queued).toBe(0);
+  key = "two";
+  expect((await store.stats()).rollouts.queued).toBe(0);
+});
+
+test("a body beyond the limit is refused with both numbers, also when it does not say how long it is", async () => {
+  const serve = serveStore(createMemoryStore(), { maxBodyBytes: 1_000 });
+  const url = `http://store.test${PATH}/rollouts`;
+  const declared = await serve(new Request(url, { method: "POST", body: "x".repeat(1_001), headers: { "content-length": "1001" } }));
+  expect([declared.status, (await declared.json()).error]).toEqual([
+    413,
+    { code: "too-large", message: expect.stringContaining("at most 1000 bytes, got 1001") },
+  ]);
+  let read = 0;
+  const endless = new ReadableStream<Uint8Array>({
+    pull: (controller) => {
+      read += 1;
+      controller.enqueue(new Uint8Array(400));
+    },
+  });
+  const streamed = await serve(new Request(url, { method: "POST", body: endless, duplex: "half" } as RequestInit));
+  expect([streamed.status, (await streamed.json()).error.message]).toEqual([
+    413,
+    expect.stringContaining("at most 1000 bytes, got at least 1200"),
+  ]);
+  expect(read).toBeLessThan(6);
+  expect((await errorOf(open(serve).enqueue([{ input: "x".repeat(2_000) }]))).code).toBe("too-large");
+});
+
+test("unknown paths are 404, other methods 405, and no body makes the server fail", async () => {
+  const failures: unknown[] = [];
+  const serve = serveStore(createMemoryStore(), { onError: (error) => failures.push(error) });
+  const ask = async (method: string, path: string, body?: string) => {
+    const response = await serve(new Request(`http://store.test${path}`, { method, ...(body === undefined ? {} : { body }) }));
+    return { status: response.status, code: (await response.json()).error?.code, allow: response.headers.get("allow") };
+  };
+  for (const path of ["/", PATH, `${PATH}/`, `${PATH}/nothing`, `${PATH}/toString`, `${PATH}/stats/`, "/x/fulgurite/v1/store/stats"])
+    expect(await ask("GET", path), path).toMatchObject({ status: 404, code: "no-route" });
+  expect(await ask("DELETE", `${PATH}/rollouts`)).toEqual({ status: 405, code: "method", allow: "POST, GET" });
+  expect(await ask("toString", `${PATH}/stats`)).toMatchObject({ status: 405 });
+  const posts = ["rollouts", "claim", "spans", "heartbeat", "finish", "cancel", "forget", "requeue-stale", "wait", "resources", "adopt"];
+  const bodies = [
+    "",
+    "{",
+    "null",
+    "[]",
+    "3",
+    "{}",
+    '{"tasks":[null]}',
+    '{"tasks":[{"input":1,"config":{"retryOn":3}}]}',
+    '{"tasks":[{"input":1,"config":7,"metadata":[]}]}',
+    '{"spans":[{}],"items":[{}],"tasks":{},"attempt":{},"outcome":{}}',
+    '{"spans":[{"attributes":{"a":{"$i32":"A"}}}],"items":[{"kind":"span","data":{"attributes":{"a":{"$f32":3}}}}]}',
+    '{"spans":[{"attributes":{"a":{"$i32":"%%%%"}}}],"items":[{"kind":"rollout","data":{"id":"x","input":1}}]}',
+    '{"attempt":{"rolloutId":"a","id":"b"},"outcome":{"status":"toString","error":null}}',
+    '{"resource":{"files":{"f":{"$u8":"*"}},"name":"p","kind":"lora"}}',
+    '{"resource":{"files":{},"name":"p","kind":"odd"},"workerId":"w","limit":1.5}',
+    '{"rolloutId":7,"beforeMs":"x","rolloutIds":[1],"timeoutMs":-1}',
+    '{"items":[{"kind":"resource","data":{"name":"p"}}]}',
+    '{"items":[{"kind":"odd","data":{}}]}',
+  ];
+  for (const path of posts)
+    for (const body of bodies) expect((await ask("POST", `${PATH}/${path}`, body)).status, `${path} ${body}`).toBeOneOf([400, 404]);
+  const searches = ["status=odd", "mode=odd", "order=odd", "after=-1", "limit=x", "metadata={", "metadata=3"];
+  for (const search of searches) expect((await ask("GET", `${PATH}/rollouts?${search}`)).status, search).toBe(400);
+  for (const path of ["attempts", "spans", "resource", "state", "resource?name=p&version=-1", "spans?rolloutId=a&after=1e3"])
+    expect((await ask("GET", `${PATH}/${path}`)).status, path).toBe(400);
+  expect(failures).toEqual([]);
+});
+
+test("a listener that was cut off hears what it missed", async () => {
+  const inner = createMemoryStore();
+  const serve = serveStore(inner);
+  let cut = (): void => {};
+  let connections = 0;
+  const store = open(serve, {
+    fetch: async (url, init) => {
+      const request = new Request(String(url).replace("/behind/a/proxy", ""), init);
+      if (!request.url.endsWith("/watch")) return serve(request);
+      connections += 1;
+      if (connections === 2) await inner.enqueue([{ id: "meanwhile", input: 0 }]);
+      const response = await serve(request);
+      const reader = response.body!.getReader();
+      return new Response(
+        new ReadableStream({
+          pull: async (controller) => {
+            const { done, value } = await reader.read();
+            if (done) return;
+            controller.enqueue(value);
+          },
+          start: (controller) => {
+            cut = () => {
+              void reader.cancel();
+              controller.error(new TypeError("terminated"));
+            };
+          },
+        }),
+      );
+    },
+  });
+  const heard: StoreEvent[] = [];
+  store.watch((event) => void heard.push(event));
+  await store.enqueue([{ id: "a", input: 0 }]);
+  await settle();
+  expect(heard).toEqual([{ kind: "rollout", id: "a", status: "queued" }]);
+  cut();
+  await settle();
+  await store.cancel("a");
+  await settle();
+  expect(connections).toBe(2);
+  expect(heard.slice(1)).toEqual([
+    { kind: "rollout", id: "meanwhile", status: "queued" },
+    { kind: "rollout", id: "a", status: "cancelled" },
+  ]);
+});
+
+// ---- a real socket --------------------------------------------------------------------------------------------------------
+
+/** The least that puts a handler of web standards behind node:http. */
+const listen = async (serve: (request: Request) => Promise<Response>): Promise<{ url: string; server: Server }> => {
+  const server = createServer(async (incoming, outgoing) => {
+    const left = new AbortController();
+    outgoing.on("close", () => left.abort());
+    const hasBody = incoming.method !== "GET" && incoming.method !== "HEAD";
+    const response = await serve(
+      new Request(`http://${incoming.headers.host}${incoming.url}`, {
+        method: incoming.method!,
+        headers: incoming.headers as Record<string, string>,
+        signal: left.signal,
+        ...(hasBody ? { body: Readable.toWeb(incoming) as ReadableStream<Uint8Array>, duplex: "half" } : {}),
+      } as RequestInit),
+    );
+    outgoing.writeHead(response.status, Object.fromEntries(response.headers));
+    if (response.body === null) return void outgoing.end();
+    outgoing.flushHeaders();
+    Readable.fromWeb(response.body as Parameters<typeof Readable.fromWeb>[0])
+      .on("error", () => outgoing.destroy())
+      .pipe(outgoing);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  closers.push(() => {
+    server.closeAllConnections();
+    return new Promise((resolve) => server.close(resolve));
+  });
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, server };
+};
+
+test("through a socket: a worker and a trainer share a store, wait, listen, move it, and the server may go and come back", async () => {
+  const inner = createMemoryStore();
+  const { url, server } = await listen(serveStore(inner));
+  const [worker, trainer] = [openHttpStore(url), openHttpStore(`${url}/`)];
+  closers.push(
+    () => worker.close(),
+    () => trainer.close(),
+  );
+
+  const heard: string[] = [];
+  trainer.watch((event) => void heard.push(event.kind === "rollout" ? `${event.id} ${event.status}` : event.kind));
+  await trainer.enqueue(Array.from({ length: 300 }, (_, index) => ({ id: `r${index}`, input: index })));
+  const waiting = trainer.waitFor(["r0", "r1"]);
+  const stopped = trainer.waitFor(["r299"], { signal: AbortSignal.timeout(50) }).catch((error) => error.name);
+  const claims = await worker.claim("w", 2);
+  for (const { rollout, attempt } of claims) {
+    await worker.append([span(rollout.id, attempt.id, "s")]);
+    await worker.finish(attempt, { status: "succeeded" });
+  }
+  expect((await waiting).map(({ id, status }) => `${id} ${status}`)).toEqual(["r0 succeeded", "r1 succeeded"]);
+  expect(await stopped).toBe("TimeoutError");
+  expect((await collect(trainer.rollouts())).length).toBe(300);
+  expect((await collect(trainer.spans({ rolloutId: "r1" })))[0]!.attributes.t).toEqual(Int32Array.of(1));
+  const bytes = Uint8Array.from({ length: 3_000_000 }, (_, index) => index % 251);
+  await worker.putState("checkpoint", bytes);
+  const isWhole = (other: Uint8Array | undefined) => other !== undefined && Buffer.compare(other, bytes) === 0;
+  expect(isWhole(await trainer.getState("checkpoint"))).toBe(true);
+  await worker.publish({ name: "policy", kind: "lora", files: { weights: bytes } });
+  expect(isWhole((await trainer.resource("policy"))?.files.weights)).toBe(true);
+  expect(heard).toEqual(expect.arrayContaining(["r0 running", "r1 succeeded", "spans", "resource"]));
+
+  const copy = createMemoryStore();
+  await importStore(copy, exportStore(trainer));
+  expect(await copy.stats()).toEqual(await inner.stats());
+
+  // every connection is cut under them: the next call makes another
+  server.closeAllConnections();
+  expect(await trainer.forget("r1")).toBe(true);
+  expect((await worker.stats()).rollouts).toMatchObject({ queued: 298, succeeded: 1 });
+});
