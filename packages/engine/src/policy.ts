@@ -21,13 +21,15 @@ import type { Backend } from "./plan/backend.ts";
 import { createLock, type Lock } from "./plan/lock.ts";
 import { sizeOf } from "./plan/step.ts";
 import { createSampler } from "./sampler/sampler.ts";
+import { hashWeights, type WeightFiles } from "./weights/checkpoint.ts";
 import { loadModel } from "./weights/load.ts";
 import { sha256 } from "./weights/sha256.ts";
 
 export interface PolicyModel {
-  /** config.json and model.safetensors of a Hugging Face folder. */
+  /** config.json of a Hugging Face folder. */
   readonly config: Uint8Array;
-  readonly weights: Uint8Array;
+  /** Its model.safetensors; of a sharded model the shards and model.safetensors.index.json, by file name. */
+  readonly weights: WeightFiles;
   /** tokenizer.json; only its hash is used, so that an adapter is not put on a base with another vocabulary. */
   readonly tokenizer?: Uint8Array;
   /** Hugging Face id or address, written into exported adapters. */
@@ -80,7 +82,7 @@ const defaultSlots = ({ layers, kvHeads, headWidth, maxPositions }: ModelSpec): 
 const describeBase = async ({ config, weights, tokenizer, name }: PolicyModel): Promise<AdapterBase> => ({
   name: name ?? null,
   configSha256: await sha256(config),
-  weightsSha256: await sha256(weights),
+  weightsSha256: await hashWeights(weights),
   ...(tokenizer && { tokenizerSha256: await sha256(tokenizer) }),
 });
 

@@ -10,7 +10,7 @@ import { operandsOf } from "../../../packages/engine/src/plan/step.ts";
 import { createReferenceBackend, type ReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { BACKENDS } from "./backends.ts";
 import { createRandom } from "./opCases.ts";
-import { createTinyModel, TINY, TINY_LORA } from "./tinyModel.ts";
+import { createTinyModel, TINY, TINY_LORA, TINY_SWITCHED } from "./tinyModel.ts";
 
 /** Two packed sequences of `lengths`, with the last `scored` rows of each reaching the head. */
 const packed = (lengths: readonly number[], scored: number) => {
@@ -79,8 +79,9 @@ describe("the gradient of every LoRA matrix equals finite differences", () => {
     ["crossEntropy", TINY],
     ["importanceSampling", TINY],
     ["ppoClip", { ...TINY, tiedHead: false, layers: 3, heads: 4, kvHeads: 2, headWidth: 8 }],
+    ["crossEntropy", TINY_SWITCHED],
   ] as const) {
-    test(`${loss}, ${spec.layers} layers, ${spec.tiedHead ? "tied" : "untied"} head`, async () => {
+    test(`${loss}, ${spec.layers} layers, ${spec.tiedHead ? "tied" : "untied"} head${spec.postNorms ? ", all switches" : ""}`, async () => {
       const batch = packed([7, 5], 4);
       const { backend, model, grads, plan, run } = await setup(loss, batch, { spec });
       await run();
@@ -185,12 +186,18 @@ test("optimPlan steps, reports the norm and clears the gradients", async () => {
   expect(backend.values(g.flat).every((value) => value === 0)).toBe(true);
 });
 
-for (const { name, create, skip } of BACKENDS) {
+const cachedRuns = BACKENDS.flatMap((backend) =>
+  [
+    { of: "", tiny: TINY },
+    { of: ", all switches", tiny: TINY_SWITCHED },
+  ].map((model) => ({ ...backend, ...model })),
+);
+for (const { name, create, skip, of, tiny } of cachedRuns) {
   test.skipIf(skip !== undefined)(
-    `${name}: sampling with the cache, prefill and decode rows mixed, reports the log-probs of scoring${skip ? ` (skipped: ${skip})` : ""}`,
+    `${name}: sampling with the cache, prefill and decode rows mixed, reports the log-probs of scoring${of}${skip ? ` (skipped: ${skip})` : ""}`,
     async () => {
       const backend = await create();
-      const { spec, weights, lora } = await createTinyModel(backend);
+      const { spec, weights, lora } = await createTinyModel(backend, tiny);
       const cache = kvCache(spec, { slots: 3, positions: 24 });
       for (const { k, v } of cache.layers) {
         await backend.allocate(k);

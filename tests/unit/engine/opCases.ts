@@ -139,6 +139,7 @@ for (const [n, width, options] of [
       table: b.whole("table", [50, width]),
       tokens: b.indices("tokens", at, (row) => (row === 0 ? 49 : Math.floor(b.random() * 50))),
       y: b.rowsOut("y", width, at),
+      scale: 1,
     },
     vars: at.vars,
     tolerance: 0,
@@ -164,26 +165,93 @@ for (const [n, width, options] of [
       rstd: b.rowsIn("rstd", 0, at, () => 0.5 + b.random()),
       dy: b.rowsIn("dy", width, at),
       dx: b.rowsInOut("dx", width, at),
+      accumulate: true,
     },
     vars: at.vars,
   }));
-  add(`glu, ${n} rows of ${width}, base ${at.rows.base}`, (b) => ({
+  for (const activation of ["silu", "tanhGelu"] as const) {
+    add(`glu, ${activation}, ${n} rows of ${width}, base ${at.rows.base}`, (b) => ({
+      step: {
+        op: "glu",
+        rows: at.rows,
+        gate: b.rowsIn("gate", width, at, () => 4 * b.normal()),
+        up: b.rowsIn("up", width, at),
+        y: b.rowsOut("y", width, at),
+        activation,
+      },
+      vars: at.vars,
+    }));
+    add(`gluBackward, ${activation}, ${n} rows of ${width}, base ${at.rows.base}`, (b) => ({
+      step: {
+        op: "gluBackward",
+        rows: at.rows,
+        gate: b.rowsInOut("gate", width, at, () => 4 * b.normal()),
+        up: b.rowsInOut("up", width, at),
+        dy: b.rowsIn("dy", width, at),
+        activation,
+      },
+      vars: at.vars,
+    }));
+  }
+}
+add("embed, scaled", (b) => {
+  const at = layout(5);
+  return {
     step: {
-      op: "glu",
+      op: "embed",
       rows: at.rows,
-      gate: b.rowsIn("gate", width, at, () => 4 * b.normal()),
-      up: b.rowsIn("up", width, at),
-      y: b.rowsOut("y", width, at),
+      table: b.whole("table", [50, 37]),
+      tokens: b.indices("tokens", at, (row) => 49 - row),
+      y: b.rowsOut("y", 37, at),
+      scale: Math.sqrt(640),
+    },
+    vars: at.vars,
+    tolerance: 1e-6,
+  };
+});
+for (const [n, groups, width] of [
+  [1, 1, 32],
+  [5, 3, 16],
+  [37, 4, 20],
+  [6, 2, 256],
+] as const) {
+  const at = layout(n);
+  add(`rmsNorm, ${n} rows of ${groups} groups of ${width}`, (b) => ({
+    step: {
+      op: "rmsNorm",
+      rows: at.rows,
+      x: b.rowsIn("x", groups * width, at),
+      gain: b.whole("gain", [width]),
+      y: b.rowsOut("y", groups * width, at),
+      rstd: b.rowsOut("rstd", groups, at),
+      eps: 1e-6,
     },
     vars: at.vars,
   }));
-  add(`gluBackward, ${n} rows of ${width}, base ${at.rows.base}`, (b) => ({
+  add(`rmsNorm, ${n} rows of ${groups} groups of ${width}, added to a residual`, (b) => ({
     step: {
-      op: "gluBackward",
+      op: "rmsNorm",
       rows: at.rows,
-      gate: b.rowsInOut("gate", width, at, () => 4 * b.normal()),
-      up: b.rowsInOut("up", width, at),
-      dy: b.rowsIn("dy", width, at),
+      x: b.rowsIn("x", groups * width, at),
+      gain: b.whole("gain", [width]),
+      residual: b.rowsIn("residual", groups * width, at),
+      y: b.rowsOut("y", groups * width, at),
+      rstd: b.rowsOut("rstd", groups, at),
+      eps: 1e-6,
+    },
+    vars: at.vars,
+  }));
+  add(`rmsNormBackward, ${n} rows of ${groups} groups of ${width}, overwrites`, (b) => ({
+    step: {
+      op: "rmsNormBackward",
+      rows: at.rows,
+      x: b.rowsIn("x", groups * width, at),
+      gain: b.whole("gain", [width]),
+      rstd: b.rowsIn("rstd", groups, at, () => 0.5 + b.random()),
+      dy: b.rowsIn("dy", groups * width, at),
+      // What lies in dx before is NaN: it must not be read.
+      dx: b.rowsInOut("dx", groups * width, at, () => Number.NaN),
+      accumulate: false,
     },
     vars: at.vars,
   }));
@@ -203,34 +271,37 @@ add("rmsNorm, a row of zeros and a wide row of large numbers", (b) => {
     vars: at.vars,
   };
 });
-add("glu, gates far from zero", (b) => {
-  const at = layout(4);
+for (const activation of ["silu", "tanhGelu"] as const) {
   const gates = [-120, -88, 88, 120];
-  return {
-    step: {
-      op: "glu",
-      rows: at.rows,
-      gate: b.rowsIn("gate", 4, at, (i) => gates[i % 4]!),
-      up: b.rowsIn("up", 4, at),
-      y: b.rowsOut("y", 4, at),
-    },
-    vars: at.vars,
-  };
-});
-add("gluBackward, gates far from zero", (b) => {
-  const at = layout(4);
-  const gates = [-120, -88, 88, 120];
-  return {
-    step: {
-      op: "gluBackward",
-      rows: at.rows,
-      gate: b.rowsInOut("gate", 4, at, (i) => gates[i % 4]!),
-      up: b.rowsInOut("up", 4, at),
-      dy: b.rowsIn("dy", 4, at),
-    },
-    vars: at.vars,
-  };
-});
+  add(`glu, ${activation}, gates far from zero`, (b) => {
+    const at = layout(4);
+    return {
+      step: {
+        op: "glu",
+        rows: at.rows,
+        gate: b.rowsIn("gate", 4, at, (i) => gates[i % 4]!),
+        up: b.rowsIn("up", 4, at),
+        y: b.rowsOut("y", 4, at),
+        activation,
+      },
+      vars: at.vars,
+    };
+  });
+  add(`gluBackward, ${activation}, gates far from zero`, (b) => {
+    const at = layout(4);
+    return {
+      step: {
+        op: "gluBackward",
+        rows: at.rows,
+        gate: b.rowsInOut("gate", 4, at, (i) => gates[i % 4]!),
+        up: b.rowsInOut("up", 4, at),
+        dy: b.rowsIn("dy", 4, at),
+        activation,
+      },
+      vars: at.vars,
+    };
+  });
+}
 
 for (const [tokenRows, outRows, width] of [
   [1, 1, 32],
@@ -478,6 +549,7 @@ interface AttentionShape {
   readonly headWidth: number;
   /** Spread of q: larger gives sharper attention. */
   readonly spread?: number;
+  readonly window?: number;
 }
 
 const ATTENTION_SHAPES: readonly AttentionShape[] = [
@@ -490,6 +562,10 @@ const ATTENTION_SHAPES: readonly AttentionShape[] = [
   { lengths: [17, 20], heads: 2, kvHeads: 1, headWidth: 64 },
   { lengths: [11], heads: 2, kvHeads: 1, headWidth: 128 },
   { lengths: [30], heads: 2, kvHeads: 1, headWidth: 16, spread: 25 },
+  { lengths: [5, 1, 9, 22], heads: 4, kvHeads: 2, headWidth: 16, window: 1 },
+  { lengths: [5, 1, 9, 22], heads: 4, kvHeads: 2, headWidth: 16, window: 6 },
+  { lengths: [40, 100], heads: 2, kvHeads: 1, headWidth: 8, window: 66 },
+  { lengths: [7, 6], heads: 2, kvHeads: 2, headWidth: 20, window: 500 },
 ];
 
 /** Per row: first row of its sequence and the row after its last one. */
@@ -508,7 +584,7 @@ const bounds = (lengths: readonly number[]): { start: number[]; end: number[] } 
 
 /** Inputs of the attention backward ops that fit together: lse, o and delta come from the reference's forward. */
 const attentionOperands = (b: Builder, shape: AttentionShape, at: Layout) => {
-  const { heads, kvHeads, headWidth, lengths, spread = 1 } = shape;
+  const { heads, kvHeads, headWidth, lengths, spread = 1, window } = shape;
   const scale = 1 / Math.sqrt(headWidth);
   const { start, end } = bounds(lengths);
   const q = b.rowsIn("q", heads * headWidth, at, () => spread * b.normal());
@@ -521,17 +597,18 @@ const attentionOperands = (b: Builder, shape: AttentionShape, at: Layout) => {
   const lse = b.rowsIn("lse", heads, at, () => 0);
   const delta = b.rowsIn("delta", heads, at, () => 0);
   const valuesOf = (tensor: Tensor): Float32Array | Int32Array => b.inputs.get(tensor)!;
-  const shared = { rows: at.rows, heads, kvHeads, scale };
+  const shared = { rows: at.rows, heads, kvHeads, scale, ...(window !== undefined && { window }) };
   runStep({ op: "attention", ...shared, q, k, v, start: starts, o, lse }, valuesOf, at.vars);
   runStep({ op: "attentionDelta", rows: at.rows, o, dO, delta, heads }, valuesOf, at.vars);
   return { shared, q, k, v, dO, o, lse, delta, start: starts, end: ends };
 };
 
 for (const shape of ATTENTION_SHAPES) {
-  const { lengths, heads, kvHeads, headWidth } = shape;
+  const { lengths, heads, kvHeads, headWidth, window } = shape;
+  const windowed = window !== undefined && { window };
   const n = lengths.reduce((a, c) => a + c, 0);
   const at = layout(n);
-  const label = `sequences of ${lengths.join("+")}, ${heads}/${kvHeads} heads of ${headWidth}${shape.spread ? ", sharp" : ""}`;
+  const label = `sequences of ${lengths.join("+")}, ${heads}/${kvHeads} heads of ${headWidth}${shape.spread ? ", sharp" : ""}${window ? `, window ${window}` : ""}`;
   const tolerance = shape.spread ? 1e-4 : 2e-5;
   add(`attention, ${label}`, (b) => {
     const { start } = bounds(lengths);
@@ -548,6 +625,7 @@ for (const shape of ATTENTION_SHAPES) {
         heads,
         kvHeads,
         scale: 1 / Math.sqrt(headWidth),
+        ...windowed,
       },
       vars: at.vars,
       tolerance,
@@ -593,6 +671,7 @@ for (const shape of ATTENTION_SHAPES) {
         heads,
         kvHeads,
         scale: 1 / Math.sqrt(headWidth),
+        ...windowed,
       },
       vars: at.vars,
       tolerance,

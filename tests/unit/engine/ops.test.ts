@@ -127,22 +127,32 @@ describe("gradients of the reference equal central differences", () => {
   const random = (length: number): Float64Array => Float64Array.from({ length }, normal);
   const limit = 1e-8;
 
-  test("rmsNorm with respect to x, added to what dx held", () => {
-    const numbers: Numbers = new Map([
-      ["x", random(6 * 8)],
-      ["gain", random(8)],
-      ["y", random(6 * 8)],
-      ["rstd", random(6)],
-      ["dy", random(6 * 8)],
-      ["dx", new Float64Array(6 * 8).fill(3)],
-    ]);
-    const [x, gain, rstd] = [tensorOf("x", 6, 8), tensorOf("gain", 8), tensorOf("rstd", 6)];
-    const forward: Step[] = [{ op: "rmsNorm", rows, x, gain, y: tensorOf("y", 6, 8), rstd, eps: 1e-2 }];
-    run(forward, numbers, vars);
-    run([{ op: "rmsNormBackward", rows, x, gain, rstd, dy: tensorOf("dy", 6, 8), dx: tensorOf("dx", 6, 8) }], numbers, vars);
-    const gradient = Float64Array.from(numbers.get("dx")!, (value) => value - 3);
-    expect(worstGradient(forward, numbers, vars, { name: "x", y: "y", seed: "dy", gradient })).toBeLessThan(limit);
-  });
+  for (const [groups, accumulate] of [
+    [1, true],
+    [1, false],
+    [3, false],
+  ] as const) {
+    test(`rmsNorm with respect to x, ${groups} groups a row, ${accumulate ? "added to what dx held" : "dx overwritten"}`, () => {
+      const width = 8 * groups;
+      const numbers: Numbers = new Map([
+        ["x", random(6 * width)],
+        ["gain", random(8)],
+        ["residual", random(6 * width)],
+        ["y", random(6 * width)],
+        ["rstd", random(6 * groups)],
+        ["dy", random(6 * width)],
+        ["dx", new Float64Array(6 * width).fill(accumulate ? 3 : Number.NaN)],
+      ]);
+      const [x, gain, rstd] = [tensorOf("x", 6, width), tensorOf("gain", 8), tensorOf("rstd", 6, groups)];
+      const residual = tensorOf("residual", 6, width);
+      const forward: Step[] = [{ op: "rmsNorm", rows, x, gain, residual, y: tensorOf("y", 6, width), rstd, eps: 1e-2 }];
+      run(forward, numbers, vars);
+      const [dy, dx] = [tensorOf("dy", 6, width), tensorOf("dx", 6, width)];
+      run([{ op: "rmsNormBackward", rows, x, gain, rstd, dy, dx, accumulate }], numbers, vars);
+      const gradient = Float64Array.from(numbers.get("dx")!, (value) => value - (accumulate ? 3 : 0));
+      expect(worstGradient(forward, numbers, vars, { name: "x", y: "y", seed: "dy", gradient })).toBeLessThan(limit);
+    });
+  }
 
   test("linear with respect to x and w", () => {
     const numbers: Numbers = new Map([
@@ -231,45 +241,48 @@ describe("gradients of the reference equal central differences", () => {
     expect(worstGradient([rope("x", 1)], numbers, vars, { name: "x", y: "x", seed: "dy", gradient })).toBeLessThan(limit);
   });
 
-  test("attention with respect to q, k and v, two packed sequences, four query heads on two KV heads", () => {
-    const [heads, kvHeads, width, scale] = [4, 2, 3, 0.6];
-    const numbers: Numbers = new Map<string, Float64Array | Int32Array>([
-      ["q", random(6 * 12)],
-      ["k", random(6 * 6)],
-      ["v", random(6 * 6)],
-      ["start", Int32Array.of(0, 0, 2, 2, 2, 2)],
-      ["end", Int32Array.of(2, 2, 6, 6, 6, 6)],
-      ["o", random(6 * 12)],
-      ["lse", random(6 * 4)],
-      ["delta", random(6 * 4)],
-      ["dO", random(6 * 12)],
-      ["dq", random(6 * 12)],
-      ["dk", random(6 * 6)],
-      ["dv", random(6 * 6)],
-    ]);
-    const [q, o, dO] = [tensorOf("q", 6, heads * width), tensorOf("o", 6, heads * width), tensorOf("dO", 6, heads * width)];
-    const [k, v] = [tensorOf("k", 6, kvHeads * width), tensorOf("v", 6, kvHeads * width)];
-    const [lse, delta, start, end] = [tensorOf("lse", 6, heads), tensorOf("delta", 6, heads), tensorOf("start", 6), tensorOf("end", 6)];
-    const shared = { rows, heads, kvHeads, scale };
-    const forward: Step[] = [{ op: "attention", ...shared, q, k, v, start, o, lse }];
-    run(forward, numbers, vars);
-    const [dq, dk, dv] = [tensorOf("dq", 6, heads * width), tensorOf("dk", 6, kvHeads * width), tensorOf("dv", 6, kvHeads * width)];
-    run(
-      [
-        { op: "attentionDelta", rows, o, dO, delta, heads },
-        { op: "attentionBackwardQ", ...shared, q, k, v, dO, lse, delta, start, dq },
-        { op: "attentionBackwardKv", ...shared, q, k, v, dO, lse, delta, end, dk, dv },
-      ],
-      numbers,
-      vars,
-    );
-    for (const name of ["q", "k", "v"]) {
-      const gradient = numbers.get(`d${name}`) as Float64Array;
-      expect(worstGradient(forward, numbers, vars, { name, y: "o", seed: "dO", gradient }), name).toBeLessThan(limit);
-    }
-  });
+  test.each([undefined, 1, 2, 3, 9])(
+    "attention with respect to q, k and v, two packed sequences, 4 query heads on 2 KV heads, window %s",
+    (window) => {
+      const [heads, kvHeads, width, scale] = [4, 2, 3, 0.6];
+      const numbers: Numbers = new Map<string, Float64Array | Int32Array>([
+        ["q", random(6 * 12)],
+        ["k", random(6 * 6)],
+        ["v", random(6 * 6)],
+        ["start", Int32Array.of(0, 0, 2, 2, 2, 2)],
+        ["end", Int32Array.of(2, 2, 6, 6, 6, 6)],
+        ["o", random(6 * 12)],
+        ["lse", random(6 * 4)],
+        ["delta", random(6 * 4)],
+        ["dO", random(6 * 12)],
+        ["dq", random(6 * 12)],
+        ["dk", random(6 * 6)],
+        ["dv", random(6 * 6)],
+      ]);
+      const [q, o, dO] = [tensorOf("q", 6, heads * width), tensorOf("o", 6, heads * width), tensorOf("dO", 6, heads * width)];
+      const [k, v] = [tensorOf("k", 6, kvHeads * width), tensorOf("v", 6, kvHeads * width)];
+      const [lse, delta, start, end] = [tensorOf("lse", 6, heads), tensorOf("delta", 6, heads), tensorOf("start", 6), tensorOf("end", 6)];
+      const shared = { rows, heads, kvHeads, scale, ...(window !== undefined && { window }) };
+      const forward: Step[] = [{ op: "attention", ...shared, q, k, v, start, o, lse }];
+      run(forward, numbers, vars);
+      const [dq, dk, dv] = [tensorOf("dq", 6, heads * width), tensorOf("dk", 6, kvHeads * width), tensorOf("dv", 6, kvHeads * width)];
+      run(
+        [
+          { op: "attentionDelta", rows, o, dO, delta, heads },
+          { op: "attentionBackwardQ", ...shared, q, k, v, dO, lse, delta, start, dq },
+          { op: "attentionBackwardKv", ...shared, q, k, v, dO, lse, delta, end, dk, dv },
+        ],
+        numbers,
+        vars,
+      );
+      for (const name of ["q", "k", "v"]) {
+        const gradient = numbers.get(`d${name}`) as Float64Array;
+        expect(worstGradient(forward, numbers, vars, { name, y: "o", seed: "dO", gradient }), name).toBeLessThan(limit);
+      }
+    },
+  );
 
-  test("glu with respect to gate and up", () => {
+  test.each(["silu", "tanhGelu"] as const)("glu with %s with respect to gate and up", (activation) => {
     const numbers: Numbers = new Map([
       ["gate", random(6 * 4)],
       ["up", random(6 * 4)],
@@ -278,12 +291,13 @@ describe("gradients of the reference equal central differences", () => {
     ]);
     const [gate, up, y, dy] = [tensorOf("gate", 6, 4), tensorOf("up", 6, 4), tensorOf("y", 6, 4), tensorOf("dy", 6, 4)];
     const backward: Numbers = new Map([...numbers].map(([key, value]) => [key, value.slice()]));
-    run([{ op: "gluBackward", rows, gate, up, dy }], backward, vars);
+    run([{ op: "gluBackward", rows, gate, up, dy, activation }], backward, vars);
     for (const name of ["gate", "up"]) {
       const gradient = backward.get(name) as Float64Array;
-      expect(worstGradient([{ op: "glu", rows, gate, up, y }], numbers, vars, { name, y: "y", seed: "dy", gradient }), name).toBeLessThan(
-        limit,
-      );
+      expect(
+        worstGradient([{ op: "glu", rows, gate, up, y, activation }], numbers, vars, { name, y: "y", seed: "dy", gradient }),
+        name,
+      ).toBeLessThan(limit);
     }
   });
 
@@ -419,6 +433,22 @@ describe("known numbers of the reference", () => {
     for (const sum of [Number.NaN, Number.POSITIVE_INFINITY]) {
       const { p, m, v } = Object.fromEntries(adam({}, sum, [Number.NaN, 1]));
       expect([...p!, ...m!, ...v!]).toEqual([1, 1, 0, 0, 0, 0]);
+    }
+  });
+
+  test("tanh-GELU is ½·g·(1 + tanh(√(2/π)·(g + 0.044715·g³)))", () => {
+    const gates = [-9, -1.5, 0, 0.3, 2, 40];
+    const n = gates.length;
+    const numbers: Numbers = new Map([
+      ["gate", Float64Array.from(gates)],
+      ["up", new Float64Array(n).fill(1)],
+      ["y", new Float64Array(n)],
+    ]);
+    const of = (name: string): Tensor => tensorOf(name, 1, n);
+    const rows: Rows = { count: "rows", base: 0, capacity: 1 };
+    run([{ op: "glu", rows, gate: of("gate"), up: of("up"), y: of("y"), activation: "tanhGelu" }], numbers, { rows: 1 });
+    for (const [i, g] of gates.entries()) {
+      expect(numbers.get("y")![i]).toBeCloseTo(0.5 * g * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (g + 0.044715 * g ** 3))), 14);
     }
   });
 

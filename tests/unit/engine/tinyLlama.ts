@@ -1,7 +1,7 @@
-// A random Llama folder, small enough to follow by hand: the model of the engine's tests. Made from a seed, so that every test sees the same one.
+// A random Llama folder (or, by its overrides, one of another family), small enough to follow by hand: the model of the engine's tests. Made from a seed, so that every test sees the same one.
 
 import { parseConfig } from "../../../packages/engine/src/model/families.ts";
-import { modelTensors } from "../../../packages/engine/src/model/tensors.ts";
+import { modelTensors, storedTensors } from "../../../packages/engine/src/model/tensors.ts";
 import { sizeOf } from "../../../packages/engine/src/plan/step.ts";
 import { uniform } from "../../../packages/engine/src/random.ts";
 import { writeSafetensors } from "../../../packages/engine/src/weights/safetensors.ts";
@@ -23,16 +23,10 @@ export const TINY_CONFIG = {
 export const encode = (json: unknown): Uint8Array => new TextEncoder().encode(JSON.stringify(json));
 
 /** config.json and model.safetensors of the config; weights uniform in ±1.5·√(3/I), gains in 1 ± 0.1: logits differ enough that no test hangs on a tie. */
-export const tinyLlama = (overrides: Partial<typeof TINY_CONFIG> = {}, seed = 1): { config: Uint8Array; weights: Uint8Array } => {
+export const tinyLlama = (overrides: object = {}, seed = 1): { config: Uint8Array; weights: Uint8Array } => {
   const config = { ...TINY_CONFIG, ...overrides };
   const model = modelTensors(parseConfig(config, "config.json"));
-  const all = new Set([
-    model.embed,
-    model.norm,
-    model.head,
-    ...model.layers.flatMap((l) => [l.inputNorm, l.postAttentionNorm, ...Object.values(l.linear)]),
-  ]);
-  const tensors = [...all].map(({ name, shape, ...rest }, place) => {
+  const tensors = storedTensors(model).map(({ name, shape, ...rest }, place) => {
     const isNorm = shape.length === 1;
     const bound = isNorm ? 0.1 : Math.sqrt(3 / shape[1]!) * 1.5;
     const data = Float32Array.from(

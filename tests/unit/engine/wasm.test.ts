@@ -42,7 +42,7 @@ const createBlock = (capacity: number) => {
     { op: "linear", rows, x: n, w: up, y: f, scale: 1 },
     { op: "linear", rows, x: n, w: a, y: h, scale: 1 },
     { op: "linear", rows, x: h, w: b, residual: f, y: f, scale: 2 },
-    { op: "glu", rows, gate: f, up: f, y: g },
+    { op: "glu", rows, gate: f, up: f, y: g, activation: "silu" },
     { op: "linear", rows, x: g, w: down, residual: x, y, scale: 1 },
   ];
   const stored = [up, down, gain, a, b].map((t) => [t, fill(t)] as const);
@@ -157,7 +157,7 @@ test("silu is exact to 3 units in the last place from −100 to 100: the exponen
   const n = 4001;
   const rows: Rows = { count: "rows", base: 0, capacity: n };
   const [gate, up, y] = [tensor("gate", "io", n, 1), tensor("up", "io", n, 1), tensor("y", "io", n, 1)];
-  const executable = await backend.compile({ name: "silu", steps: [{ op: "glu", rows, gate, up, y }] });
+  const executable = await backend.compile({ name: "silu", steps: [{ op: "glu", rows, gate, up, y, activation: "silu" }] });
   const x = Float32Array.from({ length: n }, (_, i) => (i - 2000) / 20);
   backend.write(gate, x);
   backend.write(up, new Float32Array(n).fill(1));
@@ -283,7 +283,7 @@ describe("refusals", () => {
       "got width 6",
     );
     const y = tensor("y", "io", 2, 4);
-    const glu = await backend.compile({ name: "glu", steps: [{ op: "glu", rows, gate: y, up: y, y }] });
+    const glu = await backend.compile({ name: "glu", steps: [{ op: "glu", rows, gate: y, up: y, y, activation: "silu" }] });
     await rejects(glu.run({}), "bad-request", "vars.rows");
     await backend.dispose();
     await rejects(glu.run({ rows: 1 }), "disposed", "disposed");
@@ -296,7 +296,7 @@ describe("refusals", () => {
     const [table, y] = [tensor("table", "weights", 2, 4), tensor("y", "io", 3, 4)];
     const tokens: Tensor = { name: "tokens", shape: [3], dtype: "i32", home: "io" };
     await backend.allocate(table, Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8));
-    const embed = await backend.compile({ name: "embed", steps: [{ op: "embed", rows, table, tokens, y }] });
+    const embed = await backend.compile({ name: "embed", steps: [{ op: "embed", rows, table, tokens, y, scale: 1 }] });
     backend.write(tokens, Int32Array.of(1, 2, -1));
     await embed.run({ rows: 3 });
     const NaN4 = [Number.NaN, Number.NaN, Number.NaN, Number.NaN];

@@ -8,7 +8,7 @@ import type { Plan } from "../../../packages/engine/src/plan/step.ts";
 import { type Dispatch, PARAMS_BYTES, SHARED_PARAMS } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
 import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
 import { opCases } from "./opCases.ts";
-import { TINY } from "./tinyModel.ts";
+import { TINY, TINY_SWITCHED } from "./tinyModel.ts";
 
 /** Everything that a policy compiles when it samples, scores, learns with one loss and publishes. */
 const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
@@ -36,9 +36,21 @@ test("a policy needs 33 kernels, and another model needs the same ones", () => {
   expect(textsOf(kernelsOf(other, { rank: 7, alpha: 3 }))).toEqual(tiny);
 });
 
+test("windows, head norms, tanh-GELU, scales and rope bases are numbers: they add no kernel", () => {
+  const lora = { rank: 4, alpha: 8 };
+  const plain = textsOf(kernelsOf(TINY, lora));
+  const numbers: ModelSpec = { ...TINY_SWITCHED, postNorms: false, biases: [] };
+  expect(textsOf(kernelsOf(numbers, lora))).toEqual(plain);
+  // A linear with a bias, and a norm that adds to the residual.
+  const added = kernelsOf(TINY_SWITCHED, lora).filter(({ source }) => !plain.has(source));
+  expect(new Set(added.map(({ label }) => label))).toEqual(new Set(["linear 32x32 bias", "rmsNorm residual"]));
+});
+
 test("labels name a kernel: one label, one text", () => {
-  const kernels = kernelsOf(TINY, { rank: 4, alpha: 8 });
-  expect(new Set(kernels.map(({ label }) => label)).size).toBe(textsOf(kernels).size);
+  for (const spec of [TINY, TINY_SWITCHED]) {
+    const kernels = kernelsOf(spec, { rank: 4, alpha: 8 });
+    expect(new Set(kernels.map(({ label }) => label)).size).toBe(textsOf(kernels).size);
+  }
 });
 
 test("every step's constants fit its parameter slot", () => {

@@ -1,10 +1,10 @@
-// Emits the forward steps of a Llama-style decoder with LoRA on its seven linears. One emitter for sampling and training:
-// they differ only in how a row sees earlier rows (a cache, or the packed rows of the same run). What backward needs is
-// returned; in a plan without backward the arena frees it at its last use.
+// Emits the forward steps of a decoder with LoRA on its seven linears, by the switches of its spec. One emitter for sampling and
+// training: they differ only in how a row sees earlier rows (a cache, or the packed rows of the same run). What backward needs
+// is returned; in a plan without backward the arena frees it at its last use.
 
 import type { Rows, Step, Tensor } from "../plan/step.ts";
-import { LINEARS, type LinearName, type LoraSpec, linearShape, type ModelSpec } from "./spec.ts";
-import type { LoraPair, LoraTensors, ModelTensors } from "./tensors.ts";
+import { kindOf, LINEARS, type LinearName, type LoraSpec, linearShape, type ModelSpec } from "./spec.ts";
+import type { LayerTensors, LoraPair, LoraTensors, ModelTensors } from "./tensors.ts";
 
 export interface Lora {
   readonly tensors: LoraTensors;
@@ -22,15 +22,21 @@ export const activation = (name: string, rows: Rows, width: number): Tensor => (
   home: "arena",
 });
 
-/** y = residual + x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Returns h = x·Aᵀ [T, R], which the gradient of B needs. */
-const adaptedLinear = (
-  steps: Step[],
-  rows: Rows,
-  { x, w, pair, scale, y, residual }: { x: Tensor; w: Tensor; pair: LoraPair; scale: number; y: Tensor; residual?: Tensor },
-): Tensor => {
+interface AdaptedLinear {
+  readonly x: Tensor;
+  readonly w: Tensor;
+  readonly bias: Tensor | undefined;
+  readonly pair: LoraPair;
+  readonly scale: number;
+  readonly y: Tensor;
+  readonly residual: Tensor | undefined;
+}
+
+/** y = residual + bias + x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Returns h = x·Aᵀ [T, R], which the gradient of B needs. */
+const adaptedLinear = (steps: Step[], rows: Rows, { x, w, bias, pair, scale, y, residual }: AdaptedLinear): Tensor => {
   const h = activation(`${y.name}.lora`, rows, pair.a.shape[0]!);
   steps.push(
-    { op: "linear", rows, x, w, y, scale: 1, ...(residual && { residual }) },
+    { op: "linear", rows, x, w, y, scale: 1, ...(bias && { bias }), ...(residual && { residual }) },
     { op: "linear", rows, x, w: pair.a, y: h, scale: 1 },
     { op: "linear", rows, x: h, w: pair.b, residual: y, y, scale },
   );
@@ -45,7 +51,7 @@ export interface BlockActivations {
   /** Input of the block and of its second half, [T, D]. */
   readonly x: Tensor;
   readonly x1: Tensor;
-  /** After rope, [T, H·C] and [T, K·C]. */
+  /** As attention saw them, [T, H·C] and [T, K·C]; with qkNorm as the linears gave them (emitHeads makes them again). */
   readonly q: Tensor;
   readonly k: Tensor;
   readonly v: Tensor;
@@ -57,7 +63,58 @@ export interface BlockActivations {
   readonly up: Tensor;
   /** x·Aᵀ of each linear, [T, R]. */
   readonly h: Readonly<Record<LinearName, Tensor>>;
+  /** postNorms: inputs of the norms on the way back to the residual. */
+  readonly attentionOut?: NormInput;
+  readonly feedForwardOut?: NormInput;
 }
+
+export interface NormInput {
+  /** [T, D]. */
+  readonly x: Tensor;
+  /** [T]. */
+  readonly rstd: Tensor;
+}
+
+export interface Heads {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  /** qkNorm: [T, H] and [T, K]. */
+  readonly qRstd?: Tensor;
+  readonly kRstd?: Tensor;
+}
+
+/** Queries and keys from what the linears gave: normed (into tensors of their own, prefixed) where the family does, then turned in place. */
+export const emitHeads = (
+  steps: Step[],
+  spec: ModelSpec,
+  { qNorm, kNorm, rope: table }: LayerTensors,
+  { rows, positions }: { rows: Rows; positions: Tensor },
+  { q, k }: { q: Tensor; k: Tensor },
+  prefix: string,
+): Heads => {
+  const norm = (x: Tensor, gain: Tensor, heads: number): { y: Tensor; rstd: Tensor } => {
+    const [y, rstd] = [activation(`${prefix}.${x.name}`, rows, x.shape[1]!), activation(`${prefix}.${x.name}.rstd`, rows, heads)];
+    steps.push({ op: "rmsNorm", rows, x, gain, y, rstd, eps: spec.normEps });
+    return { y, rstd };
+  };
+  const turn = (x: Tensor, heads: number): void => {
+    steps.push({ op: "rope", rows, x, table, positions, heads, direction: 1 });
+  };
+  const normed = qNorm && kNorm && { q: norm(q, qNorm, spec.heads), k: norm(k, kNorm, spec.kvHeads) };
+  const heads: Heads = normed ? { q: normed.q.y, qRstd: normed.q.rstd, k: normed.k.y, kRstd: normed.k.rstd } : { q, k };
+  turn(heads.q, spec.heads);
+  turn(heads.k, spec.kvHeads);
+  return heads;
+};
+
+/** Heads, scale and window of a layer's attention. */
+export const attentionShape = (
+  spec: ModelSpec,
+  layer: number,
+): { readonly heads: number; readonly kvHeads: number; readonly scale: number; readonly window?: number } => {
+  const { window } = kindOf(spec, layer);
+  return { heads: spec.heads, kvHeads: spec.kvHeads, scale: spec.attentionScale, ...(window !== undefined && { window }) };
+};
 
 /** Emits attention from q, k, v into o; lse is written only where training needs it. */
 export type Attend = (steps: Step[], layer: number, operands: Pick<BlockActivations, "q" | "k" | "v" | "o" | "lse">) => void;
@@ -81,7 +138,7 @@ export const emitDecoder = (
   const scale = loraScale(lora.spec);
   const blocks: BlockActivations[] = [];
   let x = activation("x.0", rows, spec.width);
-  steps.push({ op: "embed", rows, table: weights.embed, tokens, y: x });
+  steps.push({ op: "embed", rows, table: weights.embed, tokens, y: x, scale: spec.embedScale });
 
   for (const [i, layer] of weights.layers.entries()) {
     const tensor = (name: string, width: number): Tensor => activation(`${name}.${i}`, rows, width);
@@ -92,7 +149,24 @@ export const emitDecoder = (
     const h = {} as Record<LinearName, Tensor>;
     const adapted = (name: LinearName, input: Tensor, y: Tensor = outputs[name], residual?: Tensor): void => {
       const pair = lora.tensors.layers[i]![name];
-      h[name] = adaptedLinear(steps, rows, { x: input, w: layer.linear[name], pair, scale, y, ...(residual && { residual }) });
+      h[name] = adaptedLinear(steps, rows, { x: input, w: layer.linear[name], bias: layer.bias[name], pair, scale, y, residual });
+    };
+    /** y = residual + linear(input), the linear's output normed on the way where the family does. */
+    const addToResidual = (
+      name: LinearName,
+      input: Tensor,
+      gain: Tensor | undefined,
+      residual: Tensor,
+      y: Tensor,
+    ): NormInput | undefined => {
+      if (!gain) {
+        adapted(name, input, y, residual);
+        return undefined;
+      }
+      adapted(name, input);
+      const out: NormInput = { x: outputs[name], rstd: tensor(`${name}.rstd`, 0) };
+      steps.push({ op: "rmsNorm", rows, x: out.x, gain, residual, y, rstd: out.rstd, eps: spec.normEps });
+      return out;
     };
 
     const [n, rstd] = [tensor("n", spec.width), tensor("rstd", 0)];
@@ -102,34 +176,31 @@ export const emitDecoder = (
     adapted("q_proj", n);
     adapted("k_proj", n);
     adapted("v_proj", n);
-    steps.push(
-      { op: "rope", rows, x: q, table: weights.rope, positions, heads: spec.heads, direction: 1 },
-      { op: "rope", rows, x: k, table: weights.rope, positions, heads: spec.kvHeads, direction: 1 },
-    );
-    attend(steps, i, { q, k, v, o, lse });
+    const seen = emitHeads(steps, spec, layer, { rows, positions }, { q, k }, "normed");
+    attend(steps, i, { q: seen.q, k: seen.k, v, o, lse });
     const x1 = tensor("x1", spec.width);
-    adapted("o_proj", o, x1, x);
+    const attentionOut = addToResidual("o_proj", o, layer.attentionOutNorm, x, x1);
 
     const [n1, rstd1, a] = [tensor("n1", spec.width), tensor("rstd1", 0), tensor("a", spec.feedForward)];
-    steps.push({ op: "rmsNorm", rows, x: x1, gain: layer.postAttentionNorm, y: n1, rstd: rstd1, eps: spec.normEps });
+    steps.push({ op: "rmsNorm", rows, x: x1, gain: layer.feedForwardNorm, y: n1, rstd: rstd1, eps: spec.normEps });
     adapted("gate_proj", n1);
     adapted("up_proj", n1);
-    steps.push({ op: "glu", rows, gate, up, y: a });
+    steps.push({ op: "glu", rows, gate, up, y: a, activation: spec.activation });
     const next = activation(`x.${i + 1}`, rows, spec.width);
-    adapted("down_proj", a, next, x1);
+    const feedForwardOut = addToResidual("down_proj", a, layer.feedForwardOutNorm, x1, next);
 
-    blocks.push({ x, x1, q, k, v, o, lse, gate, up, h });
+    const outs = { ...(attentionOut && { attentionOut }), ...(feedForwardOut && { feedForwardOut }) };
+    blocks.push({ x, x1, q, k, v, o, lse, gate, up, h, ...outs });
     x = next;
   }
   return { blocks, x };
 };
 
-/** Causal attention over packed rows: row t sees start[t] … t. */
+/** Causal attention over packed rows: row t sees start[t] … t, as far as the layer's window goes. */
 export const attendPacked =
   (spec: ModelSpec, rows: Rows, start: Tensor): Attend =>
-  (steps, _layer, { q, k, v, o, lse }) => {
-    const { heads, kvHeads } = spec;
-    steps.push({ op: "attention", rows, q, k, v, start, o, lse, heads, kvHeads, scale: spec.headWidth ** -0.5 });
+  (steps, layer, { q, k, v, o, lse }) => {
+    steps.push({ op: "attention", rows, q, k, v, start, o, lse, ...attentionShape(spec, layer) });
   };
 
 /** The rows that reach the head: gathered, normed. Returns both, [N, D], with rstd [N]. */

@@ -5,7 +5,7 @@
 import { EngineError } from "../errors.ts";
 import { type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
 import { emitDecoderBackward } from "./backward.ts";
-import { activation, attendPacked, emitDecoder, emitOutputRows, type Lora } from "./forward.ts";
+import { activation, attendPacked, attentionShape, emitDecoder, emitOutputRows, type Lora } from "./forward.ts";
 import type { ModelSpec } from "./spec.ts";
 import type { LoraTensors, ModelTensors } from "./tensors.ts";
 
@@ -103,7 +103,6 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
   const [token, logprob] = [io("token", capacity.outRows, "i32"), io("logprob", capacity.outRows)];
 
   const steps: Step[] = [];
-  const { heads, kvHeads } = spec;
   const { x } = emitDecoder(steps, spec, weights, lora, {
     rows,
     tokens,
@@ -112,7 +111,7 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
       const { k: kCache, v: vCache } = cache.layers[i]!;
       list.push(
         { op: "kvAppend", rows, k, v, slots, positions, kCache, vCache },
-        { op: "attentionCached", rows, q, kCache, vCache, slots, positions, o, heads, kvHeads, scale: spec.headWidth ** -0.5 },
+        { op: "attentionCached", rows, q, kCache, vCache, slots, positions, o, ...attentionShape(spec, i) },
       );
     },
   });
@@ -235,9 +234,7 @@ export const trainPlan = (
   }
   const dx = activation("d.x", rows, spec.width);
   steps.push(
-    // rmsNormBackward adds to the residual gradient; above the last block there is none.
-    { op: "zero", x: dOut },
-    { op: "rmsNormBackward", rows: outRows, x: out.x, gain: weights.norm, rstd: out.rstd, dy: dn, dx: dOut },
+    { op: "rmsNormBackward", rows: outRows, x: out.x, gain: weights.norm, rstd: out.rstd, dy: dn, dx: dOut, accumulate: false },
     { op: "scatterRows", rows, outRows, dy: dOut, index: tensors.outIndex, dx },
   );
   const { positions, start } = tensors;

@@ -1,8 +1,42 @@
-// What a Llama-style decoder is, in numbers. Read from config.json by families.ts.
+// What a decoder of one of the five families is, in numbers and named switches. Read from config.json by families.ts.
+// One model file serves all of them: forward.ts and backward.ts look at the switches and never at the family's name.
+
+import type { Activation } from "../plan/step.ts";
+
+/** config.json's model_type. */
+export const FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"] as const;
+export type Family = (typeof FAMILIES)[number];
+
+/** How the rotary frequencies of a longer context were made from those of a shorter one. */
+export type RopeScaling =
+  | { readonly kind: "linear"; readonly factor: number }
+  | {
+      readonly kind: "llama3";
+      readonly factor: number;
+      readonly lowFrequencyFactor: number;
+      readonly highFrequencyFactor: number;
+      /** Positions of the model before it was stretched. */
+      readonly originalPositions: number;
+    };
+
+export interface RopeSpec {
+  readonly theta: number;
+  readonly scaling?: RopeScaling;
+}
+
+export interface LayerKind {
+  /** A row sees itself and the window − 1 rows before it. Absent: everything before it. */
+  readonly window?: number;
+  /** Which of ModelSpec.ropes turns its queries and keys. */
+  readonly rope: number;
+}
+
+export type LinearName = "q_proj" | "k_proj" | "v_proj" | "o_proj" | "gate_proj" | "up_proj" | "down_proj";
+
+export const LINEARS: readonly LinearName[] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 export interface ModelSpec {
-  /** config.json's model_type. */
-  readonly family: "llama";
+  readonly family: Family;
   /** D. */
   readonly width: number;
   readonly layers: number;
@@ -10,22 +44,40 @@ export interface ModelSpec {
   readonly heads: number;
   /** K, divides H. */
   readonly kvHeads: number;
-  /** C, even. */
+  /** C, even; H·C need not be D. */
   readonly headWidth: number;
   /** F. */
   readonly feedForward: number;
   /** V. */
   readonly vocab: number;
-  readonly normEps: number;
-  readonly ropeTheta: number;
-  readonly tiedHead: boolean;
   /** P: positions that the model was made for. */
   readonly maxPositions: number;
+  readonly normEps: number;
+  /** A norm multiplies by gainOffset + w, w as stored. The sum is made at load. */
+  readonly gainOffset: 0 | 1;
+  /** Queries and keys are normed over C before rope. */
+  readonly qkNorm: boolean;
+  /** Attention and MLP outputs are normed before they are added to the residual. */
+  readonly postNorms: boolean;
+  /** The linears that have a bias. */
+  readonly biases: readonly LinearName[];
+  /** tanhGelu: PyTorch's gelu(approximate="tanh"). */
+  readonly activation: Activation;
+  /** Factor on the embedding (not on the head). */
+  readonly embedScale: number;
+  /** Factor on q·k. */
+  readonly attentionScale: number;
+  readonly ropes: readonly RopeSpec[];
+  /** Layer i is layerKinds[i mod length]: one entry where all layers are alike. */
+  readonly layerKinds: readonly LayerKind[];
+  readonly tiedHead: boolean;
 }
 
-export type LinearName = "q_proj" | "k_proj" | "v_proj" | "o_proj" | "gate_proj" | "up_proj" | "down_proj";
+export const kindOf = ({ layerKinds }: ModelSpec, layer: number): LayerKind => layerKinds[layer % layerKinds.length]!;
 
-export const LINEARS: readonly LinearName[] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/** The module of a block that a linear belongs to, as checkpoints and PEFT name it. */
+export const moduleOf = (name: LinearName): "mlp" | "self_attn" =>
+  name === "gate_proj" || name === "up_proj" || name === "down_proj" ? "mlp" : "self_attn";
 
 /** [O, I] of a linear layer of one block. */
 export const linearShape = (spec: ModelSpec, name: LinearName): readonly [number, number] => {

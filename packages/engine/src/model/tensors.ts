@@ -1,12 +1,23 @@
 // The named tensors of a model and of its adapter. Made once; every plan shares these objects.
 
 import type { Tensor } from "../plan/step.ts";
-import { LINEARS, type LinearName, type LoraSpec, linearShape, type ModelSpec } from "./spec.ts";
+import { kindOf, LINEARS, type LinearName, type LoraSpec, linearShape, type ModelSpec, moduleOf } from "./spec.ts";
 
 export interface LayerTensors {
+  /** Norm of what attention reads, and of what the MLP reads. */
   readonly inputNorm: Tensor;
-  readonly postAttentionNorm: Tensor;
+  readonly feedForwardNorm: Tensor;
+  /** spec.postNorms: norm of what attention and MLP give, before it is added to the residual. */
+  readonly attentionOutNorm?: Tensor;
+  readonly feedForwardOutNorm?: Tensor;
+  /** spec.qkNorm: [C]. */
+  readonly qNorm?: Tensor;
+  readonly kNorm?: Tensor;
   readonly linear: Readonly<Record<LinearName, Tensor>>;
+  /** [O], of spec.biases. */
+  readonly bias: Readonly<Partial<Record<LinearName, Tensor>>>;
+  /** One of ModelTensors.ropes. */
+  readonly rope: Tensor;
 }
 
 export interface ModelTensors {
@@ -15,32 +26,66 @@ export interface ModelTensors {
   readonly norm: Tensor;
   /** The same object as embed when the head is tied. */
   readonly head: Tensor;
-  /** [P, C]: cos in the first half of a row, sin in the second. Computed in f64, stored in f32. */
-  readonly rope: Tensor;
+  /** One table for each of spec.ropes, [P, C] (rope.ts). They are computed, not stored in checkpoints. */
+  readonly ropes: readonly Tensor[];
 }
 
 const weight = (name: string, ...shape: number[]): Tensor => ({ name, shape, dtype: "f32", home: "weights" });
 
-/** Tensor names are those of the Hugging Face checkpoint. */
+/**
+ * Tensor names are those of the Hugging Face checkpoint. `post_attention_layernorm` is two things: with post-norms the norm of
+ * attention's output, without them the norm of the MLP's input.
+ */
 export const modelTensors = (spec: ModelSpec): ModelTensors => {
   const embed = weight("model.embed_tokens.weight", spec.vocab, spec.width);
+  const ropes = spec.ropes.map((_, i) => weight(`rope.${i}`, spec.maxPositions, spec.headWidth));
+  const layerTensors = (i: number): LayerTensors => {
+    const norm = (name: string, width: number): Tensor => weight(`model.layers.${i}.${name}.weight`, width);
+    const linearName = (name: LinearName): string => `model.layers.${i}.${moduleOf(name)}.${name}`;
+    return {
+      inputNorm: norm("input_layernorm", spec.width),
+      feedForwardNorm: norm(spec.postNorms ? "pre_feedforward_layernorm" : "post_attention_layernorm", spec.width),
+      ...(spec.postNorms && {
+        attentionOutNorm: norm("post_attention_layernorm", spec.width),
+        feedForwardOutNorm: norm("post_feedforward_layernorm", spec.width),
+      }),
+      ...(spec.qkNorm && { qNorm: norm("self_attn.q_norm", spec.headWidth), kNorm: norm("self_attn.k_norm", spec.headWidth) }),
+      linear: Object.fromEntries(LINEARS.map((name) => [name, weight(`${linearName(name)}.weight`, ...linearShape(spec, name))])) as Record<
+        LinearName,
+        Tensor
+      >,
+      bias: Object.fromEntries(spec.biases.map((name) => [name, weight(`${linearName(name)}.bias`, linearShape(spec, name)[0])])),
+      rope: ropes[kindOf(spec, i).rope]!,
+    };
+  };
   return {
     embed,
-    layers: Array.from({ length: spec.layers }, (_, i) => ({
-      inputNorm: weight(`model.layers.${i}.input_layernorm.weight`, spec.width),
-      postAttentionNorm: weight(`model.layers.${i}.post_attention_layernorm.weight`, spec.width),
-      linear: Object.fromEntries(
-        LINEARS.map((name) => {
-          const block = name === "gate_proj" || name === "up_proj" || name === "down_proj" ? "mlp" : "self_attn";
-          return [name, weight(`model.layers.${i}.${block}.${name}.weight`, ...linearShape(spec, name))];
-        }),
-      ) as Record<LinearName, Tensor>,
-    })),
+    layers: Array.from({ length: spec.layers }, (_, i) => layerTensors(i)),
     norm: weight("model.norm.weight", spec.width),
     head: spec.tiedHead ? embed : weight("lm_head.weight", spec.vocab, spec.width),
-    rope: weight("rope", spec.maxPositions, spec.headWidth),
+    ropes,
   };
 };
+
+/** The norms' gains, which a checkpoint may store as differences from 1 (spec.gainOffset). */
+export const gainsOf = ({ layers, norm }: ModelTensors): Tensor[] => [
+  ...layers.flatMap((layer) =>
+    [layer.inputNorm, layer.feedForwardNorm, layer.attentionOutNorm, layer.feedForwardOutNorm, layer.qNorm, layer.kNorm].filter(
+      (tensor) => tensor !== undefined,
+    ),
+  ),
+  norm,
+];
+
+/** Everything that a checkpoint stores, each once. */
+export const storedTensors = (model: ModelTensors): Tensor[] => [
+  ...new Set([
+    model.embed,
+    ...model.layers.flatMap((layer) => [...Object.values(layer.linear), ...Object.values(layer.bias)]),
+    ...gainsOf(model),
+    model.head,
+  ]),
+];
 
 /** A [R, I] and B [O, R] of one linear layer: views of the flat buffer. */
 export interface LoraPair {

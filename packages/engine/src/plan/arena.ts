@@ -22,9 +22,9 @@ export interface LiveRange {
 
 const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
-/** A linearBackward that does not accumulate overwrites dx; everything else reads what OPERANDS says. */
+/** A linearBackward or rmsNormBackward that does not accumulate overwrites dx; everything else reads what OPERANDS says. */
 const isRead = (step: Step, tensor: Tensor): boolean =>
-  !(step.op === "linearBackward" && !step.accumulate && tensor === step.dx) && operandsOf(step).reads.includes(tensor);
+  !("accumulate" in step && !step.accumulate && tensor === step.dx) && operandsOf(step).reads.includes(tensor);
 
 /** Live ranges of the arena tensors of a plan (views merged into their parents), in order of birth. Throws when one is read before it was written. */
 export const liveRanges = (plan: Plan): LiveRange[] => {

@@ -56,13 +56,18 @@ export interface Rows {
 
 export type LossName = "crossEntropy" | "importanceSampling" | "ppoClip";
 
+export type Activation = "silu" | "tanhGelu";
+
 export type Step =
-  /** y[t] = table[tokens[t]].   table [V,D] · tokens [T] i32 · y [T,D] */
-  | { op: "embed"; rows: Rows; table: Tensor; tokens: Tensor; y: Tensor }
-  /** rstd = (mean x² + eps)^−½; y = x·rstd·gain.   x, y [T,D] · gain [D] · rstd [T] */
-  | { op: "rmsNorm"; rows: Rows; x: Tensor; gain: Tensor; y: Tensor; rstd: Tensor; eps: number }
-  /** x̂ = x·rstd; dx += rstd·(gain∘dy − x̂·mean(gain∘dy∘x̂)).   dx inout [T,D] */
-  | { op: "rmsNormBackward"; rows: Rows; x: Tensor; gain: Tensor; rstd: Tensor; dy: Tensor; dx: Tensor }
+  /** y[t] = scale·table[tokens[t]].   table [V,D] · tokens [T] i32 · y [T,D] */
+  | { op: "embed"; rows: Rows; table: Tensor; tokens: Tensor; y: Tensor; scale: number }
+  /**
+   * rstd = (mean x² + eps)^−½; y = residual + x·rstd·gain, residual absent: 0.   gain [D] · x, y, residual [T,G·D] · rstd [T,G] (or [T] where G = 1).
+   * Each of the G groups of a row is normed by itself: G = 1 for the model's width, G = heads for queries and keys.
+   */
+  | { op: "rmsNorm"; rows: Rows; x: Tensor; gain: Tensor; residual?: Tensor; y: Tensor; rstd: Tensor; eps: number }
+  /** x̂ = x·rstd; dx = (accumulate ? dx : 0) + rstd·(gain∘dy − x̂·mean(gain∘dy∘x̂)), group by group.   dy, dx [T,G·D] */
+  | { op: "rmsNormBackward"; rows: Rows; x: Tensor; gain: Tensor; rstd: Tensor; dy: Tensor; dx: Tensor; accumulate: boolean }
   /** y = residual + scale·x·wᵀ (+ bias), residual absent: 0.   x [T,I] · w [O,I] · bias [O] · y, residual [T,O]; residual may be y itself (accumulate). */
   | { op: "linear"; rows: Rows; x: Tensor; w: Tensor; bias?: Tensor; residual?: Tensor; y: Tensor; scale: number }
   /** dx = (accumulate ? dx : 0) + scale·dy·w.   dy [T,O] · w [O,I] · dx [T,I] */
@@ -76,6 +81,7 @@ export type Step =
   | { op: "rope"; rows: Rows; x: Tensor; table: Tensor; positions: Tensor; heads: number; direction: 1 | -1 }
   /**
    * Causal grouped-query attention over packed sequences: row t sees rows start[t] … t. Query head h uses KV head ⌊h·K/H⌋.
+   * With a window of w it sees only the last w of them, rows max(start[t], t − w + 1) … t; so in all attention ops. 1 ≤ w.
    * q, o [T,H·C] · k, v [T,K·C] · start [T] i32 (row index, ≤ t) · lse [T,H]: log Σ exp(scale·q·k).
    */
   | {
@@ -90,6 +96,7 @@ export type Step =
       heads: number;
       kvHeads: number;
       scale: number;
+      window?: number;
     }
   /** delta[t,h] = Σ_c dO[t,h,c]·o[t,h,c].   delta [T,H] */
   | { op: "attentionDelta"; rows: Rows; o: Tensor; dO: Tensor; delta: Tensor; heads: number }
@@ -108,8 +115,9 @@ export type Step =
       heads: number;
       kvHeads: number;
       scale: number;
+      window?: number;
     }
-  /** dk = scale·Σ_q dS·q; dv = Σ_q P·dO, over the query rows t … end[t] − 1 of the row's sequence and the query heads of the KV head.   end [T] i32 (exclusive) · dk, dv [T,K·C] */
+  /** dk = scale·Σ_q dS·q; dv = Σ_q P·dO, over the query rows t … min(end[t], t + window) − 1 of the row's sequence and the query heads of the KV head.   end [T] i32 (exclusive) · dk, dv [T,K·C] */
   | {
       op: "attentionBackwardKv";
       rows: Rows;
@@ -125,10 +133,11 @@ export type Step =
       heads: number;
       kvHeads: number;
       scale: number;
+      window?: number;
     }
   /** kCache[slots[t], positions[t]] = k[t]; the same for v.   k, v [T,K·C] · slots, positions [T] i32 · kCache, vCache [S,P,K·C] (kv) */
   | { op: "kvAppend"; rows: Rows; k: Tensor; v: Tensor; slots: Tensor; positions: Tensor; kCache: Tensor; vCache: Tensor }
-  /** Row t attends to positions 0 … positions[t] of slot slots[t] (kvAppend of this run has already happened).   q, o [T,H·C] */
+  /** Row t attends to positions 0 … positions[t] of slot slots[t], or to the last `window` of them (kvAppend of this run has already happened).   q, o [T,H·C] */
   | {
       op: "attentionCached";
       rows: Rows;
@@ -141,11 +150,15 @@ export type Step =
       heads: number;
       kvHeads: number;
       scale: number;
+      window?: number;
     }
-  /** y = silu(gate)∘up, silu(x) = x·σ(x).   [T,F]. */
-  | { op: "glu"; rows: Rows; gate: Tensor; up: Tensor; y: Tensor }
-  /** In place: gate becomes dy·up·σ(g)(1 + g(1 − σ(g))), up becomes dy·silu(g).   gate, up inout; dy [T,F] */
-  | { op: "gluBackward"; rows: Rows; gate: Tensor; up: Tensor; dy: Tensor }
+  /**
+   * y = act(gate)∘up, act(g) = g·σ(u).   [T,F].   silu: u = g · tanhGelu: u = √(8/π)·(g + 0.044715·g³), since
+   * ½(1 + tanh(u/2)) = σ(u): GELU in its tanh form exactly.
+   */
+  | { op: "glu"; rows: Rows; gate: Tensor; up: Tensor; y: Tensor; activation: Activation }
+  /** In place, s = σ(u): gate becomes dy·up·s·(1 + g·u'·(1 − s)), up becomes dy·act(g).   gate, up inout; dy [T,F] */
+  | { op: "gluBackward"; rows: Rows; gate: Tensor; up: Tensor; dy: Tensor; activation: Activation }
   /** y[n] = x[index[n]].   rows counts N · x [T,D] · index [N] i32 · y [N,D] */
   | { op: "gatherRows"; rows: Rows; x: Tensor; index: Tensor; y: Tensor }
   /** dx = 0 for `rows` rows, then dx[index[n]] = dy[n] for `outRows` n. Indices are distinct.   dy [N,D] · dx [T,D] */
@@ -201,10 +214,10 @@ export type Operands = {
 /** Which operands a step reads and writes; inout operands stand in both. Read by the arena planner and by the backends' bindings. */
 export const OPERANDS: Operands = {
   embed: { reads: ["table", "tokens"], writes: ["y"] },
-  rmsNorm: { reads: ["x", "gain"], writes: ["y", "rstd"] },
+  rmsNorm: { reads: ["x", "gain", "residual"], writes: ["y", "rstd"] },
+  /* dx of this and of linearBackward is read only when it accumulates; arena.ts knows. */
   rmsNormBackward: { reads: ["x", "gain", "rstd", "dy", "dx"], writes: ["dx"] },
   linear: { reads: ["x", "w", "bias", "residual"], writes: ["y"] },
-  /* dx is read only when it accumulates; the planner treats both alike. */
   linearBackward: { reads: ["dy", "w", "dx"], writes: ["dx"] },
   weightGrad: { reads: ["dy", "x", "dw"], writes: ["dw"] },
   rope: { reads: ["x", "table", "positions"], writes: ["x"] },

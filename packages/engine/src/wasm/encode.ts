@@ -2,7 +2,7 @@
 // of each op stand above its function in assembly/*.ts, in the order written here.
 
 import { EngineError } from "../errors.ts";
-import type { LossName, OpName, Plan, Rows, Step, Tensor } from "../plan/step.ts";
+import type { Activation, LossName, OpName, Plan, Rows, Step, Tensor } from "../plan/step.ts";
 import { sizeOf } from "../plan/step.ts";
 
 /** The cases of runStep in assembly/index.ts. */
@@ -36,6 +36,12 @@ const OPCODES: { readonly [O in OpName]: number } = {
 
 const LOSSES: { readonly [L in LossName]: number } = { crossEntropy: 0, importanceSampling: 1, ppoClip: 2 };
 
+const ACTIVATIONS: { readonly [A in Activation]: number } = { silu: 0, tanhGelu: 1 };
+
+/** Larger than any row number: no window. */
+const NO_WINDOW = 0x7fff_ffff;
+const windowWord = ({ window = NO_WINDOW }: { readonly window?: number }): number => Math.min(window, NO_WINDOW);
+
 export interface Addresses {
   /** Byte address of a tensor or view. */
   readonly of: (tensor: Tensor) => number;
@@ -54,6 +60,9 @@ const rowsWords = ({ count, base, capacity }: Rows): number[] => [count === "row
 
 const axis = (tensor: Tensor, index: number): number => tensor.shape[index]!;
 
+/** Groups of a row that are normed by themselves. */
+const groupsOf = ({ x, gain }: { readonly x: Tensor; readonly gain: Tensor }): number => axis(x, 1) / sizeOf(gain);
+
 /** C, from the width of the query heads' rows. */
 const headWidth = (plan: Plan, step: Step, rowWidth: number, heads: number, kvHeads: number): number => {
   const width = rowWidth / heads;
@@ -68,9 +77,9 @@ const headWidth = (plan: Plan, step: Step, rowWidth: number, heads: number, kvHe
 
 /** Bytes of the list of scores of one row: the most keys that a row of this step can see, padded to four. */
 const scoreListBytes = (step: Step): number => {
-  if (step.op === "attentionCached") return Math.ceil(axis(step.kCache, 1) / 4) * 16;
+  if (step.op === "attentionCached") return Math.ceil(Math.min(axis(step.kCache, 1), windowWord(step)) / 4) * 16;
   if (step.op === "attention" || step.op === "attentionBackwardQ" || step.op === "attentionBackwardKv") {
-    return Math.ceil(step.rows.capacity / 4) * 16;
+    return Math.ceil(Math.min(step.rows.capacity, windowWord(step)) / 4) * 16;
   }
   return 0;
 };
@@ -84,15 +93,21 @@ export const scratchBytes = (plan: Plan, gemmScratch: number): number => {
 const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number[] => {
   switch (step.op) {
     case "embed":
-      return [of(step.table), of(step.tokens), of(step.y), axis(step.table, 1), axis(step.table, 0)];
+      return [of(step.table), of(step.tokens), of(step.y), axis(step.table, 1), axis(step.table, 0), f32(step.scale)];
     case "gatherRows":
       return [of(step.x), of(step.index), of(step.y), axis(step.x, 1), axis(step.x, 0)];
     case "scatterRows":
       return [of(step.dy), of(step.index), of(step.dx), axis(step.dx, 1), ...rowsWords(step.outRows)];
     case "rmsNorm":
-      return [of(step.x), of(step.gain), of(step.y), of(step.rstd), sizeOf(step.gain), f32(step.eps)];
+      return [
+        ...[step.x, step.gain, step.y, step.rstd].map(of),
+        sizeOf(step.gain),
+        f32(step.eps),
+        groupsOf(step),
+        step.residual ? of(step.residual) : 0,
+      ];
     case "rmsNormBackward":
-      return [of(step.x), of(step.gain), of(step.rstd), of(step.dy), of(step.dx), sizeOf(step.gain)];
+      return [...[step.x, step.gain, step.rstd, step.dy, step.dx].map(of), sizeOf(step.gain), groupsOf(step), step.accumulate ? 1 : 0];
     case "linear": {
       const panels = packed(step.w);
       return [
@@ -120,6 +135,7 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
         step.kvHeads,
         headWidth(plan, step, axis(step.q, 1), step.heads, step.kvHeads),
         f32(step.scale),
+        windowWord(step),
       ];
     case "attentionDelta":
       return [of(step.o), of(step.dO), of(step.delta), step.heads, axis(step.o, 1) / step.heads];
@@ -131,6 +147,7 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
         headWidth(plan, step, axis(step.q, 1), step.heads, step.kvHeads),
         f32(step.scale),
         scoreListBytes(step),
+        windowWord(step),
       ];
     case "attentionBackwardKv":
       return [
@@ -140,6 +157,7 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
         headWidth(plan, step, axis(step.q, 1), step.heads, step.kvHeads),
         f32(step.scale),
         scoreListBytes(step),
+        windowWord(step),
       ];
     case "kvAppend":
       return [
@@ -157,11 +175,12 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
         f32(step.scale),
         axis(step.kCache, 0),
         axis(step.kCache, 1),
+        windowWord(step),
       ];
     case "glu":
-      return [of(step.gate), of(step.up), of(step.y), axis(step.y, 1)];
+      return [of(step.gate), of(step.up), of(step.y), axis(step.y, 1), ACTIVATIONS[step.activation]];
     case "gluBackward":
-      return [of(step.gate), of(step.up), of(step.dy), axis(step.dy, 1)];
+      return [of(step.gate), of(step.up), of(step.dy), axis(step.dy, 1), ACTIVATIONS[step.activation]];
     case "logprob":
       return [...[step.z, step.target, step.inverseTemperature, step.logprob, step.entropy, step.lse].map(of), axis(step.z, 1)];
     case "tokenLoss":

@@ -1,19 +1,20 @@
-// A model folder's bytes → tensors on a backend. Fetching, caching and sharded checkpoints are the caller's.
+// A model folder's bytes → tensors on a backend. Fetching and caching are the caller's.
 
 import { EngineError } from "../errors.ts";
 import { parseConfig } from "../model/families.ts";
+import { ropeTable } from "../model/rope.ts";
 import type { ModelSpec } from "../model/spec.ts";
-import { type ModelTensors, modelTensors } from "../model/tensors.ts";
+import { gainsOf, type ModelTensors, modelTensors, storedTensors } from "../model/tensors.ts";
 import type { Backend } from "../plan/backend.ts";
-import type { Tensor } from "../plan/step.ts";
+import { readCheckpoint, type WeightFiles } from "./checkpoint.ts";
 import { parseJson } from "./json.ts";
-import { readSafetensors, toFloat32 } from "./safetensors.ts";
+import { toFloat32 } from "./safetensors.ts";
 
 export interface ModelFiles {
   /** config.json */
   readonly config: Uint8Array;
-  /** model.safetensors */
-  readonly weights: Uint8Array;
+  /** model.safetensors, or the shards and their index by file name. */
+  readonly weights: WeightFiles;
 }
 
 export interface Model {
@@ -22,24 +23,6 @@ export interface Model {
 }
 
 const CONFIG = "config.json";
-const WEIGHTS = "model.safetensors";
-
-/**
- * cos and sin of position × theta^(−2i/C), [P, C]: cos in columns 0 … C/2 − 1, sin in the rest. Computed in f64: at
- * position 10⁵ an f32 angle is off by up to 0.004 rad.
- */
-export const ropeTable = (positions: number, headWidth: number, theta: number): Float32Array<ArrayBuffer> => {
-  const half = headWidth / 2;
-  const table = new Float32Array(positions * headWidth);
-  for (let p = 0; p < positions; p++) {
-    for (let i = 0; i < half; i++) {
-      const angle = p * theta ** ((-2 * i) / headWidth);
-      table[p * headWidth + i] = Math.cos(angle);
-      table[p * headWidth + half + i] = Math.sin(angle);
-    }
-  }
-  return table;
-};
 
 /** Tensors that other tools leave in checkpoints and that repeat what config.json says. */
 const isRedundant = (name: string, spec: ModelSpec): boolean =>
@@ -57,39 +40,41 @@ export const loadModel = async (files: ModelFiles, backend: Backend, options: { 
   const full = parseConfig(parseJson(files.config, CONFIG), CONFIG);
   const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, options.maxContext ?? full.maxPositions) };
   const weights = modelTensors(spec);
-  const stored = readSafetensors(files.weights, WEIGHTS).tensors;
+  const { file, tensors: stored } = readCheckpoint(files.weights);
 
-  const wanted: Tensor[] = [
-    ...new Set([
-      weights.embed,
-      ...weights.layers.flatMap((layer) => [layer.inputNorm, layer.postAttentionNorm, ...Object.values(layer.linear)]),
-      weights.norm,
-      weights.head,
-    ]),
-  ];
+  const wanted = storedTensors(weights);
   const names = new Set(wanted.map((tensor) => tensor.name));
   const missing = [...names].filter((name) => !stored.has(name));
   if (missing.length > 0)
     throw new EngineError(
       "bad-file",
-      `${WEIGHTS}: it has every tensor of the config, got none named ${list(missing)}; take weights and config.json from one model`,
+      `${file}: it has every tensor of the config, got none named ${list(missing)}; take weights and config.json from one model`,
     );
   const unknown = [...stored.keys()].filter((name) => !names.has(name) && !isRedundant(name, spec));
   if (unknown.length > 0)
     throw new EngineError(
       "bad-file",
-      `${WEIGHTS}: it has only tensors of the config, got ${list(unknown)}; take weights and config.json from one model`,
+      `${file}: it has only tensors of the config, got ${list(unknown)}; take weights and config.json from one model`,
     );
   for (const { name, shape } of wanted) {
-    const got = stored.get(name)!.shape;
+    const { tensor, file: shard } = stored.get(name)!;
+    const got = tensor.shape;
     if (got.length !== shape.length || got.some((size, i) => size !== shape[i]))
       throw new EngineError(
         "bad-file",
-        `${WEIGHTS}: ${name} is [${shape}] by ${CONFIG}, got [${got}]; take weights and config.json from one model`,
+        `${shard}: ${name} is [${shape}] by ${CONFIG}, got [${got}]; take weights and config.json from one model`,
       );
   }
 
-  for (const tensor of wanted) await backend.allocate(tensor, toFloat32(stored.get(tensor.name)!, WEIGHTS));
-  await backend.allocate(weights.rope, ropeTable(spec.maxPositions, spec.headWidth, spec.ropeTheta));
+  const gains = new Set(gainsOf(weights));
+  for (const tensor of wanted) {
+    const found = stored.get(tensor.name)!;
+    const values = toFloat32(found.tensor, found.file);
+    // Rounded to f32 as the reference's own 1 + w is: norms need no switch at run time.
+    if (spec.gainOffset !== 0 && gains.has(tensor)) for (let i = 0; i < values.length; i++) values[i]! += spec.gainOffset;
+    await backend.allocate(tensor, values);
+  }
+  for (const [i, table] of weights.ropes.entries())
+    await backend.allocate(table, ropeTable(spec.maxPositions, spec.headWidth, spec.ropes[i]!));
   return { spec, weights };
 };

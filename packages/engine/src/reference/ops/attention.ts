@@ -33,6 +33,9 @@ const attend = (
   return lse;
 };
 
+/** First key that key `last` of a sequence that begins at `first` sees through a window. */
+const firstSeen = (first: number, last: number, window = Number.POSITIVE_INFINITY): number => Math.max(first, last - window + 1);
+
 type AttentionOp = "rope" | "attention" | "attentionDelta" | "attentionBackwardQ" | "attentionBackwardKv" | "kvAppend" | "attentionCached";
 
 export const attentionOperations: Operations<AttentionOp> = {
@@ -65,8 +68,9 @@ export const attentionOperations: Operations<AttentionOp> = {
     for (let t = 0; t < n; t++) {
       for (let h = 0; h < heads; h++) {
         const kvHead = Math.floor((h * kvHeads) / heads);
-        const keyAt = (s: number): number => ((start[t]! + s) * kvHeads + kvHead) * headWidth;
-        lse[t * heads + h] = attend(operands, (t * heads + h) * headWidth, keyAt, t - start[t]! + 1, headWidth, scale);
+        const first = firstSeen(start[t]!, t, step.window);
+        const keyAt = (s: number): number => ((first + s) * kvHeads + kvHead) * headWidth;
+        lse[t * heads + h] = attend(operands, (t * heads + h) * headWidth, keyAt, t - first + 1, headWidth, scale);
       }
     }
   },
@@ -89,7 +93,7 @@ export const attentionOperations: Operations<AttentionOp> = {
         const row = t * heads + h;
         const query = row * headWidth;
         const sums = new Float64Array(headWidth);
-        for (let s = start[t]!; s <= t; s++) {
+        for (let s = firstSeen(start[t]!, t, step.window); s <= t; s++) {
           const key = (s * kvHeads + Math.floor((h * kvHeads) / heads)) * headWidth;
           const p = Math.exp(scale * dot(q, query, k, key, headWidth) - lse[row]!);
           const dS = p * (dot(dO, query, v, key, headWidth) - delta[row]!);
@@ -112,7 +116,8 @@ export const attentionOperations: Operations<AttentionOp> = {
       for (let kvHead = 0; kvHead < kvHeads; kvHead++) {
         const key = (s * kvHeads + kvHead) * headWidth;
         const [keySums, valueSums] = [new Float64Array(headWidth), new Float64Array(headWidth)];
-        for (let t = s; t < end[s]!; t++) {
+        const last = Math.min(end[s]!, s + (step.window ?? Number.POSITIVE_INFINITY));
+        for (let t = s; t < last; t++) {
           for (let h = kvHead * group; h < (kvHead + 1) * group; h++) {
             const row = t * heads + h;
             const query = row * headWidth;
@@ -157,8 +162,9 @@ export const attentionOperations: Operations<AttentionOp> = {
     for (let t = 0; t < n; t++) {
       for (let h = 0; h < heads; h++) {
         const kvHead = Math.floor((h * kvHeads) / heads);
-        const keyAt = (s: number): number => ((slots[t]! * capacity + s) * kvHeads + kvHead) * headWidth;
-        attend(operands, (t * heads + h) * headWidth, keyAt, positions[t]! + 1, headWidth, scale);
+        const first = firstSeen(0, positions[t]!, step.window);
+        const keyAt = (s: number): number => ((slots[t]! * capacity + first + s) * kvHeads + kvHead) * headWidth;
+        attend(operands, (t * heads + h) * headWidth, keyAt, positions[t]! - first + 1, headWidth, scale);
       }
     }
   },

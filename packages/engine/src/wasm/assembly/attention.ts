@@ -38,33 +38,33 @@ function attend(
   return <f32>(<f64>peak + Math.log(<f64>sum));
 }
 
-/** First row that row t sees; a start outside 0 … t is brought back into it. */
+/** First row that row t sees: its sequence's first or the window's; a start outside 0 … t is brought back into it. window ≥ 1; none is 2³¹ − 1. */
 // @ts-ignore: decorator
 @inline
-function firstRow(start: usize, t: i32): i32 {
-  return min(max(load<i32>(start + ((<usize>t) << 2)), 0), t);
+function firstRow(start: usize, t: i32, window: i32): i32 {
+  return max(min(max(load<i32>(start + ((<usize>t) << 2)), 0), t), t - window + 1);
 }
 
-/** q, k, v, start, o, lse, heads, kvHeads, C, scale. */
+/** q, k, v, start, o, lse, heads, kvHeads, C, scale, window. */
 export function attention(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
   const q = address(s, 0), k = address(s, 1), v = address(s, 2), start = address(s, 3), o = address(s, 4), lse = address(s, 5);
-  const heads = word(s, 6), kvHeads = word(s, 7), width = word(s, 8);
+  const heads = word(s, 6), kvHeads = word(s, 7), width = word(s, 8), window = word(s, 10);
   const scale = number(s, 9);
   const bytes = (<usize>width) << 2;
   const stride = (<usize>kvHeads) * bytes;
   for (let item = thread; item < n * heads; item += threads) {
     const t = item / heads, h = item % heads;
-    const first = firstRow(start, t);
+    const first = firstRow(start, t, window);
     const from = (<usize>first) * stride + (<usize>(h * kvHeads / heads)) * bytes;
     const at = (<usize>item) * bytes;
     store<f32>(lse + ((<usize>item) << 2), attend(q + at, k + from, v + from, stride, t - first + 1, width, scale, scratch, o + at));
   }
 }
 
-/** q, kCache, vCache, slots, positions, o, heads, kvHeads, C, scale, S, P. */
+/** q, kCache, vCache, slots, positions, o, heads, kvHeads, C, scale, S, P, window. */
 export function attentionCached(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
   const q = address(s, 0), kCache = address(s, 1), vCache = address(s, 2), slots = address(s, 3), positions = address(s, 4), o = address(s, 5);
-  const heads = word(s, 6), kvHeads = word(s, 7), width = word(s, 8), slotCount = word(s, 10), perSlot = word(s, 11);
+  const heads = word(s, 6), kvHeads = word(s, 7), width = word(s, 8), slotCount = word(s, 10), perSlot = word(s, 11), window = word(s, 12);
   const scale = number(s, 9);
   const bytes = (<usize>width) << 2;
   const stride = (<usize>kvHeads) * bytes;
@@ -76,8 +76,9 @@ export function attentionCached(s: usize, n: i32, thread: i32, threads: i32, scr
       fillNaN(o + at, width);
       continue;
     }
-    const from = (<usize>slot) * (<usize>perSlot) * stride + (<usize>(h * kvHeads / heads)) * bytes;
-    attend(q + at, kCache + from, vCache + from, stride, <i32>position + 1, width, scale, scratch, o + at);
+    const first = max(<i32>position - window + 1, 0);
+    const from = ((<usize>slot) * (<usize>perSlot) + <usize>first) * stride + (<usize>(h * kvHeads / heads)) * bytes;
+    attend(q + at, kCache + from, vCache + from, stride, <i32>position - first + 1, width, scale, scratch, o + at);
   }
 }
 
@@ -92,18 +93,18 @@ export function attentionDelta(s: usize, n: i32, thread: i32, threads: i32): voi
   }
 }
 
-/** q, k, v, dO, lse, delta, start, dq, heads, kvHeads, C, scale, bytes of one scratch list. */
+/** q, k, v, dO, lse, delta, start, dq, heads, kvHeads, C, scale, bytes of one scratch list, window. */
 export function attentionBackwardQ(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
   const q = address(s, 0), k = address(s, 1), v = address(s, 2), dO = address(s, 3);
   const lse = address(s, 4), delta = address(s, 5), start = address(s, 6), dq = address(s, 7);
-  const heads = word(s, 8), kvHeads = word(s, 9), width = word(s, 10);
+  const heads = word(s, 8), kvHeads = word(s, 9), width = word(s, 10), window = word(s, 13);
   const scale = number(s, 11);
   const slopes = scratch + <usize>word(s, 12);
   const bytes = (<usize>width) << 2;
   const stride = (<usize>kvHeads) * bytes;
   for (let item = thread; item < n * heads; item += threads) {
     const t = item / heads, h = item % heads;
-    const first = firstRow(start, t);
+    const first = firstRow(start, t, window);
     const count = t - first + 1;
     const from = (<usize>first) * stride + (<usize>(h * kvHeads / heads)) * bytes;
     const at = (<usize>item) * bytes;
@@ -121,11 +122,11 @@ export function attentionBackwardQ(s: usize, n: i32, thread: i32, threads: i32, 
   }
 }
 
-/** q, k, v, dO, lse, delta, end, dk, dv, heads, kvHeads, C, scale, bytes of one scratch list. */
+/** q, k, v, dO, lse, delta, end, dk, dv, heads, kvHeads, C, scale, bytes of one scratch list, window. */
 export function attentionBackwardKv(s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
   const q = address(s, 0), k = address(s, 1), v = address(s, 2), dO = address(s, 3);
   const lse = address(s, 4), delta = address(s, 5), ends = address(s, 6), dk = address(s, 7), dv = address(s, 8);
-  const heads = word(s, 9), kvHeads = word(s, 10), width = word(s, 11);
+  const heads = word(s, 9), kvHeads = word(s, 10), width = word(s, 11), window = word(s, 14);
   const scale = number(s, 12);
   const slopes = scratch + <usize>word(s, 13);
   const bytes = (<usize>width) << 2;
@@ -133,7 +134,7 @@ export function attentionBackwardKv(s: usize, n: i32, thread: i32, threads: i32,
   const group = heads / kvHeads;
   for (let item = thread; item < n * kvHeads; item += threads) {
     const t = item / kvHeads, g = item % kvHeads;
-    const count = min(load<i32>(ends + ((<usize>t) << 2)), n) - t;
+    const count = min(min(load<i32>(ends + ((<usize>t) << 2)), n) - t, window);
     const at = (<usize>item) * bytes;
     if (count <= 0) {
       memory.fill(dk + at, 0, bytes);

@@ -8,7 +8,7 @@ import { attention, attentionBackwardKv, attentionBackwardQ, attentionCached, at
 import { ADAM, control, CONTROL_BYTES, PROGRAM, ROWS, THREADS } from "./control";
 import { BY_COLUMN, BY_DEPTH, gemm, GEMM_SCRATCH, packWeights, PACKED } from "./gemm";
 import { logprob, logprobBackward, sample, tokenLoss } from "./head";
-import { gatherRows, glu, gluBackward, kvAppend, rmsNorm, rmsNormBackward, rope, scatterRows } from "./rows";
+import { embed, gatherRows, glu, gluBackward, kvAppend, rmsNorm, rmsNormBackward, rope, scatterRows } from "./rows";
 import { adamW, copy, sumSquares, zero } from "./state";
 import { address, number, word } from "./table";
 import { awaitGeneration, barrier, startGeneration } from "./threads";
@@ -70,7 +70,7 @@ function weightGrad(s: usize, n: i32, threads: i32, scratch: usize): void {
 /** The numbers are encode.ts's OPCODES. */
 function runStep(opcode: i32, s: usize, n: i32, thread: i32, threads: i32, scratch: usize): void {
   switch (opcode) {
-    case 0: gatherRows(s, n, thread, threads); break; // embed
+    case 0: embed(s, n, thread, threads); break;
     case 1: rmsNorm(s, n, thread, threads); break;
     case 2: rmsNormBackward(s, n, thread, threads); break;
     case 3: linear(s, n, threads, scratch); break;

@@ -4,7 +4,7 @@
 import { address, number, share, word } from "./table";
 import { dot, fillNaN, sigmoid4, sumLanes } from "./vector";
 
-/** from [rows of a table], index, y, width, table rows: y[n] = from[index[n]]. embed and gatherRows are both this. */
+/** from [rows of a table], index, y, width, table rows: y[n] = from[index[n]]. */
 export function gatherRows(s: usize, n: i32, thread: i32, threads: i32): void {
   const from = address(s, 0), index = address(s, 1), y = address(s, 2);
   const width = word(s, 3), tableRows = word(s, 4);
@@ -16,6 +16,19 @@ export function gatherRows(s: usize, n: i32, thread: i32, threads: i32): void {
     if (i < <u32>tableRows) memory.copy(to, from + (<usize>i) * bytes, bytes);
     else fillNaN(to, width);
   }
+}
+
+/** table, tokens, y, width, table rows, scale: gatherRows, then the thread's rows are scaled. */
+export function embed(s: usize, n: i32, thread: i32, threads: i32): void {
+  gatherRows(s, n, thread, threads);
+  const scale = number(s, 5);
+  if (scale == 1) return;
+  const bytes = (<usize>word(s, 3)) << 2;
+  const end = address(s, 2) + (<usize>share(n, thread + 1, threads)) * bytes;
+  const s4 = f32x4.splat(scale);
+  let y = address(s, 2) + (<usize>share(n, thread, threads)) * bytes;
+  for (; y + 16 <= end; y += 16) v128.store(y, f32x4.mul(s4, v128.load(y)));
+  for (; y < end; y += 4) store<f32>(y, scale * load<f32>(y));
 }
 
 /** dy, index, dx, width, then the count of dy's rows. A thread zeroes its share of dx and copies the rows that fall into it. */
@@ -30,33 +43,39 @@ export function scatterRows(s: usize, n: i32, outRows: i32, thread: i32, threads
   }
 }
 
-/** x, gain, y, rstd, width, eps. */
+/** x, gain, y, rstd, width, eps, groups, residual (0: none). A group of a row is normed like a row: n · groups of them, one behind another. */
 export function rmsNorm(s: usize, n: i32, thread: i32, threads: i32): void {
-  const gain = address(s, 1), rstds = address(s, 3);
-  const width = word(s, 4);
+  const gain = address(s, 1), rstds = address(s, 3), residuals = address(s, 7);
+  const width = word(s, 4), all = n * word(s, 6);
   const eps = number(s, 5);
   const bytes = (<usize>width) << 2;
   const vectors = (<usize>(width & ~3)) << 2;
-  const end = share(n, thread + 1, threads);
-  for (let t = share(n, thread, threads); t < end; t++) {
-    const x = address(s, 0) + (<usize>t) * bytes, y = address(s, 2) + (<usize>t) * bytes;
+  const end = share(all, thread + 1, threads);
+  for (let t = share(all, thread, threads); t < end; t++) {
+    const row = (<usize>t) * bytes;
+    const x = address(s, 0) + row, y = address(s, 2) + row;
     const rstd: f32 = 1 / sqrt(dot(x, x, width) / <f32>width + eps);
     store<f32>(rstds + ((<usize>t) << 2), rstd);
     const r4 = f32x4.splat(rstd);
     let i: usize = 0;
     for (; i < vectors; i += 16) v128.store(y + i, f32x4.mul(f32x4.mul(v128.load(x + i), r4), v128.load(gain + i)));
     for (; i < bytes; i += 4) store<f32>(y + i, load<f32>(x + i) * rstd * load<f32>(gain + i));
+    if (residuals == 0) continue;
+    const residual = residuals + row;
+    for (i = 0; i < vectors; i += 16) v128.store(y + i, f32x4.add(v128.load(residual + i), v128.load(y + i)));
+    for (; i < bytes; i += 4) store<f32>(y + i, load<f32>(residual + i) + load<f32>(y + i));
   }
 }
 
-/** x, gain, rstd, dy, dx, width. */
+/** x, gain, rstd, dy, dx, width, groups, accumulate. */
 export function rmsNormBackward(s: usize, n: i32, thread: i32, threads: i32): void {
   const gain = address(s, 1), rstds = address(s, 2);
-  const width = word(s, 5);
+  const width = word(s, 5), all = n * word(s, 6), accumulate = word(s, 7) != 0;
   const bytes = (<usize>width) << 2;
   const vectors = (<usize>(width & ~3)) << 2;
-  const end = share(n, thread + 1, threads);
-  for (let t = share(n, thread, threads); t < end; t++) {
+  const zero = f32x4.splat(0);
+  const end = share(all, thread + 1, threads);
+  for (let t = share(all, thread, threads); t < end; t++) {
     const row = (<usize>t) * bytes;
     const x = address(s, 0) + row, dy = address(s, 3) + row, dx = address(s, 4) + row;
     const rstd = load<f32>(rstds + ((<usize>t) << 2));
@@ -70,10 +89,11 @@ export function rmsNormBackward(s: usize, n: i32, thread: i32, threads: i32): vo
     const r4 = f32x4.splat(rstd), back4 = f32x4.splat(back);
     for (i = 0; i < vectors; i += 16) {
       const inner = f32x4.sub(f32x4.mul(v128.load(gain + i), v128.load(dy + i)), f32x4.mul(v128.load(x + i), back4));
-      v128.store(dx + i, f32x4.add(v128.load(dx + i), f32x4.mul(r4, inner)));
+      v128.store(dx + i, f32x4.add(accumulate ? v128.load(dx + i) : zero, f32x4.mul(r4, inner)));
     }
     for (; i < bytes; i += 4) {
-      store<f32>(dx + i, load<f32>(dx + i) + rstd * (load<f32>(gain + i) * load<f32>(dy + i) - load<f32>(x + i) * back));
+      const change = rstd * (load<f32>(gain + i) * load<f32>(dy + i) - load<f32>(x + i) * back);
+      store<f32>(dx + i, accumulate ? load<f32>(dx + i) + change : change);
     }
   }
 }
@@ -139,32 +159,52 @@ function storeUpTo4(x: usize, v: v128, left: i32): void {
   if (left > 2) store<f32>(x, f32x4.extract_lane(v, 2), 8);
 }
 
-/** gate, up, y, width. */
+// act(g) = g·σ(u): u = g for silu; for tanh-GELU u = √(8/π)·(g + 0.044715·g³) = g·(GELU_A + GELU_B·g²).
+const GELU_A: f32 = 1.5957691216057308;
+const GELU_B: f32 = 0.07135481627260025;
+
+// @ts-ignore: decorator
+@inline
+function argument4(g: v128, isGelu: bool): v128 {
+  if (!isGelu) return g;
+  return f32x4.mul(g, f32x4.add(f32x4.splat(GELU_A), f32x4.mul(f32x4.splat(GELU_B), f32x4.mul(g, g))));
+}
+
+/** du/dg. */
+// @ts-ignore: decorator
+@inline
+function argumentSlope4(g: v128, isGelu: bool): v128 {
+  if (!isGelu) return f32x4.splat(1);
+  return f32x4.add(f32x4.splat(GELU_A), f32x4.mul(f32x4.splat(3 * GELU_B), f32x4.mul(g, g)));
+}
+
+/** gate, up, y, width, activation (0 silu, 1 tanh-GELU). */
 export function glu(s: usize, n: i32, thread: i32, threads: i32): void {
-  const width = word(s, 3);
+  const width = word(s, 3), isGelu = word(s, 4) == 1;
   const begin = share(n, thread, threads) * width, end = share(n, thread + 1, threads) * width;
   const first = (<usize>begin) << 2;
   let gate = address(s, 0) + first, up = address(s, 1) + first, y = address(s, 2) + first;
   for (let left = end - begin; left > 0; left -= 4) {
     const g = loadUpTo4(gate, left);
-    storeUpTo4(y, f32x4.mul(f32x4.mul(g, sigmoid4(g)), loadUpTo4(up, left)), left);
+    storeUpTo4(y, f32x4.mul(f32x4.mul(g, sigmoid4(argument4(g, isGelu))), loadUpTo4(up, left)), left);
     gate += 16;
     up += 16;
     y += 16;
   }
 }
 
-/** gate, up, dy, width. */
+/** gate, up, dy, width, activation. d(g·σ(u))/dg = σ(u)·(1 + g·u'·(1 − σ(u))). */
 export function gluBackward(s: usize, n: i32, thread: i32, threads: i32): void {
-  const width = word(s, 3);
+  const width = word(s, 3), isGelu = word(s, 4) == 1;
   const begin = share(n, thread, threads) * width, end = share(n, thread + 1, threads) * width;
   const first = (<usize>begin) << 2;
   let gate = address(s, 0) + first, up = address(s, 1) + first, dy = address(s, 2) + first;
   const one = f32x4.splat(1);
   for (let left = end - begin; left > 0; left -= 4) {
     const g = loadUpTo4(gate, left), u = loadUpTo4(up, left), d = loadUpTo4(dy, left);
-    const sigma = sigmoid4(g);
-    const slope = f32x4.mul(sigma, f32x4.add(one, f32x4.mul(g, f32x4.sub(one, sigma))));
+    const sigma = sigmoid4(argument4(g, isGelu));
+    const inner = f32x4.mul(f32x4.mul(g, argumentSlope4(g, isGelu)), f32x4.sub(one, sigma));
+    const slope = f32x4.mul(sigma, f32x4.add(one, inner));
     storeUpTo4(gate, f32x4.mul(f32x4.mul(d, u), slope), left);
     storeUpTo4(up, f32x4.mul(d, f32x4.mul(g, sigma)), left);
     gate += 16;

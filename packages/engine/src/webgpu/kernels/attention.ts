@@ -23,11 +23,17 @@ export const columnsPerLane = (C: number): number => Math.ceil(C / LANES);
 export const ownColumns = (perLane: number, line: (i: number) => string): string =>
   times(perLane, (i) => `{ let c = lane + ${i * LANES}u; if (c < params.C) { ${line(i)} } }`);
 
+/** `params.window` of a step: keys that a query sees at most. Without a window it is larger than any count, and row + window stays a u32. */
+export const windowOf = ({ window = Number.POSITIVE_INFINITY }: { readonly window?: number }): number => Math.min(window, 0x7fff_ffff);
+
+/** Element where key number `key` of the KV head begins. */
+const KEY_BASE = "((bounds[0] + key) * params.K + kvHead) * params.C";
+
 /**
- * `last` is the number of the last key, `keyBase` the element where key number `key` of the KV head begins, both in WGSL; `bounds` sets
- * the workgroup variables that they need. Those come from storage, so they pass through workgroupUniformLoad before a barrier depends on them.
+ * `bounds` (WGSL) sets the row of the first key and the number of keys that the query sees. They come from storage, so they pass through
+ * workgroupUniformLoad before a barrier depends on them.
  */
-const forward = (perLane: number, bounds: string, last: string, keyBase: string, keys: string, values: string, lse: boolean): string =>
+const forward = (perLane: number, bounds: string, keys: string, values: string, lse: boolean): string =>
   `var<workgroup> query: array<f32, ${perLane * LANES}>;
 var<workgroup> weight: array<f32, ${LANES}>;
 var<workgroup> bound: array<u32, 2>;
@@ -37,7 +43,7 @@ ${reductions(LANES)}${byRow(
   let kvHead = ${KV_HEAD};
   if (lane == 0u) { ${bounds} }
   let bounds = workgroupUniformLoad(&bound);
-  let count = ${last};
+  let count = bounds[1];
   for (var c = lane; c < params.C; c += ${LANES}u) { query[c] = q[(row * params.H + head) * params.C + c]; }
   workgroupBarrier();
   var largest = -3.0e38;
@@ -47,7 +53,7 @@ ${reductions(LANES)}${byRow(
     let key = chunk + lane;
     var score = -3.0e38;
     if (key < count) {
-      let base = ${keyBase};
+      let base = ${KEY_BASE};
       var product = 0.0;
       for (var c = 0u; c < params.C; c++) { product += query[c] * ${keys}[base + c]; }
       score = product * params.scale;
@@ -63,7 +69,7 @@ ${reductions(LANES)}${byRow(
     let inChunk = min(${LANES / BLOCK}u * params.block, count - chunk);
     for (var j = 0u; j < inChunk; j++) {
       let key = chunk + j;
-      let base = ${keyBase};
+      let base = ${KEY_BASE};
       let w = weight[j];
       ${ownColumns(perLane, (i) => `sum${i} += w * ${values}[base + c];`)}
     }
@@ -73,13 +79,13 @@ ${reductions(LANES)}${byRow(
   ${lse ? `if (lane == 0u) { lse[row * params.H + head] = largest + log(total); }` : ""}`,
 )}`;
 
-export const attention = ({ rows, q, k, v, start, o, lse, heads: H, kvHeads: K, scale }: Of<"attention">): Dispatch[] => {
+export const attention = (step: Of<"attention">): Dispatch[] => {
+  const { rows, q, k, v, start, o, lse, heads: H, kvHeads: K, scale } = step;
+  const window = windowOf(step);
   const C = columnsOf(q) / H;
   const body = forward(
     columnsPerLane(C),
-    "bound[0] = u32(start[row]);",
-    "row + 1u - bounds[0]",
-    "((bounds[0] + key) * params.K + kvHead) * params.C",
+    "bound[1] = min(row + 1u - u32(start[row]), params.window); bound[0] = row + 1u - bound[1];",
     "k",
     "v",
     true,
@@ -96,7 +102,7 @@ export const attention = ({ rows, q, k, v, start, o, lse, heads: H, kvHeads: K, 
         lse: { tensor: lse, as: "f32" },
       },
       body,
-      sizes: { H, K, C },
+      sizes: { H, K, C, window },
       numbers: { scale },
       rows,
       groups: (n) => foldedGroups(n, H),
@@ -111,9 +117,9 @@ export const attentionCached = (step: Of<"attentionCached">): Dispatch[] => {
   const P = kCache.shape[1]!;
   const body = forward(
     columnsPerLane(C),
-    "bound[0] = u32(slots[row]); bound[1] = u32(positions[row]);",
-    "bounds[1] + 1u",
-    "((bounds[0] * params.P + key) * params.K + kvHead) * params.C",
+    `let end = u32(positions[row]) + 1u;
+    bound[1] = min(end, params.window);
+    bound[0] = u32(slots[row]) * params.P + end - bound[1];`,
     "kCache",
     "vCache",
     false,
@@ -130,7 +136,7 @@ export const attentionCached = (step: Of<"attentionCached">): Dispatch[] => {
         o: { tensor: o, as: "f32" },
       },
       body,
-      sizes: { H, K, C, P },
+      sizes: { H, K, C, P, window: windowOf(step) },
       numbers: { scale },
       rows,
       groups: (n) => foldedGroups(n, H),

@@ -3,7 +3,7 @@
 // dk and dv are two dispatches: together they would bind nine buffers, and WebGPU promises eight. Every sum runs in row order.
 
 import type { Step } from "../../plan/step.ts";
-import { columnsPerLane, KV_HEAD, LANES, ownColumns } from "./attention.ts";
+import { columnsPerLane, KV_HEAD, LANES, ownColumns, windowOf } from "./attention.ts";
 import { BLOCK, byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, times } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
@@ -43,9 +43,9 @@ ${byRow(
   LANES,
   `let head = group.z;
   let kvHead = ${KV_HEAD};
-  if (lane == 0u) { bound = u32(start[row]); }
-  let first = workgroupUniformLoad(&bound);
-  let count = row + 1u - first;
+  if (lane == 0u) { bound = min(row + 1u - u32(start[row]), params.window); }
+  let count = workgroupUniformLoad(&bound);
+  let first = row + 1u - count;
   let own = row * params.H + head;
   for (var c = lane; c < params.C; c += ${LANES}u) {
     query[c] = q[own * params.C + c];
@@ -93,7 +93,7 @@ ${byRow(
         dq: { tensor: dq, as: "f32" },
       },
       body,
-      sizes: { H, K, C },
+      sizes: { H, K, C, window: windowOf(step) },
       numbers: { scale },
       rows,
       groups: (n) => foldedGroups(n, H),
@@ -103,7 +103,7 @@ ${byRow(
 };
 
 /**
- * One workgroup a (key row, KV head), over the head's query heads and the query rows from the key's own to the end of its sequence.
+ * One workgroup a (key row, KV head), over the head's query heads and the query rows from the key's own to the end of its sequence or of its window.
  * `weight` is the coefficient of the row that is summed: `summed` is q (dk, weight dS) or dO (dv, weight P).
  */
 const overQueries = (perLane: number, out: "dk" | "dv"): string => {
@@ -116,7 +116,7 @@ var<workgroup> bound: u32;
 ${byRow(
   LANES,
   `let kvHead = group.z;
-  if (lane == 0u) { bound = min(u32(end[row]), params.rows); }
+  if (lane == 0u) { bound = min(min(u32(end[row]), params.rows), row + params.window); }
   let last = workgroupUniformLoad(&bound);
   let own = (row * params.K + kvHead) * params.C;
   for (var c = lane; c < params.C; c += ${LANES}u) {
@@ -171,7 +171,7 @@ export const attentionBackwardKv = (step: Of<"attentionBackwardKv">): Dispatch[]
         dk: { tensor: dk, as: "f32" },
       },
       body: overQueries(perLane, "dk"),
-      sizes: { H, K, C },
+      sizes: { H, K, C, window: windowOf(step) },
       numbers: { scale },
       rows,
       groups: (n) => foldedGroups(n, K),
@@ -188,7 +188,7 @@ export const attentionBackwardKv = (step: Of<"attentionBackwardKv">): Dispatch[]
         dv: { tensor: dv, as: "f32" },
       },
       body: overQueries(perLane, "dv"),
-      sizes: { H, K, C },
+      sizes: { H, K, C, window: windowOf(step) },
       numbers: { scale },
       rows,
       groups: (n) => foldedGroups(n, K),

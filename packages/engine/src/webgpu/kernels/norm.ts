@@ -1,7 +1,7 @@
-// rmsNorm and its gradient, one workgroup a row. The gain is frozen, so it has none.
-//   y = x·rstd·gain, rstd = (mean x² + eps)^−½        dx += rstd·(gain∘dy − x̂·mean(gain∘dy∘x̂)), x̂ = x·rstd
+// rmsNorm and its gradient, one workgroup a row and group of it (along z). The gain is frozen, so it has none.
+//   y = residual? + x·rstd·gain, rstd = (mean x² + eps)^−½        dx (+)= rstd·(gain∘dy − x̂·mean(gain∘dy∘x̂)), x̂ = x·rstd
 
-import type { Step } from "../../plan/step.ts";
+import { type Step, sizeOf } from "../../plan/step.ts";
 import { reductions } from "../../wgsl/reduce.ts";
 import { byRow, columnsOf, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
 
@@ -10,14 +10,21 @@ type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 /** One size for all widths: a second one would be a second pipeline. */
 const THREADS = 64;
 
-export const rmsNorm = ({ rows, x, gain, y, rstd, eps }: Of<"rmsNorm">): Dispatch[] => {
-  const D = columnsOf(x);
+/** Where the group's numbers and its rstd begin. */
+const PLACE = `let unit = row * params.groups + group.z;
+  let first = unit * params.D;
+  `;
+
+export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">): Dispatch[] => {
+  const D = sizeOf(gain);
+  const groups = columnsOf(x) / D;
   return [
     kernel({
-      label: "rmsNorm",
+      label: `rmsNorm${residual ? " residual" : ""}`,
       bindings: {
         x: { tensor: x, as: "f32" },
         gain: { tensor: gain, as: "f32" },
+        ...(residual && { residual: { tensor: residual, as: "f32" } }),
         y: { tensor: y, as: "f32" },
         rstd: { tensor: rstd, as: "f32" },
       },
@@ -25,26 +32,27 @@ export const rmsNorm = ({ rows, x, gain, y, rstd, eps }: Of<"rmsNorm">): Dispatc
         reductions(THREADS) +
         byRow(
           THREADS,
-          `var squares = 0.0;
+          `${PLACE}var squares = 0.0;
   for (var d = lane; d < params.D; d += ${THREADS}u) {
-    let v = x[row * params.D + d];
+    let v = x[first + d];
     squares += v * v;
   }
   let r = inverseSqrt(sumOf(squares, lane) / f32(params.D) + params.normEps);
-  if (lane == 0u) { rstd[row] = r; }
-  for (var d = lane; d < params.D; d += ${THREADS}u) { y[row * params.D + d] = x[row * params.D + d] * r * gain[d]; }`,
+  if (lane == 0u) { rstd[unit] = r; }
+  for (var d = lane; d < params.D; d += ${THREADS}u) { y[first + d] = ${residual ? "residual[first + d] + " : ""}x[first + d] * r * gain[d]; }`,
         ),
-      sizes: { D },
+      sizes: { D, groups },
       numbers: { normEps: eps },
       rows,
-      groups: (n) => foldedGroups(n),
-      work: 3 * D,
+      groups: (n) => foldedGroups(n, groups),
+      work: 3 * D * groups,
     }),
   ];
 };
 
-export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx }: Of<"rmsNormBackward">): Dispatch[] => {
-  const D = columnsOf(x);
+export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<"rmsNormBackward">): Dispatch[] => {
+  const D = sizeOf(gain);
+  const groups = columnsOf(x) / D;
   return [
     kernel({
       label: "rmsNormBackward",
@@ -59,22 +67,22 @@ export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx }: Of<"rmsNormBack
         reductions(THREADS) +
         byRow(
           THREADS,
-          `let r = rstd[row];
+          `${PLACE}let r = rstd[unit];
   var products = 0.0;
   for (var d = lane; d < params.D; d += ${THREADS}u) {
-    let e = row * params.D + d;
+    let e = first + d;
     products += gain[d] * dy[e] * (x[e] * r);
   }
   let mean = sumOf(products, lane) / f32(params.D);
   for (var d = lane; d < params.D; d += ${THREADS}u) {
-    let e = row * params.D + d;
-    dx[e] += r * (gain[d] * dy[e] - x[e] * r * mean);
+    let e = first + d;
+    dx[e] = select(0.0, dx[e], params.accumulate != 0u) + r * (gain[d] * dy[e] - x[e] * r * mean);
   }`,
         ),
-      sizes: { D },
+      sizes: { D, groups, accumulate: accumulate ? 1 : 0 },
       rows,
-      groups: (n) => foldedGroups(n),
-      work: 6 * D,
+      groups: (n) => foldedGroups(n, groups),
+      work: 6 * D * groups,
     }),
   ];
 };

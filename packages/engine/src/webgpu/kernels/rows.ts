@@ -1,19 +1,20 @@
 // Moves and element-wise maps: embed, gatherRows, scatterRows, kvAppend, zero, copy, rope, glu and its gradient. One thread an element.
 
-import { type Step, sizeOf } from "../../plan/step.ts";
+import { type Activation, type Step, sizeOf } from "../../plan/step.ts";
 import { columnsOf, type Dispatch, flat, flatGroups, kernel } from "./kernel.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-export const embed = ({ rows, table, tokens, y }: Of<"embed">): Dispatch[] => {
+export const embed = ({ rows, table, tokens, y, scale }: Of<"embed">): Dispatch[] => {
   const D = columnsOf(table);
   return [
     kernel({
       label: "embed",
       bindings: { table: { tensor: table, as: "f32" }, tokens: { tensor: tokens, as: "i32" }, y: { tensor: y, as: "f32" } },
-      body: flat("params.rows * params.D", "y[i] = table[u32(tokens[i / params.D]) * params.D + i % params.D];"),
+      body: flat("params.rows * params.D", "y[i] = params.scale * table[u32(tokens[i / params.D]) * params.D + i % params.D];"),
       rows,
       sizes: { D },
+      numbers: { scale },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
@@ -153,24 +154,37 @@ export const rope = ({ rows, x, table, positions, heads, direction }: Of<"rope">
 // The clamp keeps exp finite (WGSL leaves infinities undefined); beyond it σ(g) equals its limit to within e⁻⁸⁰.
 const sigmoid = "fn sigmoid(g: f32) -> f32 { return 1.0 / (1.0 + exp(-clamp(g, -80.0, 80.0))); }\n";
 
-/** y = silu(gate)∘up, silu(g) = g·σ(g). */
-export const glu = ({ rows, gate, up, y }: Of<"glu">): Dispatch[] => {
+/** act(g) = g·σ(u), u = g·(p + q·g²), u' = p + 3·q·g²: tanh-GELU's u = √(8/π)·(g + 0.044715·g³). Numbers, so that both are one pipeline. */
+const ARGUMENTS: { readonly [A in Activation]: { readonly p: number; readonly q: number } } = {
+  silu: { p: 1, q: 0 },
+  tanhGelu: { p: Math.sqrt(8 / Math.PI), q: Math.sqrt(8 / Math.PI) * 0.044715 },
+};
+
+/** y = act(gate)∘up. */
+export const glu = ({ rows, gate, up, y, activation }: Of<"glu">): Dispatch[] => {
   const F = columnsOf(gate);
   return [
     kernel({
       label: "glu",
       bindings: { gate: { tensor: gate, as: "f32" }, up: { tensor: up, as: "f32" }, y: { tensor: y, as: "f32" } },
-      body: sigmoid + flat("params.rows * params.F", "y[i] = gate[i] * sigmoid(gate[i]) * up[i];"),
+      body:
+        sigmoid +
+        flat(
+          "params.rows * params.F",
+          `let g = gate[i];
+  y[i] = g * sigmoid(g * (params.p + params.q * g * g)) * up[i];`,
+        ),
       rows,
       sizes: { F },
+      numbers: ARGUMENTS[activation],
       groups: (n) => flatGroups(n * F),
       work: 4 * F,
     }),
   ];
 };
 
-/** gate ← dy·up·σ(g)(1 + g(1 − σ(g))), up ← dy·silu(g). */
-export const gluBackward = ({ rows, gate, up, dy }: Of<"gluBackward">): Dispatch[] => {
+/** gate ← dy·up·s·(1 + g·u'·(1 − s)), s = σ(u); up ← dy·act(g). */
+export const gluBackward = ({ rows, gate, up, dy, activation }: Of<"gluBackward">): Dispatch[] => {
   const F = columnsOf(gate);
   return [
     kernel({
@@ -181,13 +195,15 @@ export const gluBackward = ({ rows, gate, up, dy }: Of<"gluBackward">): Dispatch
         flat(
           "params.rows * params.F",
           `let g = gate[i];
-  let s = sigmoid(g);
+  let s = sigmoid(g * (params.p + params.q * g * g));
+  let slope = params.p + 3.0 * params.q * g * g;
   let d = dy[i];
-  gate[i] = d * up[i] * s * (1.0 + g * (1.0 - s));
+  gate[i] = d * up[i] * s * (1.0 + g * slope * (1.0 - s));
   up[i] = d * g * s;`,
         ),
       rows,
       sizes: { F },
+      numbers: ARGUMENTS[activation],
       groups: (n) => flatGroups(n * F),
       work: 8 * F,
     }),
