@@ -1,7 +1,7 @@
 // A run small enough to watch: tasks are single tokens, the agent asks the policy once or twice, the reward is known in closed form.
 // Real store, real spans, a bigram policy, and a runner that finishes rollouts in an order of its own.
 import { type Algorithm, type RunnerLike, type StepReport, samplingOf, type Task, type TrainOptions, train } from "@fulgurite/rl";
-import { type Claim, createMemoryStore, modelCallSpan, type Rollout, rewardSpan, type Store } from "@fulgurite/trace";
+import { type CallTokens, type Claim, createMemoryStore, modelCallSpan, type Rollout, rewardSpan, type Store } from "@fulgurite/trace";
 import { type BigramPolicy, createBigramPolicy } from "./bigramPolicy.ts";
 
 export const VOCABULARY = 8;
@@ -49,7 +49,7 @@ export function createBanditRunner(options: BanditOptions): RunnerLike & { claim
         modelCallSpan({
           ...{ attempt: ref, id: `${turn}`.padStart(16, "0"), startMs: 0, endMs: 0, model: "bigram", responseId: `r${turn}`, turn },
           ...{ mode: rollout.mode, policyVersion, fidelity: "exact", temperature, finishReason },
-          ...(isRecorded ? { promptTokens: prompt, responseTokens: tokens, samplerLogprobs: logprobs } : {}),
+          ...((isRecorded ? { promptTokens: prompt, responseTokens: tokens, samplerLogprobs: logprobs } : {}) as CallTokens),
         }),
       ]);
       prompt = Int32Array.of(...prompt, ...tokens, task);

@@ -287,7 +287,7 @@ describe("resuming", () => {
     const first = createBandit({
       ...settings,
       signal: abort.signal,
-      bandit: { before: (_, claims) => claims === 30 && abort.abort("enough") },
+      bandit: { before: (_, claims) => (claims === 30 ? abort.abort("enough") : undefined) },
     });
     await expect(all(first.options)).rejects.toBe("enough");
     const second = createBandit({ ...settings, bandit: { store: first.store } });
@@ -418,7 +418,14 @@ test("each epoch visits every task once, in its own order, the same for the same
 
 test("a checkpoint comes back as it was written, and anything else is refused", () => {
   const checkpoint = {
-    cursor: { runId: "r", step: 3, version: 4, seed: 5, options: { groupSize: 8 } },
+    cursor: {
+      runId: "r",
+      step: 3,
+      version: 4,
+      seed: 5,
+      options: { groupSize: 8 },
+      report: { step: 2, version: 4, metrics: {}, failures: [] },
+    },
     trainerState: Uint8Array.of(1, 2, 3),
   };
   const bytes = encodeCheckpoint(checkpoint);
