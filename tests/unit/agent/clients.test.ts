@@ -1,6 +1,7 @@
 // A real framework, unchanged but for its fetch, over the scripted sampler: two turns with a tool, whole and streamed.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { type Agent, createEndpoint, createRunner } from "@fulgurite/agent";
+import { solve } from "@fulgurite/demo-calculator";
 import { createMemoryStore, type Json, rewardOf, type StoredSpan, toTransitions } from "@fulgurite/trace";
 import { generateText, stepCountIs, streamText, tool } from "ai";
 import { expect, test } from "vitest";
@@ -27,9 +28,9 @@ const policy = (prompt: string): string => {
     : `It is ${told.replaceAll('"', "")}.`;
 };
 
-const collect = async (agent: Agent<{ city: string }>, cities: readonly string[], concurrency?: number) => {
+const collect = async (agent: Agent<{ city: string }>, cities: readonly string[], concurrency?: number, answer = policy) => {
   const format = tinyFormat();
-  const sampler = new ScriptedSampler(format, policy);
+  const sampler = new ScriptedSampler(format, answer);
   const store = createMemoryStore();
   await store.enqueue(cities.map((city) => ({ id: city, input: { city } as Json })));
   const endpoint = createEndpoint({ sampler, format, store });
@@ -121,4 +122,21 @@ test("a framework that is refused sees the reason", async () => {
   const [attempt] = await store.attempts("Paris");
   expect(attempt?.status).toBe("failed");
   expect(attempt?.error?.message).toContain("messages[0].content[0].type: only text parts can be rendered");
+});
+
+test("a tool that does not exist is the framework's to answer: the rollout goes on and both calls are kept", async () => {
+  const told: string[] = [];
+  const answer = (prompt: string): string => {
+    const response = /<tool_response>\n([\s\S]*?)\n<\/tool_response>/.exec(prompt)?.[1];
+    if (response !== undefined) told.push(response);
+    return response === undefined ? callText("abacus", '{"beads":3}') : "122";
+  };
+  const agent: Agent<{ city: string }> = async (_, { openai, signal }) =>
+    (await solve("What is 37 plus 85?", openai, signal)) === "122" ? 1 : 0;
+  const { store, spansOf } = await collect(agent, ["one"], 1, answer);
+  expect(told.join()).toContain("abacus");
+  expect(await store.stats()).toMatchObject({ rollouts: { succeeded: 1 }, spans: 3 });
+  const spans = await spansOf("one");
+  expect(toTransitions(spans).map(({ finishReason }) => finishReason)).toEqual(["tool_calls", "stop"]);
+  expect(rewardOf(spans)).toBe(1);
 });
