@@ -31,6 +31,17 @@ const CONFIG = "config.json";
 
 const decode = (bytes: Uint8Array | undefined): string | undefined => bytes && new TextDecoder().decode(bytes);
 
+/** What was downloaded and is no such file must not come out of the cache again. */
+const checked = async <T>(folder: ModelFolder, work: () => T | Promise<T>): Promise<T> => {
+  try {
+    return await work();
+  } catch (error) {
+    const { code } = error as { code?: unknown };
+    if (code === "bad-file" || code === "bad-format") await folder.forget();
+    throw error;
+  }
+};
+
 const readSpec = (config: string): ModelSpec => {
   let json: unknown;
   try {
@@ -47,13 +58,15 @@ const readFormat = async (folder: ModelFolder, config: string): Promise<{ format
   const tokenizerConfig = decode(await folder.read("tokenizer_config.json"))!;
   const chatTemplate = decode(await folder.readOptional("chat_template.jinja"));
   const generationConfig = decode(await folder.readOptional("generation_config.json"));
-  const format = loadChatFormat({
-    config,
-    tokenizer: decode(tokenizer)!,
-    tokenizerConfig,
-    ...(chatTemplate !== undefined && { chatTemplate }),
-    ...(generationConfig !== undefined && { generationConfig }),
-  });
+  const format = await checked(folder, () =>
+    loadChatFormat({
+      config,
+      tokenizer: decode(tokenizer)!,
+      tokenizerConfig,
+      ...(chatTemplate !== undefined && { chatTemplate }),
+      ...(generationConfig !== undefined && { generationConfig }),
+    }),
+  );
   return { format, tokenizer };
 };
 
@@ -68,7 +81,7 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
   const { device = "auto", hub, token, cache, cacheFolder, signal, onProgress, onReport, ...rest } = options;
   const folder = await openModelFolder(source, options);
   const config = await folder.read(CONFIG);
-  const spec = readSpec(decode(config)!);
+  const spec = await checked(folder, () => readSpec(decode(config)!));
   await refuseTooLarge(source, memoryOf(spec, rest), { device, openDevice: edge.openDevice });
   const { format, tokenizer } = await readFormat(folder, decode(config)!);
   if (format.vocabSize > spec.vocab)
@@ -79,7 +92,8 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
   const weights = await folder.readWeights();
   folder.end();
   const { name } = folder;
-  const policy = await edge.startPolicy({ ...rest, device, model: { config, weights, tokenizer, ...(name !== undefined && { name }) } });
+  const model = { config, weights, tokenizer, ...(name !== undefined && { name }) };
+  const policy = await checked(folder, () => edge.startPolicy({ ...rest, device, model }));
   return {
     source,
     format,

@@ -10,4 +10,6 @@ export interface ModelCache {
   read(name: string, version: string, signal?: AbortSignal): Promise<Uint8Array | undefined>;
   /** Replaces the entry at once or not at all. Rejects where there is no room. */
   write(name: string, version: string, bytes: Uint8Array, signal?: AbortSignal): Promise<void>;
+  /** Absent is fine. */
+  remove(name: string): Promise<void>;
 }

@@ -48,6 +48,8 @@ export interface ModelFolder {
   readWeights(): Promise<WeightFiles>;
   /** The last progress: everything is here. */
   end(): void;
+  /** Takes what was read out of the cache: it turned out damaged, and would be so at the next load. */
+  forget(): Promise<void>;
 }
 
 const SINGLE = "model.safetensors";
@@ -93,6 +95,7 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
   };
   if (options.cache !== false && place.cacheNameOf("config.json") !== undefined && place.urlOf("config.json")?.protocol !== "file:")
     cache = await edge.openCache(options.cacheFolder).catch(loseCache);
+  const used = new Set<string>();
   const lookUp = async (name: string, version: string | undefined): Promise<Uint8Array | undefined> =>
     version === undefined ? undefined : await cache?.read(name, version, signal).catch(loseCache);
   const keep = async (name: string | undefined, version: string | undefined, bytes: Uint8Array): Promise<void> => {
@@ -110,6 +113,7 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
       return { ...(bytes && { bytes }), got: "no such file" };
     }
     const name = place.cacheNameOf(file);
+    if (name !== undefined) used.add(name);
     // An empty entry is the memory of a 404: at one commit it stays one.
     const kept = name === undefined ? undefined : await lookUp(name, commit);
     if (kept) return kept.length > 0 ? { bytes: kept, got: "" } : { got: "status 404" };
@@ -189,5 +193,8 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
     return weights;
   };
   const end = (): void => onProgress?.({ file: "", bytes: 0, totalBytes: 0, filesDone, files });
-  return { ...(place.name !== undefined && { name: place.name }), read, readOptional, readWeights, end };
+  const forget = async (): Promise<void> => {
+    for (const name of used) await cache?.remove(name).catch(loseCache);
+  };
+  return { ...(place.name !== undefined && { name: place.name }), read, readOptional, readWeights, end, forget };
 };

@@ -28,4 +28,7 @@ export const openWebCache = (storage: CacheStorage): ModelCache => ({
     signal?.throwIfAborted();
     await (await storage.open(CACHE)).put(addressOf(name), new Response(plain, { headers }));
   },
+  remove: async (name) => {
+    await (await storage.open(CACHE)).delete(addressOf(name));
+  },
 });

@@ -19,7 +19,7 @@ export const edge: Edge = {
 
   isLocalFolder: async (source) =>
     !isUrl(source) &&
-    (await stat(source).then(
+    (await stat(resolve(source)).then(
       (found) => found.isDirectory(),
       () => false, // a name that no path can have is no folder either
     )),

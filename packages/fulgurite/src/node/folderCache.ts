@@ -67,5 +67,10 @@ export const openFolderCache = (folder: string): ModelCache => {
       await replace(path, bytes, signal);
       await replace(`${path}.json`, `${JSON.stringify(label, null, 2)}\n`, signal);
     },
+    remove: async (name) => {
+      const path = pathOf(name);
+      await rm(`${path}.json`, { force: true }); // first: bytes without a label are a miss
+      await rm(path, { force: true });
+    },
   };
 };
