@@ -171,6 +171,8 @@ export const download = async (url: URL, options: DownloadOptions): Promise<Down
           ...(from > 0 && { range: `bytes=${from}-` }),
           ...(from > 0 && validator !== undefined && { "if-range": validator }),
         },
+        // A browser's own cache may give an old config.json to new weights; it is asked to look first.
+        cache: "no-cache",
         ...(signal && { signal }),
       }),
     );

@@ -29,7 +29,7 @@ export interface Edge {
   openCache(folder?: string): Promise<ModelCache>;
   /** The device that startPolicy would open, here and not in a worker: for a look at it. The caller disposes it. */
   openDevice(device: DeviceKind | "auto"): Promise<Backend>;
-  /** Browser: in a worker of its own. Node: in this process. */
+  /** Browser: in a worker of its own, into which the model's bytes are moved. Node: in this process. */
   startPolicy(options: StartOptions): Promise<Policy>;
   /** Browser: an IndexedDB database of this name. Node: a folder. */
   openStore(name: string): Promise<Store>;

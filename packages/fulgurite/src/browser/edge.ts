@@ -1,7 +1,13 @@
 import { createBackend, EngineError, wrapPolicy } from "@fulgurite/engine";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
-import type { Edge } from "../edge.ts";
+import type { Edge, StartOptions } from "../edge.ts";
 import { openWebCache } from "./webCache.ts";
+
+/** The model's bytes move into the worker: a copy of the weights would not fit beside them. */
+const buffersOf = ({ model: { config, weights, tokenizer } }: StartOptions): Transferable[] => {
+  const files = [config, ...(tokenizer ? [tokenizer] : []), ...(weights instanceof Uint8Array ? [weights] : Object.values(weights))];
+  return [...new Set(files.map(({ buffer }) => buffer as ArrayBuffer))];
+};
 
 export const edge: Edge = {
   folderUrl: (source) => new URL(source.endsWith("/") ? source : `${source}/`, globalThis.location?.href),
@@ -26,7 +32,7 @@ export const edge: Edge = {
   startPolicy: async (options) => {
     const worker = new Worker(new URL("./policyWorker.js", import.meta.url), { type: "module" });
     try {
-      const policy = await wrapPolicy(worker, options);
+      const policy = await wrapPolicy(worker, options, buffersOf(options));
       return {
         ...policy,
         dispose: async () => {
