@@ -23,6 +23,8 @@ export interface DownloadOptions {
   readonly headers?: Readonly<Record<string, string>>;
   /** If-Range saves one request when a file was changed; across origins it would cost a browser a preflight, which hubs refuse. */
   readonly sendsIfRange: boolean;
+  /** Default "no-store": the browser's own cache would keep weights a second time, and give an old config.json to new ones. */
+  readonly browserCache?: RequestCache;
   readonly signal?: AbortSignal | undefined;
   /** After each part: bytes of the file that are here. */
   readonly onBytes?: (bytes: number, totalBytes: number | undefined) => void;
@@ -155,7 +157,16 @@ const fail = (url: URL, rule: string, got: string, advice: string, options?: Err
  * aborted, device (no array is that large).
  */
 export const download = async (url: URL, options: DownloadOptions): Promise<Downloaded> => {
-  const { headers = {}, sendsIfRange, signal, onBytes, known, sleep = pause, fetch: send = globalThis.fetch } = options;
+  const {
+    headers = {},
+    sendsIfRange,
+    browserCache = "no-store",
+    signal,
+    onBytes,
+    known,
+    sleep = pause,
+    fetch: send = globalThis.fetch,
+  } = options;
   const body = createBody(url);
   let first: Answer | undefined;
 
@@ -171,8 +182,7 @@ export const download = async (url: URL, options: DownloadOptions): Promise<Down
           ...(from > 0 && { range: `bytes=${from}-` }),
           ...(from > 0 && validator !== undefined && { "if-range": validator }),
         },
-        // A browser's own cache may give an old config.json to new weights; it is asked to look first.
-        cache: "no-cache",
+        cache: browserCache,
         ...(signal && { signal }),
       }),
     );

@@ -122,6 +122,8 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
       ...transport,
       headers: headersFor(url),
       sendsIfRange: edge.isPreflightFree(url),
+      // the built-in model is a part of the page
+      ...(place.kind === "spark" && { browserCache: "default" as const }),
       signal,
       onBytes: show,
       known: async (answer) => {
