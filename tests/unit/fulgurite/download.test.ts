@@ -178,6 +178,61 @@ describe("a server that answers something else", () => {
   });
 });
 
+describe("a body of another size than was announced, which ends as if it were whole", () => {
+  const parts = (answers: { bytes: Uint8Array; status?: number; total?: number; range?: string }[]) => {
+    const ranges: (string | null)[] = [];
+    const send = async (_url: unknown, init?: RequestInit): Promise<Response> => {
+      ranges.push(new Headers(init?.headers).get("range"));
+      const { bytes: body, status = 200, total = SIZE, range } = answers.shift()!;
+      const headers = { etag: '"1"', ...(range ? { "content-range": range } : { "content-length": String(total) }) };
+      return new Response(body.slice(), { status, headers });
+    };
+    return { ranges, fetch: send as typeof fetch };
+  };
+  const server = { url: "http://host" } as ModelServer;
+
+  test("shorter: the rest is asked for", async () => {
+    const rest = { bytes: bytes.subarray(1000), status: 206, range: `bytes 1000-${SIZE - 1}/${SIZE}` };
+    const { ranges, fetch } = parts([{ bytes: bytes.subarray(0, 1000) }, rest]);
+    expectBytes((await run(server, { fetch })).result, bytes);
+    expect(ranges).toEqual([null, "bytes=1000-"]);
+  });
+  test("longer, by a wrong range: an error with both numbers", async () => {
+    const wrong = { bytes, status: 206, range: `bytes 1000-${SIZE - 1}/${SIZE}` };
+    const { fetch } = parts([{ bytes: bytes.subarray(0, 1000) }, wrong]);
+    expect((await failure(run(server, { fetch }))).message).toContain(`has ${SIZE} bytes, got ${SIZE + 1000}`);
+  });
+  test("a range from another byte: all of it is asked for again", async () => {
+    const wrong = { bytes: bytes.subarray(10), status: 206, range: `bytes 10-${SIZE - 1}/${SIZE}` };
+    const { ranges, fetch } = parts([{ bytes: bytes.subarray(0, 1000) }, wrong, { bytes }]);
+    expectBytes((await run(server, { fetch })).result, bytes);
+    expect(ranges).toEqual([null, "bytes=1000-", null]);
+  });
+  test("larger than any array: refused with its size", async () => {
+    const { fetch } = parts([{ bytes, total: 2 ** 52 }]);
+    expect(await failure(run(server, { fetch }))).toMatchObject({
+      code: "device",
+      message: expect.stringContaining(`got ${2 ** 52} bytes`),
+    });
+  });
+  test("the plain form of a compressed answer is taken as it is, and never resumed", async () => {
+    const encoded = (body: Uint8Array | ReadableStream): Response =>
+      new Response(body as BodyInit, { headers: { etag: '"1"', "content-encoding": "gzip", "content-length": "50" } });
+    const broken = new ReadableStream({
+      start: (controller) => controller.enqueue(bytes.slice(0, 100)),
+      pull: (controller) => controller.error(new TypeError("terminated")),
+    });
+    const answers = [encoded(broken), encoded(bytes.slice())];
+    const ranges: (string | null)[] = [];
+    const fetch = (async (_url: unknown, init?: RequestInit) => {
+      ranges.push(new Headers(init?.headers).get("range"));
+      return answers.shift()!;
+    }) as typeof globalThis.fetch;
+    expectBytes((await run(server, { fetch })).result, bytes);
+    expect(ranges).toEqual([null, null]);
+  });
+});
+
 test("known bytes end the download before its body", async () => {
   const server = await serve({}, { [FILE]: noise(5, 20_000_000) });
   const known = Uint8Array.of(1, 2, 3);

@@ -365,6 +365,17 @@ describe("abort", () => {
     }
     expect(server.askedFor("model.safetensors")).toEqual([]);
   });
+  test("while a file comes out of the cache is no failure of the cache", async () => {
+    const server = await serve(onHub(NAME, ["main", COMMIT], modelFiles("llama")), { commit: COMMIT });
+    await load(NAME, { hub: server.url });
+    const controller = new AbortController();
+    const reports: string[] = [];
+    const onProgress = (now: { file: string }): void => void (now.file === "tokenizer.json" && controller.abort());
+    const onReport = (message: string): void => void reports.push(message);
+    const error = await failure(load(NAME, { hub: server.url, signal: controller.signal, onProgress, onReport }));
+    expect(error).toMatchObject({ code: "aborted" });
+    expect(reports).toEqual([]);
+  });
   test("of a folder on disk", async () => {
     const controller = new AbortController();
     const source = writeFolder(join(folder, "m"), modelFiles("llama"));
