@@ -78,6 +78,7 @@ const readFormat = async (folder: ModelFolder, config: string): Promise<{ format
  * no such device), aborted; AgentError("bad-format") for a tokenizer or template that cannot be read.
  */
 export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = {}): Promise<LoadedPolicy> => {
+  // what openModelFolder takes, and the engine's own
   const { device = "auto", hub, token, cache, cacheFolder, signal, onProgress, onReport, ...rest } = options;
   const folder = await openModelFolder(source, options);
   const config = await folder.read(CONFIG);
@@ -94,6 +95,10 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
   const { name } = folder;
   const model = { config, weights, tokenizer, ...(name !== undefined && { name }) };
   const policy = await checked(folder, () => edge.startPolicy({ ...rest, device, model }));
+  if (signal?.aborted) {
+    await policy.dispose();
+    throw new EngineError("aborted", `loadPolicy: aborted while starting ${source}`, { cause: signal.reason });
+  }
   return {
     source,
     format,

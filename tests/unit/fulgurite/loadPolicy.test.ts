@@ -376,6 +376,13 @@ describe("abort", () => {
     expect(error).toMatchObject({ code: "aborted" });
     expect(reports).toEqual([]);
   });
+  test("when all files are here: the policy that was started is gone", async () => {
+    const controller = new AbortController();
+    const source = writeFolder(join(folder, "m"), modelFiles("llama"));
+    const onProgress = (now: { file: string }): void => void (now.file === "" && controller.abort());
+    const error = await failure(load(source, { signal: controller.signal, onProgress }));
+    expect(error).toMatchObject({ code: "aborted", message: expect.stringContaining("while starting") });
+  });
   test("of a folder on disk", async () => {
     const controller = new AbortController();
     const source = writeFolder(join(folder, "m"), modelFiles("llama"));
