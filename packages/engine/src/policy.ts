@@ -15,11 +15,11 @@ import { type Adapter, type AdapterBase, fromPeft, toPeft } from "./lora/peft.ts
 import { loadState, saveState } from "./lora/state.ts";
 import { inferPlan, kvCache } from "./model/plans.ts";
 import type { LoraSpec, ModelSpec } from "./model/spec.ts";
-import { type LoraTensors, loraTensors } from "./model/tensors.ts";
+import { type LoraTensors, loraTensors, modelTensors, storedTensors } from "./model/tensors.ts";
 import { createTrainer } from "./optimizer/trainer.ts";
 import type { Backend } from "./plan/backend.ts";
 import { createLock, type Lock } from "./plan/lock.ts";
-import { sizeOf } from "./plan/step.ts";
+import { sizeOf, type Tensor } from "./plan/step.ts";
 import { createSampler } from "./sampler/sampler.ts";
 import { hashWeights, type WeightFiles } from "./weights/checkpoint.ts";
 import { loadModel } from "./weights/load.ts";
@@ -77,6 +77,30 @@ const checkOptions = ({ lora = DEFAULT_LORA, seed = 0, maxContext, slots }: Poli
 const defaultSlots = ({ layers, kvHeads, headWidth, maxPositions }: ModelSpec): number => {
   const bytes = 2 * layers * maxPositions * kvHeads * headWidth * 4;
   return Math.min(MAX_SLOTS, Math.max(1, Math.floor(CACHE_BYTES / bytes)));
+};
+
+export interface PolicyMemory {
+  /** Base weights in f32, with the rope tables. */
+  readonly weightBytes: number;
+  /** Weights, adapters with gradients and moments, KV cache: held as long as the policy lives. Activations come on top. */
+  readonly byteLength: number;
+  /** The largest single tensor; on WebGPU it has to fit one binding. */
+  readonly largest: { readonly name: string; readonly byteLength: number };
+}
+
+/** What a policy of this model will hold at least, known before any weight is there. */
+export const memoryOf = (full: ModelSpec, options: Pick<PolicyOptions, "lora" | "maxContext" | "slots"> = {}): PolicyMemory => {
+  const { lora = DEFAULT_LORA, maxContext = DEFAULT_CONTEXT } = options;
+  const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, maxContext) };
+  const model = modelTensors(spec);
+  const weights = [...storedTensors(model), ...model.ropes];
+  const adapters = ["p", "g", "m", "v", "served"].map((name) => loraTensors(spec, lora, `lora.${name}`).flat);
+  const cache = kvCache(spec, { slots: options.slots ?? defaultSlots(spec), positions: spec.maxPositions });
+  const all = [...weights, ...adapters, ...cache.layers.flatMap(({ k, v }) => [k, v])];
+  const bytesOf = (tensor: Tensor): number => sizeOf(tensor) * 4;
+  const sum = (tensors: readonly Tensor[]): number => tensors.reduce((bytes, tensor) => bytes + bytesOf(tensor), 0);
+  const largest = all.reduce((a, b) => (bytesOf(b) > bytesOf(a) ? b : a));
+  return { weightBytes: sum(weights), byteLength: sum(all), largest: { name: largest.name, byteLength: bytesOf(largest) } };
 };
 
 const describeBase = async ({ config, weights, tokenizer, name }: PolicyModel): Promise<AdapterBase> => ({

@@ -16,5 +16,6 @@ export {
   type Score,
 } from "./experiment.ts";
 export { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "./loadPolicy.ts";
+export type { LoadProgress } from "./modelFiles.ts";
 export { openStore } from "./openStore.ts";
 export { type TrainOptions, train } from "./train.ts";

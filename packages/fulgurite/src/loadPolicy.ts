@@ -1,9 +1,10 @@
 // From a name or a folder to a policy that can be sampled and trained, with the text format that goes with it.
 
 import { type ChatFormat, loadChatFormat } from "@fulgurite/agent";
-import { type DeviceKind, EngineError, type LoraSpec, type Policy } from "@fulgurite/engine";
-import { sparkFiles } from "@fulgurite/spark";
+import { type DeviceKind, EngineError, type LoraSpec, type ModelSpec, memoryOf, type Policy, parseConfig } from "@fulgurite/engine";
 import { edge } from "#edge";
+import { refuseTooLarge } from "./memoryFit.ts";
+import { type ModelFilesOptions, type ModelFolder, openModelFolder } from "./modelFiles.ts";
 
 export interface LoadedPolicy extends Policy {
   /** What it was loaded from. */
@@ -11,7 +12,7 @@ export interface LoadedPolicy extends Policy {
   readonly format: ChatFormat;
 }
 
-export interface LoadPolicyOptions {
+export interface LoadPolicyOptions extends ModelFilesOptions {
   /** "auto": WebGPU if there is one, else WASM. */
   readonly device?: DeviceKind | "auto";
   /** Adapter shape; default rank 8, alpha 16. */
@@ -24,41 +25,80 @@ export interface LoadPolicyOptions {
   readonly slots?: number;
   /** WASM threads; absent: what the machine allows. */
   readonly threads?: number;
-  readonly signal?: AbortSignal;
-  readonly onProgress?: (progress: { file: string; filesDone: number; files: number }) => void;
 }
 
-const REQUIRED = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] as const;
-const OPTIONAL = ["chat_template.jinja", "generation_config.json"] as const;
+const CONFIG = "config.json";
+
+const decode = (bytes: Uint8Array | undefined): string | undefined => bytes && new TextDecoder().decode(bytes);
+
+/** What was downloaded and is no such file must not come out of the cache again. */
+const checked = async <T>(folder: ModelFolder, work: () => T | Promise<T>): Promise<T> => {
+  try {
+    return await work();
+  } catch (error) {
+    const { code } = error as { code?: unknown };
+    if (code === "bad-file" || code === "bad-format") await folder.forget();
+    throw error;
+  }
+};
+
+const readSpec = (config: string): ModelSpec => {
+  let json: unknown;
+  try {
+    json = JSON.parse(config);
+  } catch (cause) {
+    throw new EngineError("bad-file", `${CONFIG}: it is JSON, got ${(cause as Error).message}; download it again`, { cause });
+  }
+  return parseConfig(json, CONFIG);
+};
+
+/** Everything that says how text becomes tokens. The tokenizer's bytes go along, since adapters name their base by its hash. */
+const readFormat = async (folder: ModelFolder, config: string): Promise<{ format: ChatFormat; tokenizer: Uint8Array }> => {
+  const tokenizer = await folder.read("tokenizer.json");
+  const tokenizerConfig = decode(await folder.read("tokenizer_config.json"))!;
+  const chatTemplate = decode(await folder.readOptional("chat_template.jinja"));
+  const generationConfig = decode(await folder.readOptional("generation_config.json"));
+  const format = await checked(folder, () =>
+    loadChatFormat({
+      config,
+      tokenizer: decode(tokenizer)!,
+      tokenizerConfig,
+      ...(chatTemplate !== undefined && { chatTemplate }),
+      ...(generationConfig !== undefined && { generationConfig }),
+    }),
+  );
+  return { format, tokenizer };
+};
 
 /**
- * `source`: "spark" (built in), or the URL (in Node also the path) of a Hugging Face folder of a Llama-style model.
- * Throws EngineError: bad-file (a file is missing or wrong), unsupported (another architecture), device.
+ * `source`: "spark" (built in), a folder (in Node a path, anywhere a URL), or a name on the hub: owner/repo, owner/repo@revision.
+ * In Node a folder that exists wins over a hub name; in a page write ./models/mine for a folder beside it.
+ * What can be refused from the small files is refused before the weights are downloaded.
+ * Throws EngineError: bad-file (a file is missing or wrong, no access), unsupported (another architecture), device (too large,
+ * no such device), aborted; AgentError("bad-format") for a tokenizer or template that cannot be read.
  */
 export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = {}): Promise<LoadedPolicy> => {
-  const { device = "auto", signal, onProgress, ...rest } = options;
-  const files = await readFolder(source, signal, onProgress);
-  const text = (name: string): string | undefined => {
-    const bytes = files.get(name);
-    return bytes && new TextDecoder().decode(bytes);
-  };
-  const chatTemplate = text("chat_template.jinja");
-  const generationConfig = text("generation_config.json");
-  const format = loadChatFormat({
-    tokenizer: text("tokenizer.json") as string,
-    tokenizerConfig: text("tokenizer_config.json") as string,
-    ...(chatTemplate !== undefined && { chatTemplate }),
-    ...(generationConfig !== undefined && { generationConfig }),
-  });
-  const policy = await edge.startPolicy({
-    ...rest,
-    device,
-    model: {
-      config: files.get("config.json") as Uint8Array,
-      weights: files.get("model.safetensors") as Uint8Array,
-      tokenizer: files.get("tokenizer.json") as Uint8Array,
-    },
-  });
+  // what openModelFolder takes, and the engine's own
+  const { device = "auto", hub, token, cache, cacheFolder, signal, onProgress, onReport, ...rest } = options;
+  const folder = await openModelFolder(source, options);
+  const config = await folder.read(CONFIG);
+  const spec = await checked(folder, () => readSpec(decode(config)!));
+  await refuseTooLarge(source, memoryOf(spec, rest), { device, openDevice: edge.openDevice });
+  const { format, tokenizer } = await readFormat(folder, decode(config)!);
+  if (format.vocabSize > spec.vocab)
+    throw new EngineError(
+      "bad-file",
+      `loadPolicy: token ids of ${source} are below vocab_size (${spec.vocab}), got ${format.vocabSize - 1} in tokenizer.json; take both files from one model`,
+    );
+  const weights = await folder.readWeights();
+  folder.end();
+  const { name } = folder;
+  const model = { config, weights, tokenizer, ...(name !== undefined && { name }) };
+  const policy = await checked(folder, () => edge.startPolicy({ ...rest, device, model }));
+  if (signal?.aborted) {
+    await policy.dispose();
+    throw new EngineError("aborted", `loadPolicy: aborted while starting ${source}`, { cause: signal.reason });
+  }
   return {
     source,
     format,
@@ -68,32 +108,4 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
     publish: (version) => policy.publish(version),
     dispose: () => policy.dispose(),
   };
-};
-
-const readFolder = async (
-  source: string,
-  signal: AbortSignal | undefined,
-  onProgress: LoadPolicyOptions["onProgress"],
-): Promise<Map<string, Uint8Array>> => {
-  const names = [...REQUIRED, ...OPTIONAL];
-  const built = source === "spark" ? (sparkFiles as Readonly<Record<string, URL>>) : undefined;
-  const folder = built ? undefined : edge.folderUrl(source);
-  const files = new Map<string, Uint8Array>();
-  for (const [filesDone, file] of names.entries()) {
-    onProgress?.({ file, filesDone, files: names.length });
-    const required = (REQUIRED as readonly string[]).includes(file);
-    const url = built ? built[file] : new URL(file, folder);
-    if (!url) continue;
-    try {
-      files.set(file, await edge.readFile(url, signal));
-    } catch (cause) {
-      if (signal?.aborted) throw new EngineError("aborted", `loadPolicy: aborted while reading ${file}`, { cause });
-      if (required)
-        throw new EngineError("bad-file", `loadPolicy: ${source} needs ${file}, could not read ${url}; known built-in policy: spark`, {
-          cause,
-        });
-    }
-  }
-  onProgress?.({ file: "", filesDone: names.length, files: names.length });
-  return files;
 };

@@ -8,6 +8,8 @@ export type HostArray = Float32Array | Int32Array;
 
 export interface Backend {
   readonly device: DeviceInfo;
+  /** Bytes of the largest tensor that it can hold. Absent: none but its memory's. */
+  readonly maxTensorBytes?: number;
   /** Gives a weights, state or kv tensor (not a view) its storage, filled with data, else zeros. Once for each tensor. */
   allocate(tensor: Tensor, data?: HostArray): Promise<void>;
   /**

@@ -226,6 +226,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
 
   return {
     device: info,
+    maxTensorBytes: Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize),
     allocate,
     compile,
     write,

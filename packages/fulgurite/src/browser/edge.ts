@@ -1,23 +1,38 @@
-import { wrapPolicy } from "@fulgurite/engine";
+import { createBackend, EngineError, wrapPolicy } from "@fulgurite/engine";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
-import type { Edge } from "../edge.ts";
+import type { Edge, StartOptions } from "../edge.ts";
+import { openWebCache } from "./webCache.ts";
+
+/** The model's bytes move into the worker: a copy of the weights would not fit beside them. */
+const buffersOf = ({ model: { config, weights, tokenizer } }: StartOptions): Transferable[] => {
+  const files = [config, ...(tokenizer ? [tokenizer] : []), ...(weights instanceof Uint8Array ? [weights] : Object.values(weights))];
+  return [...new Set(files.map(({ buffer }) => buffer as ArrayBuffer))];
+};
 
 export const edge: Edge = {
   folderUrl: (source) => new URL(source.endsWith("/") ? source : `${source}/`, globalThis.location?.href),
 
-  readFile: async (url, signal) => {
-    const response = await fetch(url, signal ? { signal } : {});
-    // a server of single-page apps answers a missing file with its page
-    if (!response.ok || response.headers.get("content-type")?.startsWith("text/html")) {
-      throw new Error(`fetch: ${url} is a file, got status ${response.status}, ${response.headers.get("content-type")}`);
-    }
-    return new Uint8Array(await response.arrayBuffer());
+  isLocalFolder: async () => false,
+
+  readFile: async (url) => {
+    throw new EngineError("bad-request", `loadPolicy: a page reads models over http, got ${url}; host the folder`);
   },
+
+  isPreflightFree: (url) => url.origin === globalThis.location?.origin,
+
+  openCache: async () => {
+    const { caches, crypto } = globalThis;
+    if (!caches || !crypto?.subtle)
+      throw new EngineError("unsupported", "loadPolicy: the page has a Cache API, got none; serve it over https or from localhost");
+    return openWebCache(caches);
+  },
+
+  openDevice: (device) => createBackend(device),
 
   startPolicy: async (options) => {
     const worker = new Worker(new URL("./policyWorker.js", import.meta.url), { type: "module" });
     try {
-      const policy = await wrapPolicy(worker, options);
+      const policy = await wrapPolicy(worker, options, buffersOf(options));
       return {
         ...policy,
         dispose: async () => {

@@ -1,23 +1,37 @@
-import { readFile } from "node:fs/promises";
-import { resolve } from "node:path";
+import { stat } from "node:fs/promises";
+import { homedir } from "node:os";
+import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { createPolicy } from "@fulgurite/engine";
 import { createBackend } from "@fulgurite/engine/node";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Edge } from "../edge.ts";
+import { openFolderCache } from "./folderCache.ts";
+import { readWhole } from "./readWhole.ts";
+
+const isUrl = (source: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(source);
 
 export const edge: Edge = {
   folderUrl: (source) => {
     const folder = source.endsWith("/") ? source : `${source}/`;
-    return /^[a-z][a-z0-9+.-]+:\/\//i.test(folder) ? new URL(folder) : new URL(`${pathToFileURL(resolve(folder)).href}/`);
+    return isUrl(folder) ? new URL(folder) : new URL(`${pathToFileURL(resolve(folder)).href}/`);
   },
 
-  readFile: async (url, signal) => {
-    if (url.protocol === "file:") return new Uint8Array(await readFile(url, signal ? { signal } : {}));
-    const response = await fetch(url, signal ? { signal } : {});
-    if (!response.ok) throw new Error(`fetch: ${url} is a file, got status ${response.status}`);
-    return new Uint8Array(await response.arrayBuffer());
-  },
+  isLocalFolder: async (source) =>
+    !isUrl(source) &&
+    (await stat(resolve(source)).then(
+      (found) => found.isDirectory(),
+      () => false, // a name that no path can have is no folder either
+    )),
+
+  readFile: (url, { signal, onBytes } = {}) =>
+    readWhole(url, { signal, ...(onBytes && { onPart: (_, bytes, totalBytes) => onBytes(bytes, totalBytes) }) }),
+
+  isPreflightFree: () => true,
+
+  openCache: async (folder = join(homedir(), ".cache", "fulgurite")) => openFolderCache(resolve(folder)),
+
+  openDevice: (device) => createBackend(device),
 
   startPolicy: async ({ device, threads, ...options }) =>
     createPolicy({ ...options, backend: await createBackend(device, threads === undefined ? {} : { threads }) }),
