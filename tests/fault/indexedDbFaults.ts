@@ -69,17 +69,29 @@ const strikes = async (page: Page): Promise<Tally[]> => {
   return tallies;
 };
 
-const QUOTA_BYTES = 3_000_000;
+const QUOTA_STEP_BYTES = 3_000_000;
 
+/**
+ * A disk that is full, gets a little room, and is full again. Room is made by raising the quota: after a deletion Chromium
+ * counts the bytes until it compacts, which nothing can ask of it.
+ */
 const fill = async (page: Page, origin: string, cycles: number, refusals: number, progress: Progress): Promise<Tally> => {
   const ledger = createLedger("quota");
+  const codes: Record<string, number> = {};
   const session = await page.context().newCDPSession(page);
-  await session.send("Storage.overrideQuotaForOrigin", { origin, quotaSize: QUOTA_BYTES });
-  const round = await call(page, "fill", "full", cycles, refusals);
-  take(ledger, round);
-  ledger.release(...round.released);
-  progress(`indexedDb: a full disk was named ${JSON.stringify(round.codes)}`);
-  ledger.check(await call(page, "inventory", "full"));
+  const { usage } = await session.send("Storage.getUsageAndQuota", { origin });
+  for (let cycle = 0; cycle < cycles; cycle++) {
+    await session.send("Storage.overrideQuotaForOrigin", { origin, quotaSize: Math.ceil(usage) + (cycle + 1) * QUOTA_STEP_BYTES });
+    const victim = cycle === 0 ? undefined : `full-${cycle - 1}-short`;
+    const round = await call(page, "fill", "full", `full-${cycle}`, victim, refusals);
+    take(ledger, round);
+    ledger.release(...round.released);
+    for (const [code, count] of Object.entries(round.codes)) codes[code] = (codes[code] ?? 0) + count;
+    const found = await call(page, "inventory", "full");
+    if (victim !== undefined && found.keys.includes(`rollout/${victim}`)) throw new Error(`${victim}: it was forgotten, got it back`);
+    ledger.check(found);
+  }
+  progress(`indexedDb: a full disk was named ${JSON.stringify(codes)}`);
   await session.send("Storage.overrideQuotaForOrigin", { origin }); // as it was
   await session.detach();
   return ledger.tally();

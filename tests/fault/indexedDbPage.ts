@@ -200,52 +200,37 @@ export interface Full extends Round {
   readonly codes: Readonly<Record<string, number>>;
 }
 
-/** Writes until refused, goes on being refused `refusals` times, then forgets the oldest rollout and writes again; `cycles` times. */
-const fill = async (name: string, cycles: number, refusals: number): Promise<Full> => {
+/** Writes until refused, goes on being refused, and forgets what an earlier call ended while nothing else can be written. */
+const fill = async (name: string, id: string, victim: string | undefined, refusals: number): Promise<Full> => {
   const store = await open(name);
   const acknowledged: string[] = [];
   const released: string[] = [];
   const codes: Record<string, number> = {};
+  const begin = async (rolloutId: string) => {
+    await store.enqueue([{ id: rolloutId, input: null }]);
+    const attempt = (await store.claim("w"))[0]!.attempt;
+    acknowledged.push(`rollout/${rolloutId}`, `attempt/${rolloutId}/${attempt.id}`);
+    return attempt;
+  };
+  const short = await begin(`${id}-short`);
+  await store.finish(short, { status: "succeeded" });
+  acknowledged.push(`ended/${id}-short/${short.id}/succeeded`);
+  const attempt = await begin(id);
   let faults = 0;
-  let last: { id: string; keys: string[] } | undefined;
-  for (let cycle = 0; cycle < cycles; cycle++) {
-    const id = `full-${cycle}`;
-    const keys = [`rollout/${id}`];
-    let refused = 0;
-    const orRefused = async (act: () => Promise<unknown>): Promise<boolean> => {
-      try {
-        await act();
-        return true;
-      } catch (error) {
-        const code = String((error as { code?: unknown }).code ?? error);
-        codes[code] = (codes[code] ?? 0) + 1;
-        refused += 1;
-        faults += 1;
-        return false;
-      }
-    };
-    let attemptId: string | undefined;
-    for (let next = 0; refused < refusals; next++) {
-      if (attemptId === undefined) {
-        await orRefused(async () => {
-          await store.enqueue([{ id, input: null }]);
-          attemptId = (await store.claim("w"))[0]!.attempt.id;
-          keys.push(`attempt/${id}/${attemptId}`);
-        });
-        continue;
-      }
-      const span = spanOf(id, attemptId, `${next}`, bulk());
-      if (await orRefused(() => store.append([span]))) keys.push(`span/${id}/${next}`);
+  for (let next = 0; faults < refusals; next++) {
+    try {
+      await store.append([spanOf(id, attempt.id, `${next}`, bulk())]);
+      acknowledged.push(`span/${id}/${next}`);
+    } catch (error) {
+      const code = String((error as { code?: unknown }).code ?? error);
+      codes[code] = (codes[code] ?? 0) + 1;
+      faults += 1;
     }
-    if (attemptId === undefined) throw new Error(`cycle ${cycle}: there is room again after forget, got none`);
-    acknowledged.push(...keys);
-    if (last !== undefined || cycle < cycles - 1) {
-      const victim = last ?? { id, keys };
-      await store.cancel(victim.id);
-      await store.forget(victim.id);
-      released.push(...victim.keys);
-      last = last === undefined ? undefined : { id, keys };
-    }
+  }
+  if (victim !== undefined) {
+    const gone = await store.attempts(victim);
+    if (!(await store.forget(victim))) throw new Error(`forget ${victim}: it was there, got nothing; a full disk lost it`);
+    released.push(`rollout/${victim}`, ...gone.flatMap(({ id, status }) => [`attempt/${victim}/${id}`, `ended/${victim}/${id}/${status}`]));
   }
   await store.close();
   return { faults, acknowledged, claims: [], released, codes };
