@@ -44,8 +44,8 @@ const endWriters = async (page: Page, count: number): Promise<Tally> => {
 };
 
 /** Two tabs on one queue; in each, claimers are ended in the middle and followed by others. */
-const fight = async (tabs: readonly Page[], origin: string, tasks: number): Promise<Tally> => {
-  const ledger = createLedger(origin);
+const fight = async (tabs: readonly Page[], tasks: number): Promise<Tally> => {
+  const ledger = createLedger("queue");
   const ids = Array.from({ length: tasks }, (_, index) => `q${index}`);
   await call(tabs[0] as Page, "enqueue", "queue", ids);
   ledger.acknowledge(...ids.map((id) => `rollout/${id}`));
@@ -79,9 +79,9 @@ const fill = async (page: Page, origin: string, cycles: number, refusals: number
   const ledger = createLedger("quota");
   const codes: Record<string, number> = {};
   const session = await page.context().newCDPSession(page);
-  const { usage } = await session.send("Storage.getUsageAndQuota", { origin });
   for (let cycle = 0; cycle < cycles; cycle++) {
-    await session.send("Storage.overrideQuotaForOrigin", { origin, quotaSize: Math.ceil(usage) + (cycle + 1) * QUOTA_STEP_BYTES });
+    const { usage } = await session.send("Storage.getUsageAndQuota", { origin });
+    await session.send("Storage.overrideQuotaForOrigin", { origin, quotaSize: Math.ceil(usage) + QUOTA_STEP_BYTES });
     const victim = cycle === 0 ? undefined : `full-${cycle - 1}-short`;
     const round = await call(page, "fill", "full", `full-${cycle}`, victim, refusals);
     take(ledger, round);
@@ -138,10 +138,10 @@ export const faultIndexedDb = async (progress: Progress): Promise<Tally> => {
   try {
     const page = await openTab(browser.context, server.origin);
     await part("aborted transactions, refused requests, closed handles", () => strikes(page));
-    await part("writers ended in the middle", () => endWriters(page, 400));
+    await part("writers ended in the middle", () => endWriters(page, 450));
     await part("two tabs, one queue, claimers ended in the middle", async () => {
       const other = await openTab(browser.context, server.origin);
-      const tally = await fight([page, other], server.origin, 300);
+      const tally = await fight([page, other], 500);
       await other.close();
       return tally;
     });

@@ -206,27 +206,39 @@ const fill = async (name: string, id: string, victim: string | undefined, refusa
   const acknowledged: string[] = [];
   const released: string[] = [];
   const codes: Record<string, number> = {};
+  // the browser learns of a raised quota a moment later
+  const onceThereIsRoom = async <T>(act: () => Promise<T>): Promise<T> => {
+    for (let tries = 1; ; tries++)
+      try {
+        return await act();
+      } catch (error) {
+        if ((error as { code?: unknown }).code !== "full" || tries === 100) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+  };
   const begin = async (rolloutId: string) => {
-    await store.enqueue([{ id: rolloutId, input: null }]);
-    const attempt = (await store.claim("w"))[0]!.attempt;
+    await onceThereIsRoom(() => store.enqueue([{ id: rolloutId, input: null }]));
+    const attempt = (await onceThereIsRoom(() => store.claim("w")))[0]!.attempt;
     acknowledged.push(`rollout/${rolloutId}`, `attempt/${rolloutId}/${attempt.id}`);
     return attempt;
   };
   const short = await begin(`${id}-short`);
-  await store.finish(short, { status: "succeeded" });
+  await onceThereIsRoom(() => store.finish(short, { status: "succeeded" }));
   acknowledged.push(`ended/${id}-short/${short.id}/succeeded`);
   const attempt = await begin(id);
   let faults = 0;
-  for (let next = 0; faults < refusals; next++) {
+  const append = async (key: string): Promise<void> => {
     try {
-      await store.append([spanOf(id, attempt.id, `${next}`, bulk())]);
-      acknowledged.push(`span/${id}/${next}`);
+      await store.append([spanOf(id, attempt.id, key, bulk())]);
+      acknowledged.push(`span/${id}/${key}`);
     } catch (error) {
       const code = String((error as { code?: unknown }).code ?? error);
       codes[code] = (codes[code] ?? 0) + 1;
       faults += 1;
     }
-  }
+  };
+  // two calls at a time share a transaction; what one is refused the other may have
+  for (let next = 0; faults < refusals; next++) await Promise.all([append(`${next}-a`), append(`${next}-b`)]);
   if (victim !== undefined) {
     const gone = await store.attempts(victim);
     if (!(await store.forget(victim))) throw new Error(`forget ${victim}: it was there, got nothing; a full disk lost it`);
