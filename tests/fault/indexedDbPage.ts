@@ -238,7 +238,10 @@ const fill = async (name: string, id: string, victim: string | undefined, refusa
     }
   };
   // two calls at a time share a transaction; what one is refused the other may have
-  for (let next = 0; faults < refusals; next++) await Promise.all([append(`${next}-a`), append(`${next}-b`)]);
+  for (let next = 0; faults < refusals; next++) {
+    if (next === 2_000) throw new Error(`${id}: a disk of 3 MB is full after 80 MB, got ${faults} refusals; the quota is not in force`);
+    await Promise.all([append(`${next}-a`), append(`${next}-b`)]);
+  }
   if (victim !== undefined) {
     const gone = await store.attempts(victim);
     if (!(await store.forget(victim))) throw new Error(`forget ${victim}: it was there, got nothing; a full disk lost it`);

@@ -1,6 +1,16 @@
 // Ours out and in again, theirs in and out again: nothing may be lost either way.
-import { createMemoryStore, modelCallSpan, type Rollout, rewardSpan, type StoredSpan, toTransitions } from "@fulgurite/trace";
+import {
+  ATTRIBUTES,
+  createMemoryStore,
+  type Json,
+  modelCallSpan,
+  type Rollout,
+  rewardSpan,
+  type StoredSpan,
+  toTransitions,
+} from "@fulgurite/trace";
 import { type AgentLightningTrace, fromAgentLightning, toAgentLightning } from "@fulgurite/trace/agentLightning";
+import * as fc from "fast-check";
 import { expect, test } from "vitest";
 
 const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
@@ -188,4 +198,54 @@ test("a rollout that moved on since tells its new state with the next version", 
   });
   const told = toAgentLightning({ ...rollout, status: "cancelled", endedAtMs: 5_000 }, spans);
   expect(told.rollout.status).toMatchObject({ state: "failed", error_message: "cancelled", version: 4, updated_at: 5 });
+});
+
+const names = fc.constantFrom(...Object.values(ATTRIBUTES), "fulgurite", "agentlightning", "status", "request", "value", "$i32", "data");
+const json = fc.jsonValue({ maxDepth: 2 }).map((value) => JSON.parse(JSON.stringify(value)) as Json); // -0 is not JSON's
+const typed = fc.oneof(
+  fc.array(fc.integer({ min: -5, max: 99 }), { maxLength: 3 }).map((ids) => Int32Array.from(ids)),
+  fc.array(fc.float(), { maxLength: 3 }).map((values) => Float32Array.from(values)),
+);
+
+test("whatever a span of ours holds, it comes back", () => {
+  const span = fc.record({
+    id: fc.stringMatching(/^[0-9a-f]{16}$/),
+    name: fc.constantFrom("reward", "model_request", "chat M", "tool"),
+    attemptId: fc.constantFrom("0", "1"),
+    startMs: fc.double({ noNaN: true, noDefaultInfinity: true }).map((value) => value + 0),
+    endMs: fc.double({ noNaN: true, noDefaultInfinity: true }).map((value) => value + 0),
+    status: fc.constantFrom("ok" as const, "error" as const),
+    attributes: fc.dictionary(names, fc.oneof(json, typed)),
+  });
+  fc.assert(
+    fc.property(fc.array(span, { maxLength: 4 }), (spans) => {
+      const stored = spans.map((one, index) => ({ ...one, rolloutId: "r", seq: index * 3 + 1 }));
+      const { rollout } = fromAgentLightning(theirs);
+      expect(fromAgentLightning(overTheWire(toAgentLightning(rollout, stored))).spans).toEqual(stored);
+    }),
+    { seed: 1, numRuns: 400 },
+  );
+});
+
+test("whatever an event of theirs holds, it goes back", () => {
+  const event = fc.record({
+    event_type: fc.constantFrom("model_request", "reward", "note"),
+    rollout_id: fc.constant("r"),
+    attempt_id: fc.constantFrom("0", "unknown"),
+    timestamp: fc.double({ noNaN: true, noDefaultInfinity: true }).map((value) => value + 0),
+    data: fc.dictionary(
+      fc.constantFrom("model", "request", "response", "status", "latency_ms", "value", "error", "server", "x"),
+      fc.oneof(
+        json,
+        fc.record({ choices: fc.array(fc.record({ token_ids: json, logprobs: json })) }).map((value) => value as Json),
+      ),
+    ),
+  });
+  fc.assert(
+    fc.property(fc.array(event, { maxLength: 4 }), (events) => {
+      const { rollout, spans } = fromAgentLightning(overTheWire({ ...theirs, events }));
+      expect(overTheWire(toAgentLightning(rollout, spans))).toEqual(overTheWire({ ...theirs, events }));
+    }),
+    { seed: 1, numRuns: 400 },
+  );
 });
