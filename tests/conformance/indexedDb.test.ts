@@ -1,5 +1,5 @@
 // What only IndexedDB does: handles that die, other tabs' upgrades and deletions, durability. Chromium's own in the browser project.
-import { TraceError } from "@fulgurite/trace";
+import { type Attempt, type AttemptRef, type Attributes, type Span, type Store, type StoreEvent, TraceError } from "@fulgurite/trace";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
 import { afterEach, expect, test, vi } from "vitest";
 import { inNode } from "./storeCases.ts";
@@ -54,8 +54,8 @@ test("a handle that dies twice is a loud error, and the next call tries anew", a
 
 test("another error of the platform is handed on untouched, and not tried again", async () => {
   const store = await openIndexedDbStore(newName());
-  const spy = killHandles(1, "QuotaExceededError");
-  await expect(store.stats()).rejects.toMatchObject({ name: "QuotaExceededError" });
+  const spy = killHandles(1, "DataError");
+  await expect(store.stats()).rejects.toMatchObject({ name: "DataError" });
   expect(spy).toHaveBeenCalledTimes(1);
   await store.close();
 });
@@ -154,4 +154,211 @@ test("what must survive a power cut asks for it", async () => {
   expect(await durabilityOf(() => store.publish({ name: "p", kind: "prompt", files: {} }))).toBe("strict");
   expect(await durabilityOf(() => store.putState("s", new Uint8Array(1)))).toBe("strict");
   await store.close();
+});
+
+// ---- appends that share a transaction -------------------------------------------------------------------------------------
+
+const spanOf = (attempt: AttemptRef, id: string, more: Attributes = {}): Span => ({
+  rolloutId: attempt.rolloutId,
+  attemptId: attempt.id,
+  id,
+  name: "n",
+  startMs: 0,
+  endMs: 0,
+  status: "ok",
+  attributes: more,
+});
+
+const begin = async (store: Store, id: string): Promise<Attempt> => {
+  await store.enqueue([{ id, input: 1 }]);
+  return (await store.claim("w"))[0]!.attempt;
+};
+
+const idsOf = async (store: Store, rolloutId: string): Promise<string[]> => {
+  const ids: string[] = [];
+  for await (const { id, seq } of store.spans({ rolloutId })) ids[seq - 1] = id;
+  return ids;
+};
+
+const countTransactions = () => {
+  const spy = vi.spyOn(IDBDatabase.prototype, "transaction");
+  return () => spy.mock.calls.filter(([, mode]) => mode === "readwrite").length;
+};
+
+const range = (count: number): number[] => Array.from({ length: count }, (_, index) => index);
+
+test("appends of one moment share one transaction, in order, and those that wait share the next", async () => {
+  const store = await openIndexedDbStore(newName());
+  const attempt = await begin(store, "a");
+  const count = countTransactions();
+  const resolved: number[] = [];
+  await Promise.all(range(50).map((index) => store.append([spanOf(attempt, `s${index}`)]).then(() => resolved.push(index))));
+  expect(count()).toBe(1);
+  expect(resolved).toEqual(range(50));
+  expect(await idsOf(store, "a")).toEqual(range(50).map((index) => `s${index}`));
+  await store.close();
+});
+
+test("a shared transaction has at most 64 spans, unless one call alone has more", async () => {
+  const store = await openIndexedDbStore(newName());
+  const attempt = await begin(store, "a");
+  const count = countTransactions();
+  const parts = [range(40), range(24), range(1), range(100), range(30)]; // 64, then 1, then 100, then 30
+  await Promise.all(parts.map((part, call) => store.append(part.map((index) => spanOf(attempt, `${call}-${index}`)))));
+  expect(count()).toBe(4);
+  expect(await idsOf(store, "a")).toEqual(parts.flatMap((part, call) => part.map((index) => `${call}-${index}`)));
+  await store.close();
+});
+
+test("an append has resolved only when its transaction has completed", async () => {
+  const store = await openIndexedDbStore(newName());
+  const attempt = await begin(store, "a");
+  const real = IDBDatabase.prototype.transaction;
+  const seen: string[] = [];
+  vi.spyOn(IDBDatabase.prototype, "transaction").mockImplementation(function (this: IDBDatabase, ...args) {
+    const transaction = real.apply(this, args);
+    transaction.addEventListener("complete", () => seen.push("complete"));
+    return transaction;
+  });
+  await Promise.all(["x", "y"].map((id) => store.append([spanOf(attempt, id)]).then(() => seen.push(id))));
+  expect(seen).toEqual(["complete", "x", "y"]);
+  await store.close();
+});
+
+test("what was asked for first is done first, whether it shares or not", async () => {
+  const store = await openIndexedDbStore(newName());
+  const attempt = await begin(store, "a");
+  const first = store.append([spanOf(attempt, "x")]);
+  const ended = store.finish(attempt, { status: "succeeded" });
+  const second = store.append([spanOf(attempt, "y")]);
+  const stats = store.stats();
+  const forgotten = store.forget("a");
+  const late = store.append([spanOf(attempt, "z")]).catch((error) => error.code);
+  expect((await stats).spans).toBe(2);
+  expect(await Promise.all([first, second])).toEqual([undefined, undefined]);
+  expect((await ended).status).toBe("succeeded");
+  expect(await forgotten).toBe(true);
+  expect(await late).toBe("unknown");
+  await store.close();
+});
+
+test("of appends that share, one that breaks a rule fails alone", async () => {
+  const store = await openIndexedDbStore(newName());
+  const attempt = await begin(store, "a");
+  const count = countTransactions();
+  const nobody = { rolloutId: "a", id: "nobody" };
+  const all = await Promise.allSettled(
+    [attempt, nobody, attempt].map((ref, index) => store.append([spanOf(attempt, `s${index}`), spanOf(ref, `t${index}`)])),
+  );
+  expect(all.map((one) => (one.status === "rejected" ? one.reason.code : "stored"))).toEqual(["stored", "unknown", "stored"]);
+  expect(count()).toBe(1);
+  expect(await idsOf(store, "a")).toEqual(["s0", "t0", "s2", "t2"]);
+  await store.close();
+});
+
+/** Puts of values that say `heavy` find no room; so does what is refused when its transaction commits. */
+const fillDisk = (at: "request" | "commit") => {
+  const real = IDBObjectStore.prototype.put;
+  vi.spyOn(IDBObjectStore.prototype, "put").mockImplementation(function (this: IDBObjectStore, ...args) {
+    const isHeavy = JSON.stringify(args[0])?.includes("heavy") ?? false;
+    if (isHeavy && at === "request") throw new DOMException("no room", "QuotaExceededError");
+    if (isHeavy) {
+      Object.defineProperty(this.transaction, "error", { value: new DOMException("no room", "QuotaExceededError") });
+      const request = real.apply(this, args);
+      this.transaction.abort();
+      return request;
+    }
+    return real.apply(this, args);
+  });
+};
+
+test("on a full disk the call without room is told so by code, those that shared its transaction are stored", async () => {
+  for (const at of ["request", "commit"] as const) {
+    const store = await openIndexedDbStore(newName());
+    const attempt = await begin(store, "a");
+    const events: StoreEvent[] = [];
+    store.watch((event) => events.push(event));
+    fillDisk(at);
+    const weights = ["light", "heavy", "light", "heavy", "light"];
+    const all = await Promise.allSettled(weights.map((weight, index) => store.append([spanOf(attempt, `s${index}`, { weight })])));
+    expect(all.map((one) => (one.status === "rejected" ? one.reason.code : "stored"))).toEqual([
+      "stored",
+      "full",
+      "stored",
+      "full",
+      "stored",
+    ]);
+    expect((all[1] as PromiseRejectedResult).reason).toBeInstanceOf(TraceError);
+    expect((all[1] as PromiseRejectedResult).reason.cause.name).toBe("QuotaExceededError");
+    expect((all[1] as PromiseRejectedResult).reason.message).toContain("forget rollouts");
+    expect(await idsOf(store, "a")).toEqual(["s0", "s2", "s4"]);
+    expect(events.flatMap((event) => (event.kind === "spans" ? event.count : []))).toEqual([1, 1, 1]); // nobody heard of what was not stored
+    await expect(store.putState("s", new Uint8Array(1))).resolves.toBeUndefined();
+    vi.restoreAllMocks();
+    await store.append([spanOf(attempt, "s1", { weight: "heavy" })]); // room again: the same call is stored
+    expect(await idsOf(store, "a")).toEqual(["s0", "s2", "s4", "s1"]);
+    await store.close();
+  }
+});
+
+test("a disk without room for a byte still forgets, and no seq is given again", async () => {
+  const store = await openIndexedDbStore(newName());
+  await store.append([spanOf(await begin(store, "a"), "x")]);
+  await store.cancel("a");
+  vi.spyOn(IDBObjectStore.prototype, "put").mockImplementation(() => {
+    throw new DOMException("no room", "QuotaExceededError");
+  });
+  for (const write of [
+    () => store.enqueue([{ id: "b", input: 1 }]),
+    () => store.publish({ name: "p", kind: "prompt", files: {} }),
+    () => store.putState("s", new Uint8Array(1)),
+  ])
+    await expect(write()).rejects.toMatchObject({ name: "TraceError", code: "full" });
+  expect(await store.forget("a")).toBe(true);
+  vi.restoreAllMocks();
+  const attempt = await begin(store, "b");
+  await store.append([spanOf(attempt, "y")]);
+  const seqs = [];
+  for await (const { seq } of store.rollouts()) seqs.push(seq);
+  for await (const { seq } of store.spans({ rolloutId: "b" })) seqs.push(seq);
+  expect(seqs).toEqual([2, 2]);
+  await store.close();
+});
+
+test("close waits for the appends that were asked for before it", async () => {
+  const name = newName();
+  const store = await openIndexedDbStore(name);
+  const attempt = await begin(store, "a");
+  const appended = store.append([spanOf(attempt, "x")]);
+  await store.close();
+  await appended;
+  const again = await openIndexedDbStore(name);
+  expect((await again.stats()).spans).toBe(1);
+  await again.close();
+});
+
+test("the browser is asked once to keep the data, and its answer is reported", async () => {
+  const storageOf = (isKept: boolean, answer: boolean) => {
+    const persist = vi.fn(async () => answer);
+    return { storage: { persisted: async () => isKept, persist }, persist };
+  };
+  for (const [isKept, answer, text, asked] of [
+    [false, true, "does not delete it", 1],
+    [false, false, "got no; the browser may delete it", 1],
+    [true, false, "does not delete it", 0],
+  ] as const) {
+    const { storage, persist } = storageOf(isKept, answer);
+    vi.stubGlobal("navigator", { storage });
+    const told = new Promise<string>((onReport) => {
+      void openIndexedDbStore(newName(), { persist: true, onReport }).then((store) => store.close());
+    });
+    expect(await told).toContain(text);
+    expect(persist).toHaveBeenCalledTimes(asked);
+    vi.unstubAllGlobals();
+  }
+  const { storage, persist } = storageOf(false, true);
+  vi.stubGlobal("navigator", { storage });
+  await (await openIndexedDbStore(newName())).close();
+  vi.unstubAllGlobals();
+  expect(persist).not.toHaveBeenCalled();
 });

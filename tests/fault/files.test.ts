@@ -5,8 +5,8 @@ import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
 import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
-import { build } from "vite";
 import { afterAll, expect, test } from "vitest";
+import { bundleChild, createFailingIo } from "./disk.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -397,26 +397,15 @@ test("killed between taking a file's place and unlinking it, or in the middle of
 // ---- a disk that fails --------------------------------------------------------------------------------------------------
 
 /** Fails the calls of these numbers: a write after half of its bytes, a sync by dropping what was not yet on disk. */
-const failingIo = (fails: (call: number) => boolean): { io: LogIo; calls: () => number } => {
-  let call = 0;
-  const synced = new Map<number, number>();
-  const io: LogIo = {
-    write: async (handle, bytes, position) => {
-      const broken = fails(++call);
-      await handle.write(bytes, 0, broken ? bytes.length >> 1 : bytes.length, position);
-      if (broken) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
-    },
-    datasync: async (handle) => {
-      if (fails(++call)) {
-        await handle.truncate(synced.get(handle.fd) ?? 0);
-        throw Object.assign(new Error("EIO: i/o error"), { code: "EIO" });
-      }
-      await handle.datasync();
-      synced.set(handle.fd, (await handle.stat()).size);
-    },
-  };
-  return { io, calls: () => call };
-};
+const failingIo = (fails: (call: number) => boolean) =>
+  createFailingIo((call) =>
+    fails(call)
+      ? [
+          { call: "write", landed: "half", code: "ENOSPC" },
+          { call: "datasync", unsynced: "dropped", code: "EIO" },
+        ]
+      : [],
+  );
 
 /** Lives until the first error; says what was acknowledged. */
 const liveOn = async (folder: string, io: LogIo): Promise<{ acknowledged: string[]; error: string | undefined; reports: string[] }> => {
@@ -496,22 +485,11 @@ test("what a file that was left after a failed sync says is void from the next f
 // ---- kill -9 --------------------------------------------------------------------------------------------------------------
 
 test("kill -9 in an append loop, again and again: all that was acknowledged is recovered, once", async () => {
-  const outDir = join(root, "child");
-  await build({
-    configFile: false,
-    logLevel: "silent",
-    ssr: { noExternal: true, resolve: { conditions: ["@fulgurite/source", "node", "import", "default"] } },
-    build: {
-      ssr: join(import.meta.dirname, "filesChild.ts"),
-      outDir,
-      target: "node20",
-      rollupOptions: { output: { entryFileNames: "child.mjs" } },
-    },
-  });
+  const program = await bundleChild("filesChild", join(root, "child"));
   const folder = newFolder();
   const acknowledged = new Set<string>();
   for (let life = 0; life < 4; life++) {
-    const child = spawn(process.execPath, [join(outDir, "child.mjs"), folder, `life${life}`], { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(process.execPath, [program, folder, `life${life}`], { stdio: ["ignore", "pipe", "pipe"] });
     let out = "";
     let errors = "";
     child.stderr.on("data", (data) => {

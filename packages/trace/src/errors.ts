@@ -8,7 +8,8 @@ export type TraceErrorCode =
   | "conflict" // a published version with other content
   | "locked" // another process has the folder open for writing
   | "corrupt" // stored bytes that are not what was written
-  | "storage" // the platform refused: quota, I/O, a lost connection
+  | "storage" // the platform refused: I/O, a lost connection
+  | "full" // no room for this call; what was stored stays, reading and forgetting go on
   | "denied" // a store over HTTP wants another key
   | "too-large" // more than a store over HTTP takes at once
   | "closed"

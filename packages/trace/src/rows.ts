@@ -50,6 +50,8 @@ export type Durability = "relaxed" | "strict";
 export interface Backend {
   /** All or nothing, one after the other. A body may run a second time when the connection was lost under it. */
   transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
+  /** Where appends may share a transaction: a relaxed one of `spans` spans, whose body writes nothing before its last rule is checked. */
+  append?<T>(spans: number, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   putState(name: string, bytes: Uint8Array): Promise<void>;
   getState(name: string): Promise<Uint8Array | undefined>;
   /** In any order. */

@@ -5,7 +5,7 @@ import * as commands from "./commands.ts";
 import { TraceError } from "./errors.ts";
 import { mintId } from "./ids.ts";
 import { applyRecord } from "./records.ts";
-import type { Backend, Durability, Rows } from "./rows.ts";
+import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
 import { isTerminal } from "./status.ts";
 import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
 import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
@@ -89,10 +89,14 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     return backend.transact("read", body);
   };
 
-  const write = async <T>(durability: Durability, command: (rows: Rows, commit: commands.Commit) => Promise<T>): Promise<T> => {
+  const write = async <T>(
+    durability: Durability,
+    command: (rows: Rows, commit: commands.Commit) => Promise<T>,
+    transact: <A>(body: (transaction: Transaction) => Promise<A>) => Promise<A> = (body) => backend.transact(durability, body),
+  ): Promise<T> => {
     guardOpen();
     let events: StoreEvent[] = [];
-    const answer = await backend.transact(durability, async (transaction) => {
+    const answer = await transact(async (transaction) => {
       events = [];
       return command(transaction, async (records) => {
         if (records.length === 0) return;
@@ -232,7 +236,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       const all = spans.map((span) => redactedSpan(span, options.redact));
       const kept = all.filter((span) => span !== null);
       const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
-      await write("relaxed", (rows, commit) => commands.append(rows, commit, kept, refs, clock()));
+      await write(
+        "relaxed",
+        (rows, commit) => commands.append(rows, commit, kept, refs, clock()),
+        (body) => (backend.append === undefined ? backend.transact("relaxed", body) : backend.append(kept.length, body)),
+      );
       redacted += all.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),

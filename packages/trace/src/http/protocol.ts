@@ -42,6 +42,7 @@ export const STATUSES: Readonly<Record<TraceErrorCode, number>> = {
   closed: 503,
   timeout: 504,
   storage: 507,
+  full: 507,
 };
 
 export const ROLLOUTS_A_PAGE = 256;

@@ -1,16 +1,25 @@
-// A store that a browser keeps, shared by every tab of the origin. Each command is one transaction: IndexedDB itself is the
-// lock, so claims of many tabs never collide. Other tabs hear of changes by BroadcastChannel, which only hints.
-// Not a quota manager: a full disk is the caller's error, and what was stored stays readable.
+// A store that a browser keeps, shared by every tab of the origin. Each command is one transaction, appends of one moment
+// share one: IndexedDB itself is the lock, so claims of many tabs never collide. Other tabs hear of changes by
+// BroadcastChannel, which only hints.
+//
+// A full disk: the call that finds no room rejects with TraceError "full" and leaves nothing behind; all that was
+// acknowledged stays, reading and forget go on (forget only deletes), and the next call tries anew. When forgetting gives
+// room is the browser's to decide: Chromium counts deleted bytes until it compacts. Claiming, ending and cancelling are writes
+// like others. Not a quota manager: nothing is thrown out to make room.
 
+import { TraceError } from "../errors.ts";
 import type { Backend } from "../rows.ts";
 import { createStore, type Hints, type StoreOptions } from "../store.ts";
 import type { Store, StoreEvent } from "../vocabulary.ts";
 import { createConnection } from "./connection.ts";
+import { createInOrder, type RunTransaction } from "./inOrder.ts";
 import { createIndexedDbRows, ROW_STORES } from "./rows.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
-  /** Hears what a person should know: another tab blocks an upgrade. Default: console.warn. */
+  /** Hears what a person should know: another tab blocks an upgrade, the answer to `persist`. Default: console.warn. */
   readonly onReport?: (message: string) => void;
+  /** Asks the browser, once, not to delete this origin's data when disks run short; some ask the user. The answer goes to onReport. */
+  readonly persist?: boolean; // false
 }
 
 /** A message between tabs of one store. */
@@ -45,46 +54,82 @@ const openHints = (channelName: string): Hints & { close(): void } => {
   };
 };
 
+const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
+  const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
+  const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
+  onReport(
+    isKept
+      ? `${databaseName}: persistent; the browser does not delete it unless the user does`
+      : `${databaseName}: persistent storage was asked for, got ${isKept === undefined ? "no such promise here" : "no"}; the browser may delete it when disks run short, so export what matters`,
+  );
+};
+
+const orFull = (databaseName: string, error: unknown): unknown =>
+  error instanceof Error && error.name === "QuotaExceededError"
+    ? new TraceError(
+        "full",
+        `${databaseName}: the browser must have room for this call, got QuotaExceededError, and nothing of it is stored; export and forget rollouts, free the disk, or raise the site's quota`,
+        { cause: error },
+      )
+    : error;
+
 /**
  * Opens (or makes) the database `fulgurite/<name>` of this origin.
  * claim, finish, cancel, publish and putState resolve when the browser says that they are flushed ("strict"); enqueue,
  * append and heartbeat when they are handed to the operating system: they survive a crash of the tab, not a power cut.
- * @throws the platform's DOMException where storage is refused; TraceError "storage" when the connection died twice.
+ * @throws the platform's DOMException where storage is refused; TraceError "storage" when the connection died twice; every
+ * method that writes, TraceError "full".
  */
 export const openIndexedDbStore = async (name: string, options: IndexedDbOptions = {}): Promise<Store> => {
   const databaseName = `fulgurite/${name}`;
-  const connection = createConnection(databaseName, options.onReport ?? ((message) => console.warn(message)));
+  const onReport = options.onReport ?? ((message) => console.warn(message));
+  const connection = createConnection(databaseName, onReport);
   await connection.use(async () => {}); // refuse here, not at the first write
+  // nobody waits: a browser may leave the question to its user
+  if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
   const hints = openHints(databaseName);
 
-  const backend: Backend = {
-    transact: (mode, body) =>
-      connection.use(async (db) => {
-        const transaction =
-          mode === "read" ? db.transaction(ROW_STORES, "readonly") : db.transaction(ROW_STORES, "readwrite", { durability: mode });
-        transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
+  const run: RunTransaction = (mode, body) =>
+    connection.use(async (db) => {
+      const transaction =
+        mode === "read" ? db.transaction(ROW_STORES, "readonly") : db.transaction(ROW_STORES, "readwrite", { durability: mode });
+      transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
+      try {
+        const rows = createIndexedDbRows(transaction);
+        const answer = await body(rows);
+        await rows.keepSeqs();
+        transaction.commit();
+        await transaction.done;
+        return answer;
+      } catch (error) {
         try {
-          const answer = await body(createIndexedDbRows(transaction));
-          transaction.commit();
-          await transaction.done;
-          return answer;
-        } catch (error) {
-          try {
-            transaction.abort();
-          } catch {
-            // it ended before: the first error is the one to tell
-          }
-          throw transaction.error ?? error;
+          transaction.abort();
+        } catch {
+          // it ended before: the first error is the one to tell
         }
-      }),
+        throw orFull(databaseName, transaction.error ?? error);
+      }
+    });
+  const inOrder = createInOrder(run);
+
+  const backend: Backend = {
+    transact: (mode, body) => (mode === "read" ? inOrder.read(body) : inOrder.write(mode, body)),
+    append: inOrder.append,
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });
-        await Promise.all([transaction.store.put(bytes, stateName), transaction.done]);
+        transaction.done.catch(() => {}); // as above
+        try {
+          await transaction.store.put(bytes, stateName);
+          await transaction.done;
+        } catch (error) {
+          throw orFull(databaseName, transaction.error ?? error);
+        }
       }),
     getState: (stateName) => connection.use((db) => db.get("states", stateName)),
     states: () => connection.use((db) => db.getAllKeys("states")),
     close: async () => {
+      await inOrder.settled();
       hints.close();
       await connection.close();
     },

@@ -13,7 +13,8 @@ type RowStore = Exclude<(typeof ROW_STORES)[number], "counters">;
 const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const satisfies readonly RolloutStatus[];
 const LAST = Number.POSITIVE_INFINITY;
 
-export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
+/** `keepSeqs` is the transaction's last write. */
+export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepSeqs(): Promise<void> } => {
   const rollouts = transaction.objectStore("rollouts");
   const attempts = transaction.objectStore("attempts");
   const spans = transaction.objectStore("spans");
@@ -22,6 +23,10 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
   const write = transaction as IDBPTransaction<StoreSchema, typeof ROW_STORES, "readwrite">;
   const put = async <S extends RowStore>(store: S, value: StoreSchema[S]["value"]): Promise<void> => {
     await write.objectStore(store).put(value);
+  };
+  const given = { rolloutSeq: 0, spanSeq: 0 };
+  const keepSeq = async (name: keyof typeof given, seq: number): Promise<void> => {
+    if (((await counters.get(name)) ?? 0) < seq) await write.objectStore("counters").put(seq, name);
   };
   const lastRolloutSeq = async (): Promise<number> =>
     Math.max((await counters.get("rolloutSeq")) ?? 0, (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
@@ -77,17 +82,28 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows => {
         resources: await resources.count(),
       };
     },
-    putRollout: (rollout) => put("rollouts", rollout),
+    putRollout: (rollout) => {
+      given.rolloutSeq = Math.max(given.rolloutSeq, rollout.seq);
+      return put("rollouts", rollout);
+    },
     putAttempt: (attempt) => put("attempts", attempt),
-    putSpan: (span) => put("spans", span),
+    putSpan: (span) => {
+      given.spanSeq = Math.max(given.spanSeq, span.seq);
+      return put("spans", span);
+    },
     putResource: (resource) => put("resources", resource),
     removeRollout: async (id) => {
-      await write.objectStore("counters").put(await lastRolloutSeq(), "rolloutSeq");
-      await write.objectStore("counters").put(await lastSpanSeq(), "spanSeq");
+      // where an older release wrote last; else they are kept already, and a full disk still deletes, for nothing is put
+      await keepSeq("rolloutSeq", await lastRolloutSeq());
+      await keepSeq("spanSeq", await lastSpanSeq());
       const ofRollout = IDBKeyRange.bound([id], [id, []]); // a list is greater than every text
       await write.objectStore("spans").delete(ofRollout);
       await write.objectStore("attempts").delete(ofRollout);
       await write.objectStore("rollouts").delete(id);
+    },
+    keepSeqs: async () => {
+      if (given.rolloutSeq > 0) await keepSeq("rolloutSeq", given.rolloutSeq);
+      if (given.spanSeq > 0) await keepSeq("spanSeq", given.spanSeq);
     },
   };
 };

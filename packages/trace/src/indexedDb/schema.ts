@@ -19,7 +19,7 @@ export interface StoreSchema extends DBSchema {
   };
   resources: { key: [string, number]; value: Resource }; // name, version
   states: { key: string; value: Uint8Array };
-  counters: { key: "rolloutSeq" | "spanSeq"; value: number }; // the last seqs when something was last forgotten
+  counters: { key: "rolloutSeq" | "spanSeq"; value: number }; // the last that were given
 }
 
 export type StoreDatabase = IDBPDatabase<StoreSchema>;

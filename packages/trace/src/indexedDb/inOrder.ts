@@ -1,0 +1,113 @@
+// When transactions begin, so that many small appends cost one commit:
+//
+//   - what one store object was asked first it does first; reads wait for the writes before them, not for each other
+//   - appends asked for in the same moment, or while an earlier write is on its way, share one transaction: at most 64 spans
+//   - an append that breaks a rule fails alone; if the transaction itself fails, each of its appends is tried alone, in order,
+//     so that every caller hears of its own failure and of no other's
+//
+// Resolved still means committed: nobody is told earlier, the sharers are told together.
+
+import { TraceError } from "../errors.ts";
+import type { Durability, Transaction } from "../rows.ts";
+
+/** One transaction: all or nothing. */
+export type RunTransaction = <T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
+
+export interface InOrder {
+  read<T>(body: (transaction: Transaction) => Promise<T>): Promise<T>;
+  write<T>(durability: Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
+  /** A relaxed write of `spans` spans that may share its transaction. Its body writes nothing before its last rule is checked. */
+  append<T>(spans: number, body: (transaction: Transaction) => Promise<T>): Promise<T>;
+  /** Resolves when all that was asked for is settled. */
+  settled(): Promise<void>;
+}
+
+const GROUP_SPANS = 64;
+
+interface Member {
+  readonly body: (transaction: Transaction) => Promise<unknown>;
+  readonly resolve: (answer: unknown) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+interface Group {
+  readonly members: Member[];
+  spans: number;
+}
+
+/** A message to oneself: unlike a timer of 0 ms it is not slowed down in a tab that nobody sees. */
+const nextMacrotask = (): Promise<void> =>
+  new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(null);
+  });
+
+const runGroup = async (run: RunTransaction, members: readonly Member[]): Promise<void> => {
+  if (members.length > 1)
+    try {
+      const tell = await run("relaxed", async (transaction) => {
+        const tell: (() => void)[] = [];
+        for (const { body, resolve, reject } of members)
+          try {
+            const answer = await body(transaction);
+            tell.push(() => resolve(answer));
+          } catch (error) {
+            if (!(error instanceof TraceError)) throw error; // a request failed: the transaction is lost
+            tell.push(() => reject(error));
+          }
+        return tell;
+      });
+      for (const told of tell) told();
+      return;
+    } catch {
+      // nothing of it is stored; whose failure it is, each finds out alone
+    }
+  for (const { body, resolve, reject } of members) await run("relaxed", body).then(resolve, reject);
+};
+
+export const createInOrder = (run: RunTransaction): InOrder => {
+  let last: Promise<unknown> = Promise.resolve(); // never rejects
+  let open: Group | undefined;
+
+  const inTurn = <T>(act: () => Promise<T>): Promise<T> => {
+    const mine = last.then(act);
+    last = mine.catch(() => {});
+    return mine;
+  };
+
+  const beginGroup = (): Group => {
+    const group: Group = { members: [], spans: 0 };
+    const moment = nextMacrotask();
+    void inTurn(async () => {
+      await moment;
+      if (open === group) open = undefined;
+      await runGroup(run, group.members);
+    });
+    return group;
+  };
+
+  return {
+    read: (body) => {
+      open = undefined;
+      return last.then(() => run("read", body));
+    },
+    write: (durability, body) => {
+      open = undefined;
+      return inTurn(() => run(durability, body));
+    },
+    append: <T>(spans: number, body: (transaction: Transaction) => Promise<T>) =>
+      new Promise<T>((resolve, reject) => {
+        if (open === undefined || open.spans + spans > GROUP_SPANS) open = beginGroup();
+        open.spans += spans;
+        open.members.push({ body, resolve: resolve as (answer: unknown) => void, reject });
+      }),
+    settled: async () => {
+      open = undefined;
+      await last;
+    },
+  };
+};

@@ -1,0 +1,63 @@
+// A disk that fails when told to, and the bundle of a child process that can be killed.
+import { join } from "node:path";
+import type { LogIo } from "@fulgurite/trace/node";
+import { build } from "vite";
+
+/** What the disk does instead of its work, and what the caller hears. */
+export type DiskFault =
+  | { readonly call: "write"; readonly landed: "nothing" | "half" | "all" | "zeros"; readonly code: string }
+  | { readonly call: "datasync"; readonly unsynced: "dropped" | "kept"; readonly code: string };
+
+const failure = (code: string): Error => Object.assign(new Error(`${code}: injected`), { code });
+
+const isWrite = (fault: DiskFault | undefined): fault is DiskFault & { call: "write" } => fault?.call === "write";
+const isSync = (fault: DiskFault | undefined): fault is DiskFault & { call: "datasync" } => fault?.call === "datasync";
+
+/** `faultAt` is asked at every call, from 1; a fault of the other kind of call does not fire. */
+export const createFailingIo = (
+  faultAt: (call: number) => readonly DiskFault[],
+): { io: LogIo; calls: () => number; fired: () => number } => {
+  let call = 0;
+  let fired = 0;
+  const synced = new Map<number, number>();
+  const io: LogIo = {
+    write: async (handle, bytes, position) => {
+      call += 1;
+      const fault = faultAt(call).find(isWrite);
+      const share = { nothing: 0, half: bytes.length >> 1, all: bytes.length, zeros: bytes.length }[fault?.landed ?? "all"];
+      if (share > 0) await handle.write(fault?.landed === "zeros" ? new Uint8Array(share) : bytes, 0, share, position);
+      if (fault === undefined) return;
+      fired += 1;
+      throw failure(fault.code);
+    },
+    datasync: async (handle) => {
+      call += 1;
+      const fault = faultAt(call).find(isSync);
+      if (fault !== undefined) {
+        fired += 1;
+        if (fault.unsynced === "dropped") await handle.truncate(synced.get(handle.fd) ?? 0);
+        throw failure(fault.code);
+      }
+      await handle.datasync();
+      synced.set(handle.fd, (await handle.stat()).size);
+    },
+  };
+  return { io, calls: () => call, fired: () => fired };
+};
+
+/** Bundles a file of this folder for Node, with the packages' sources. Returns the path to run. */
+export const bundleChild = async (name: string, outDir: string): Promise<string> => {
+  await build({
+    configFile: false,
+    logLevel: "silent",
+    ssr: { noExternal: true, resolve: { conditions: ["@fulgurite/source", "node", "import", "default"] } },
+    build: {
+      ssr: join(import.meta.dirname, `${name}.ts`),
+      outDir,
+      emptyOutDir: false,
+      target: "node20",
+      rollupOptions: { output: { entryFileNames: `${name}.mjs` } },
+    },
+  });
+  return join(outDir, `${name}.mjs`);
+};

@@ -1,0 +1,259 @@
+// Everything that can happen to a folder, a thousand times: a log cut at every byte of its last record, a disk that fails any
+// call in any way, kill -9, and two processes that want one queue.
+import { spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Span, type Store, TraceError } from "@fulgurite/trace";
+import { type FileStoreOptions, openFileStore } from "@fulgurite/trace/node";
+import { bundleChild, createFailingIo, type DiskFault } from "./disk.ts";
+import { createLedger, type Ledger, sum, type Tally, takeInventory } from "./ledger.ts";
+
+/** Says on stderr how far it is. */
+export type Progress = (line: string) => void;
+
+const open = (folder: string, options: FileStoreOptions = {}): Promise<Store> =>
+  openFileStore(folder, { clock: () => 1_000, onReport: () => {}, ...options });
+
+const spanOf = (rolloutId: string, attemptId: string, id: string): Span => ({
+  rolloutId,
+  attemptId,
+  id,
+  name: "n",
+  startMs: 1,
+  endMs: 1,
+  status: "ok",
+  attributes: { tokens: Int32Array.of(1, 2, 3), text: "é" },
+});
+
+const look = async (folder: string, ledger: Ledger): Promise<void> => {
+  const store = await open(folder);
+  ledger.check(await takeInventory(store));
+  await store.close();
+};
+
+// ---- torn tails -----------------------------------------------------------------------------------------------------------
+
+/** What the last record of a log can be. Each may be done again after it was torn, and is then there once. */
+const LAST_RECORDS: Readonly<Record<string, (store: Store, attemptId: string) => Promise<string[]>>> = {
+  rollout: async (store) => (await store.enqueue([{ id: "late", input: "é" }])).map(({ id }) => `rollout/${id}`),
+  attempt: async (store, attemptId) => {
+    await store.finish({ rolloutId: "r", id: attemptId }, { status: "succeeded" });
+    return [`ended/r/${attemptId}/succeeded`];
+  },
+  span: async (store, attemptId) => {
+    await store.append([spanOf("r", attemptId, "last")]);
+    return ["span/r/last"];
+  },
+  resource: async (store) => {
+    const { name, version } = await store.publish({ name: "p", version: 1, kind: "prompt", files: { f: Uint8Array.of(1, 2, 3) } });
+    return [`resource/${name}/${version}`];
+  },
+};
+
+const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
+  const tallies: Tally[] = [];
+  for (const act of Object.values(LAST_RECORDS)) {
+    const folder = newFolder();
+    const store = await open(folder);
+    await store.enqueue([{ id: "r", input: 0 }]);
+    const attemptId = (await store.claim("w"))[0]!.attempt.id;
+    await store.append([spanOf("r", attemptId, "first")]);
+    const path = join(folder, "log", "0000000000000001.log");
+    const kept = readFileSync(path).length;
+    await act(store, attemptId);
+    await store.close();
+    const whole = readFileSync(path);
+    for (let end = kept; end < whole.length; end++) {
+      for (const name of readdirSync(join(folder, "log"))) rmSync(join(folder, "log", name));
+      writeFileSync(path, whole.subarray(0, end)); // the last record was never acknowledged in this history
+      const ledger = createLedger("tail");
+      ledger.acknowledge("rollout/r", `attempt/r/${attemptId}`, "span/r/first");
+      ledger.fault();
+      const torn = await open(folder);
+      ledger.check(await takeInventory(torn));
+      ledger.acknowledge(...(await act(torn, attemptId)));
+      await torn.close();
+      await look(folder, ledger);
+      tallies.push(ledger.tally());
+    }
+  }
+  return tallies;
+};
+
+// ---- a disk that fails ----------------------------------------------------------------------------------------------------
+
+const DISK_FAULTS: readonly DiskFault[] = [
+  { call: "write", landed: "half", code: "ENOSPC" },
+  { call: "write", landed: "half", code: "EIO" },
+  { call: "write", landed: "nothing", code: "ENOSPC" },
+  { call: "write", landed: "zeros", code: "EIO" },
+  { call: "write", landed: "all", code: "EIO" }, // it was written, and the caller is told that it was not
+  { call: "datasync", unsynced: "dropped", code: "EIO" },
+  { call: "datasync", unsynced: "kept", code: "EIO" },
+];
+
+/** The same life each time; what it was told is its own to remember. Stops where the store says that its disk is gone. */
+const live = async (store: Store, ledger: Ledger): Promise<void> => {
+  const mine = async (id: string, spans: readonly string[]): Promise<void> => {
+    const [claim] = await store.claim(id);
+    if (claim === undefined) return;
+    const { rollout, attempt } = claim;
+    ledger.claimed(rollout.id, attempt.id);
+    ledger.acknowledge(`attempt/${rollout.id}/${attempt.id}`);
+    await Promise.all(
+      spans.map(async (name) => {
+        await store.append([spanOf(rollout.id, attempt.id, name)]);
+        ledger.acknowledge(`span/${rollout.id}/${name}`);
+      }),
+    );
+    await store.finish(attempt, { status: "succeeded" });
+    ledger.acknowledge(`ended/${rollout.id}/${attempt.id}/succeeded`);
+  };
+  try {
+    const tasks = await store.enqueue(["a", "b"].map((id) => ({ id, input: 0 })));
+    ledger.acknowledge(...tasks.map(({ id }) => `rollout/${id}`));
+    await mine("w1", ["x", "y", "z"]);
+    const { name, version } = await store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(1) } });
+    ledger.acknowledge(`resource/${name}/${version}`);
+    await mine("w2", ["x", "y"]);
+  } catch (error) {
+    if (!(error instanceof TraceError && error.code === "storage")) throw error;
+  }
+};
+
+/** After the disk is well again: the writer sends once more whatever it had, and all of it is there once. */
+const sendAgain = async (store: Store, ledger: Ledger): Promise<void> => {
+  for await (const { id, status } of store.rollouts()) {
+    if (status === "queued") continue;
+    for (const attempt of await store.attempts(id))
+      for (const name of ["x", "y", "z"]) {
+        await store.append([spanOf(id, attempt.id, name)]);
+        ledger.acknowledge(`span/${id}/${name}`);
+      }
+  }
+};
+
+const failDisks = async (newFolder: () => string): Promise<Tally[]> => {
+  const tallies: Tally[] = [];
+  for (const fault of DISK_FAULTS)
+    for (const rotateBytes of [500, 2 ** 20])
+      for (const lasts of [false, true])
+        for (let at = 1; ; at++) {
+          const folder = newFolder();
+          const ledger = createLedger(folder);
+          const { io, calls, fired } = createFailingIo((call) => (call === at || (lasts && call > at) ? [fault] : []));
+          const store = await open(folder, { io, rotateBytes });
+          await live(store, ledger);
+          await store.close();
+          const count = fired();
+          ledger.fault(count);
+          if (count > 0) {
+            await look(folder, ledger);
+            const healed = await open(folder);
+            await sendAgain(healed, ledger);
+            await healed.close();
+            await look(folder, ledger);
+            tallies.push(ledger.tally());
+          }
+          rmSync(folder, { recursive: true });
+          if (calls() < at) break;
+        }
+  return tallies;
+};
+
+// ---- kill -9 --------------------------------------------------------------------------------------------------------------
+
+/** Runs a program until it has said `bytes` bytes, then kills it. What it said is what was acknowledged. */
+const killAfter = (program: string, args: readonly string[], bytes: number): Promise<{ lines: string[]; wasKilled: boolean }> =>
+  new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [program, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+    let out = "";
+    let errors = "";
+    child.stderr.on("data", (data) => {
+      errors += data;
+    });
+    child.stdout.on("data", (data) => {
+      out += data;
+      if (out.length >= bytes) child.kill("SIGKILL");
+    });
+    child.on("close", (_code, signal) => {
+      if (errors !== "") reject(new Error(`${program}: silence on stderr, got ${errors}; read it`));
+      else
+        resolve({
+          lines: out
+            .slice(0, out.lastIndexOf("\n") + 1)
+            .split("\n")
+            .slice(0, -1),
+          wasKilled: signal === "SIGKILL",
+        });
+    });
+  });
+
+const killWriters = async (newFolder: () => string, program: string, kills: number): Promise<Tally> => {
+  const folder = newFolder();
+  const ledger = createLedger("kill");
+  for (let life = 0; life < kills; life++) {
+    const { lines, wasKilled } = await killAfter(program, [folder, `life${life}`], 1 + ((life * 97) % 700));
+    if (!wasKilled) throw new Error(`life ${life}: a writer writes until it is killed, got its end; run filesChild by hand`);
+    ledger.fault();
+    ledger.acknowledge(`rollout/life${life}`, ...lines.map((id) => `span/life${life}/${id}`));
+    if (life % 8 === 7 || life === kills - 1) await look(folder, ledger);
+  }
+  return ledger.tally();
+};
+
+/** Two processes; each is killed when it has had some, and comes back, until the queue is empty. */
+const fight = async (newFolder: () => string, program: string, kills: number): Promise<Tally> => {
+  const folder = newFolder();
+  const ledger = createLedger("fight");
+  const store = await open(folder);
+  const tasks = await store.enqueue(Array.from({ length: kills * 6 }, (_, index) => ({ id: `q${index}`, input: index })));
+  ledger.acknowledge(...tasks.map(({ id }) => `rollout/${id}`));
+  await store.close();
+  let left = kills;
+  const worker = async (me: string): Promise<void> => {
+    for (;;) {
+      const mayLive = left-- <= 0;
+      const { lines, wasKilled } = await killAfter(program, [folder, me], mayLive ? Number.POSITIVE_INFINITY : 1 + ((left * 37) % 150));
+      for (const line of lines) {
+        const [rolloutId, attemptId] = line.split(" ") as [string, string];
+        ledger.claimed(rolloutId, attemptId);
+        ledger.acknowledge(`attempt/${rolloutId}/${attemptId}`, `span/${rolloutId}/of-${rolloutId}`);
+      }
+      if (!wasKilled) return;
+      ledger.fault();
+    }
+  };
+  await Promise.all([worker("one"), worker("two")]);
+  await look(folder, ledger);
+  return ledger.tally();
+};
+
+/** @throws what is no fault of the store's: an error of its own that it should not have made. */
+export const faultFiles = async (progress: Progress): Promise<Tally> => {
+  const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
+  let folders = 0;
+  const newFolder = (): string => {
+    const folder = join(root, String(++folders));
+    mkdirSync(folder);
+    return folder;
+  };
+  try {
+    const tallies: Tally[] = [];
+    const part = async (what: string, act: () => Promise<Tally | readonly Tally[]>): Promise<void> => {
+      const found = sum("files", [await act()].flat());
+      tallies.push(found);
+      progress(`files: ${what}: ${found.faults} faults, ${found.lost} lost`);
+    };
+    await part("a log cut at every byte of its last record", () => tearTails(newFolder));
+    await part("a disk that fails any call", () => failDisks(newFolder));
+    const writer = await bundleChild("filesChild", join(root, "bundle"));
+    await part("kill -9 of a writer", () => killWriters(newFolder, writer, 60));
+    const fighter = await bundleChild("filesFighter", join(root, "bundle"));
+    await part("two processes, one queue, kill -9", () => fight(newFolder, fighter, 30));
+    return sum("files", tallies);
+  } finally {
+    rmSync(root, { recursive: true, force: true });
+  }
+};
