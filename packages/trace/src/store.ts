@@ -9,6 +9,7 @@ import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
 import { isTerminal } from "./status.ts";
 import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
 import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
+import { boundWait, platformTimer } from "./waitBounds.ts";
 
 export interface StoreOptions {
   /** Milliseconds since 1970. Default: Date.now. */
@@ -20,11 +21,6 @@ export interface StoreOptions {
   /** What a span keeps before it is kept. Dropped ones are counted in stats().redacted. Default: everything is kept. */
   readonly redact?: Redact;
 }
-
-const platformTimer = (act: () => void, ms: number): (() => void) => {
-  const timer = setTimeout(act, ms);
-  return () => clearTimeout(timer);
-};
 
 /** Where others write too, a hint may be lost with the tab that owed it: waiting looks again this often. */
 const RECHECK_MS = 2_000;
@@ -170,21 +166,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     const stops: (() => void)[] = [];
     try {
       return await new Promise<Rollout[]>((resolve, reject) => {
-        const onAbort = () => reject(signal?.reason);
-        signal?.addEventListener("abort", onAbort, { once: true });
-        const onClose = () => reject(closedError());
-        closing.signal.addEventListener("abort", onClose, { once: true });
-        stops.push(
-          () => signal?.removeEventListener("abort", onAbort),
-          () => closing.signal.removeEventListener("abort", onClose),
-        );
-        if (timeoutMs !== undefined)
-          stops.push(
-            timer(() => {
-              const rule = `waitFor: ${wanted.size} rollouts must end within ${timeoutMs} ms, got at least one that did not`;
-              reject(new TraceError("timeout", `${rule}; raise timeoutMs, or see whether a runner is claiming`));
-            }, timeoutMs),
-          );
+        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing: closing.signal, closedError, count: wanted.size }));
         // one look at a time; what is heard meanwhile asks for one more
         let looking = false;
         let again = false;

@@ -6,6 +6,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import { checkAllocate } from "../plan/checkAllocate.ts";
 import { type OpName, operandsOf, type Plan, type Step, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import type { Operation, Operations, Values, ValuesOf } from "./operation.ts";
 import { attentionOperations } from "./ops/attention.ts";
@@ -63,15 +64,7 @@ export const createReferenceBackend = (): ReferenceBackend => {
 
   const allocate = async (tensor: Tensor, data?: HostArray): Promise<void> => {
     checkAlive("allocate");
-    if (tensor.view || tensor.home === "arena" || tensor.home === "io" || storage.has(tensor)) {
-      throw new EngineError(
-        "bad-request",
-        `allocate: takes a weights, state or kv tensor once, got "${tensor.name}" (home ${tensor.home}${tensor.view ? ", a view" : ""}${storage.has(tensor) ? ", again" : ""})`,
-      );
-    }
-    if (data && data.length !== sizeOf(tensor)) {
-      throw new EngineError("bad-request", `allocate: "${tensor.name}" has ${sizeOf(tensor)} elements, got ${data.length}`);
-    }
+    checkAllocate(tensor, data, storage.has(tensor));
     if (tensor.home === "weights" && data) storage.set(tensor, data.slice());
     else {
       const fresh = storageFor(tensor);

@@ -7,6 +7,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import { checkAllocate } from "../plan/checkAllocate.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { encodePlan, scratchBytes } from "./encode.ts";
@@ -224,15 +225,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     device,
     allocate: async (tensor, data) => {
       alive("allocate");
-      if (tensor.view || tensor.home === "arena" || tensor.home === "io" || addresses.has(tensor)) {
-        throw new EngineError(
-          "bad-request",
-          `allocate: takes a weights, state or kv tensor once, got "${tensor.name}" (home ${tensor.home}${tensor.view ? ", a view" : ""}${addresses.has(tensor) ? ", again" : ""})`,
-        );
-      }
-      if (data && data.length !== sizeOf(tensor)) {
-        throw new EngineError("bad-request", `allocate: "${tensor.name}" has ${sizeOf(tensor)} elements, got ${data.length}`);
-      }
+      checkAllocate(tensor, data, addresses.has(tensor));
       store(tensor, data);
     },
     compile,

@@ -7,6 +7,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import { checkAllocate } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
@@ -78,15 +79,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
 
   const allocate = async (tensor: Tensor, data?: HostArray): Promise<void> => {
     check("allocate");
-    if (tensor.view || tensor.home === "arena" || tensor.home === "io" || storage.has(tensor)) {
-      throw new EngineError(
-        "bad-request",
-        `allocate: takes a weights, state or kv tensor once, got "${tensor.name}" (home ${tensor.home}${tensor.view ? ", a view" : ""}${storage.has(tensor) ? ", again" : ""})`,
-      );
-    }
-    if (data && data.length !== sizeOf(tensor)) {
-      throw new EngineError("bad-request", `allocate: "${tensor.name}" has ${sizeOf(tensor)} elements, got ${data.length}`);
-    }
+    checkAllocate(tensor, data, storage.has(tensor));
     const buffer = await buffers.create(tensor.name, sizeOf(tensor) * 4);
     storage.set(tensor, buffer);
     if (data) await buffers.upload(buffer, data);

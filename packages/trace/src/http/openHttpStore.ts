@@ -22,6 +22,7 @@ import type {
   StoreItem,
   StoreStats,
 } from "../vocabulary.ts";
+import { boundWait, platformTimer } from "../waitBounds.ts";
 import { fromNdjson, PREFIX, ROLLOUTS_A_PAGE, readEvents, SPANS_A_PAGE, STATUSES, WAIT_MS } from "./protocol.ts";
 
 export interface HttpStoreOptions extends StoreOptions {
@@ -40,11 +41,6 @@ const LONGEST_PAUSE_MS = 30_000;
 const PASSING: readonly number[] = [429, 502, 503, 504];
 /** Ids in one address, so that it stays short enough for every proxy. */
 const IDS_A_REQUEST = 40;
-
-const platformTimer = (act: () => void, ms: number): (() => void) => {
-  const timer = setTimeout(act, ms);
-  return () => clearTimeout(timer);
-};
 
 interface Ask {
   readonly search?: URLSearchParams;
@@ -233,21 +229,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     const stops: (() => void)[] = [];
     try {
       return await new Promise<Rollout[]>((resolve, reject) => {
-        const onAbort = () => reject(signal?.reason);
-        signal?.addEventListener("abort", onAbort, { once: true });
-        const onClose = () => reject(closedError());
-        closing.signal.addEventListener("abort", onClose, { once: true });
-        stops.push(
-          () => signal?.removeEventListener("abort", onAbort),
-          () => closing.signal.removeEventListener("abort", onClose),
-        );
-        if (timeoutMs !== undefined)
-          stops.push(
-            timer(() => {
-              const rule = `waitFor: ${new Set(ids).size} rollouts must end within ${timeoutMs} ms, got at least one that did not`;
-              reject(new TraceError("timeout", `${rule}; raise timeoutMs, or see whether a runner is claiming`));
-            }, timeoutMs),
-          );
+        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing: closing.signal, closedError, count: new Set(ids).size }));
         const ask = async (): Promise<void> => {
           while (!done.signal.aborted) {
             const json = { rolloutIds: ids, timeoutMs: WAIT_MS };

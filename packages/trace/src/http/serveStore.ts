@@ -17,6 +17,7 @@ import type {
   StoreEvent,
   TaskInput,
 } from "../vocabulary.ts";
+import { platformTimer } from "../waitBounds.ts";
 import { encodeEvent, PREFIX, ROLLOUTS_A_PAGE, SPANS_A_PAGE, STATUSES, toNdjson, WAIT_MS } from "./protocol.ts";
 
 export interface ServeOptions {
@@ -203,11 +204,6 @@ const createMemory = () => {
     }
     return answer;
   };
-};
-
-const platformTimer = (act: () => void, ms: number): (() => void) => {
-  const timer = setTimeout(act, ms);
-  return () => clearTimeout(timer);
 };
 
 /** The store's events for whoever is connected, and the last of them for who was not for a moment. */

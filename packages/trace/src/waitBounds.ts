@@ -1,0 +1,45 @@
+// What ends a wait early, for every store: the caller's signal, close(), the time that was given.
+
+import { TraceError } from "./errors.ts";
+
+/** Runs `act` once after `ms`; returns the way to stop it. */
+export type Timer = (act: () => void, ms: number) => () => void;
+
+export const platformTimer: Timer = (act, ms) => {
+  const timer = setTimeout(act, ms);
+  return () => clearTimeout(timer);
+};
+
+export interface WaitBounds {
+  readonly signal: AbortSignal | undefined;
+  readonly timeoutMs: number | undefined;
+  readonly timer: Timer;
+  /** Aborted by close(). */
+  readonly closing: AbortSignal;
+  readonly closedError: () => TraceError;
+  /** Rollouts that are waited for, for the message. */
+  readonly count: number;
+}
+
+/** Rejects with the signal's reason, the store's "closed" error or TraceError "timeout". Returns the way to stop listening. */
+export const boundWait = (
+  reject: (error: unknown) => void,
+  { signal, timeoutMs, timer, closing, closedError, count }: WaitBounds,
+): (() => void) => {
+  const onAbort = (): void => reject(signal?.reason);
+  const onClose = (): void => reject(closedError());
+  signal?.addEventListener("abort", onAbort, { once: true });
+  closing.addEventListener("abort", onClose, { once: true });
+  const stopTimer =
+    timeoutMs === undefined
+      ? undefined
+      : timer(() => {
+          const rule = `waitFor: ${count} rollouts must end within ${timeoutMs} ms, got at least one that did not`;
+          reject(new TraceError("timeout", `${rule}; raise timeoutMs, or see whether a runner is claiming`));
+        }, timeoutMs);
+  return () => {
+    signal?.removeEventListener("abort", onAbort);
+    closing.removeEventListener("abort", onClose);
+    stopTimer?.();
+  };
+};
