@@ -11,6 +11,7 @@ import {
   loadPolicy,
   type Phase,
   type Recipe,
+  type RolloutProgress,
   type Score,
 } from "fulgurite";
 import { loadDemo } from "./demos.ts";
@@ -24,7 +25,7 @@ Trains a demo agent headless: measures it on held-out tasks, trains, measures ag
 with the learning rate at 0 as a control. Interrupted or killed, the same command goes on where it was.
 
   --device NAME         auto (default), webgpu, wasm or reference
-  --preset NAME         sizes of the run: default, tiny
+  --preset NAME         sizes of the run: default, tiny, smoke
   --seed N              0 … 4294967295 (default 1)
   --steps N             training steps (default: the preset's)
   --learning-rate X     (default: the preset's)
@@ -214,16 +215,10 @@ export const train = async (args: string[]): Promise<number> => {
   }
 };
 
-type OnRollout = (update: { phase: Phase; done: number; total: number; reward: number }) => void;
-
-const onRollout = (progress: Progress): OnRollout => {
-  let counted: { phase: Phase | ""; sum: number } = { phase: "", sum: 0 };
-  return ({ phase, done, total, reward }) => {
-    if (counted.phase !== phase || done === 1) counted = { phase, sum: 0 };
-    counted.sum += Number.isFinite(reward) ? reward : 0;
-    progress.update(LABELS[phase], done, total, `reward ${(counted.sum / done).toFixed(3)}`);
-  };
-};
+const onRollout =
+  (progress: Progress) =>
+  ({ phase, done, total, meanReward }: RolloutProgress): void =>
+    progress.update(LABELS[phase], done, total, `reward ${meanReward.toFixed(3)}`);
 
 /** Runs an experiment to its end, telling what is new in each record. */
 const follow = async (

@@ -144,7 +144,6 @@ const run = async (from: Store, signal: AbortSignal, plan: Recipe): Promise<void
         state.value = "paused";
         return;
       }
-      let counted = { phase: "" as string, sum: 0 };
       const loaded = await ensurePolicy();
       for await (const update of experiment({
         policy: loaded,
@@ -154,10 +153,8 @@ const run = async (from: Store, signal: AbortSignal, plan: Recipe): Promise<void
         seed: settings.value.seed,
         runId: currentRun(),
         signal,
-        onRollout: ({ phase, done, total, rollout, reward }) => {
-          if (counted.phase !== phase || done === 1) counted = { phase, sum: 0 };
-          counted.sum += Number.isFinite(reward) ? reward : 0;
-          progress.value = { phase, done, total, reward: counted.sum / done };
+        onRollout: ({ phase, done, total, rollout, reward, meanReward }) => {
+          progress.value = { phase, done, total, reward: meanReward };
           add(toRow(rollout, reward));
         },
       })) {

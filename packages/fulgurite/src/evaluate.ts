@@ -6,10 +6,5 @@ import { runnerOf, type Session } from "./session.ts";
 export type EvaluateOptions<Task> = Session<Task> & Omit<LoopOptions, "policy" | "store" | "runner">;
 
 /** Temperature 0 (default) is greedy, 1 samples as in training. Repeating it for the same run, label and version costs nothing. */
-export const evaluate = <Task>({ policy, store, agent, concurrency, onEnd, ...rest }: EvaluateOptions<Task>): Promise<Evaluation> =>
-  evaluateLoop({
-    ...rest,
-    policy,
-    store,
-    runner: runnerOf({ policy, store, agent, ...(concurrency !== undefined && { concurrency }), ...(onEnd && { onEnd }) }),
-  });
+export const evaluate = <Task>(options: EvaluateOptions<Task>): Promise<Evaluation> =>
+  evaluateLoop({ ...options, runner: runnerOf(options) });

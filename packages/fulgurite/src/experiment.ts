@@ -50,6 +50,17 @@ export interface ExperimentRecord {
 
 type Kept = Omit<ExperimentRecord, "steps">;
 
+export interface RolloutProgress {
+  readonly phase: Phase;
+  readonly done: number;
+  readonly total: number;
+  readonly rollout: Rollout;
+  /** NaN when it failed. */
+  readonly reward: number;
+  /** Of the rollouts so far in this step or measurement; a failed one counts as 0. */
+  readonly meanReward: number;
+}
+
 export interface ExperimentOptions<Task> {
   readonly policy: LoadedPolicy;
   readonly store: Store;
@@ -61,8 +72,8 @@ export interface ExperimentOptions<Task> {
   /** false leaves the first measurement out, for a control whose start is known. */
   readonly measureBefore?: boolean;
   readonly signal?: AbortSignal;
-  /** As each one ends. `reward` is NaN when it failed. */
-  readonly onRollout?: (progress: { phase: Phase; done: number; total: number; rollout: Rollout; reward: number }) => void;
+  /** As each one ends. */
+  readonly onRollout?: (progress: RolloutProgress) => void;
 }
 
 const stateName = (runId: string): string => `experiment/${runId}`;
@@ -78,14 +89,15 @@ export const readExperiment = async (store: Store, runId: string): Promise<Exper
   return { ...kept, steps: await reportsOf(store, runId) };
 };
 
-/** Every published adapter version carries the report of the step that made it. */
+/** Every published adapter version carries the report of the step that made it; the adapters' bytes are not read. */
 const reportsOf = async (store: Store, runId: string): Promise<StepReport[]> => {
   const reports: StepReport[] = [];
-  for (let version = 1; ; version++) {
-    const report = (await store.resource(runId, version))?.metadata.report;
-    if (report === undefined) return reports;
-    reports.push(report as unknown as StepReport);
+  for await (const { name, metadata } of store.resources()) {
+    if (name !== runId || metadata.report === undefined) continue;
+    const report = metadata.report as unknown as StepReport;
+    reports[report.step] = report;
   }
+  return reports;
 };
 
 /**
@@ -99,9 +111,9 @@ export async function* experiment<Task>(options: ExperimentOptions<Task>): Async
 
   // the runner knows when a rollout ends, the agent knows its reward
   const rewards = new Map<string, number>();
-  const progress = { phase: "before" as Phase, done: 0, total: 0 };
+  const progress = { phase: "before" as Phase, done: 0, total: 0, sum: 0 };
   const enter = (phase: Phase, total: number): void => {
-    Object.assign(progress, { phase, done: 0, total });
+    Object.assign(progress, { phase, done: 0, total, sum: 0 });
     rewards.clear();
   };
   const session = {
@@ -112,8 +124,12 @@ export async function* experiment<Task>(options: ExperimentOptions<Task>): Async
       if (typeof reward === "number") rewards.set(context.rollout.id, reward);
       return reward;
     }) as Agent<Task>,
-    onEnd: (rollout: Rollout) =>
-      onRollout?.({ ...progress, done: ++progress.done, rollout, reward: rewards.get(rollout.id) ?? Number.NaN }),
+    onEnd: (rollout: Rollout) => {
+      const reward = rewards.get(rollout.id) ?? Number.NaN;
+      progress.sum += Number.isFinite(reward) ? reward : 0;
+      const done = ++progress.done;
+      onRollout?.({ phase: progress.phase, done, total: progress.total, rollout, reward, meanReward: progress.sum / done });
+    },
     ...(signal && { signal }),
   };
 

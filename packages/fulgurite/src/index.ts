@@ -12,6 +12,7 @@ export {
   experiment,
   type Phase,
   type Recipe,
+  type RolloutProgress,
   readExperiment,
   type Score,
 } from "./experiment.ts";

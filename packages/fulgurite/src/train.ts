@@ -12,17 +12,5 @@ export type TrainOptions<Task> = Session<Task> & Omit<LoopOptions, "policy" | "s
  * Throws RlError ("checkpoint": the run was started with other options; "rollouts-failed": more than half of a step failed),
  * TraceError, EngineError, or the signal's reason.
  */
-export const train = <Task>({
-  policy,
-  store,
-  agent,
-  concurrency,
-  onEnd,
-  ...loop
-}: TrainOptions<Task>): AsyncGenerator<StepReport, void, void> =>
-  trainLoop({
-    ...loop,
-    policy,
-    store,
-    runner: runnerOf({ policy, store, agent, ...(concurrency !== undefined && { concurrency }), ...(onEnd && { onEnd }) }),
-  });
+export const train = <Task>(options: TrainOptions<Task>): AsyncGenerator<StepReport, void, void> =>
+  trainLoop({ ...options, runner: runnerOf(options) });
