@@ -3,7 +3,7 @@ import { EngineError } from "../../../packages/engine/src/errors.ts";
 import { parseConfig } from "../../../packages/engine/src/model/families.ts";
 import { inverseFrequencies, ropeTable } from "../../../packages/engine/src/model/rope.ts";
 import { linearShape, type ModelSpec } from "../../../packages/engine/src/model/spec.ts";
-import type { Backend, HostArray } from "../../../packages/engine/src/plan/backend.ts";
+import type { Backend, TensorData } from "../../../packages/engine/src/plan/backend.ts";
 import type { Tensor } from "../../../packages/engine/src/plan/step.ts";
 import { hashWeights } from "../../../packages/engine/src/weights/checkpoint.ts";
 import { loadModel } from "../../../packages/engine/src/weights/load.ts";
@@ -21,8 +21,8 @@ const failure = (run: () => unknown): EngineError => {
 };
 
 /** A backend that only remembers what was allocated. */
-const recording = (): Backend & { readonly allocated: Map<string, { tensor: Tensor; data: HostArray }> } => {
-  const allocated = new Map<string, { tensor: Tensor; data: HostArray }>();
+const recording = (): Backend & { readonly allocated: Map<string, { tensor: Tensor; data: TensorData }> } => {
+  const allocated = new Map<string, { tensor: Tensor; data: TensorData }>();
   const never = (): never => {
     throw new Error("not part of loading");
   };

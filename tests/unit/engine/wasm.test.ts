@@ -262,7 +262,11 @@ describe("refusals", () => {
     const rejects = (promise: Promise<unknown>, code: string, text: string): Promise<void> =>
       expect(promise).rejects.toMatchObject({ code, message: expect.stringContaining(text) });
     await rejects(backend.allocate(x), "bad-request", "again");
-    await rejects(backend.allocate(tensor("short", "state", 4), Float32Array.of(1)), "bad-request", "has 4 elements, got 1");
+    await rejects(
+      backend.allocate(tensor("short", "state", 4), Float32Array.of(1)),
+      "bad-request",
+      "has 4 elements in 16 bytes (f32), got 1 in 4",
+    );
     await rejects(
       backend.compile({ name: "p", steps: [{ op: "zero", x: tensor("nowhere", "state", 4) }] }),
       "bad-request",

@@ -6,12 +6,15 @@ import type { Plan, Tensor, Vars } from "./step.ts";
 
 export type HostArray = Float32Array | Int32Array;
 
+/** What a tensor is filled with: Float32Array (f32), Int32Array (i32), Uint32Array (a packed dtype, laid out by weights/formats.ts). */
+export type TensorData = HostArray | Uint32Array;
+
 export interface Backend {
   readonly device: DeviceInfo;
   /** Bytes of the largest tensor that it can hold. Absent: none but its memory's. */
   readonly maxTensorBytes?: number;
   /** Gives a weights, state or kv tensor (not a view) its storage, filled with data, else zeros. Once for each tensor. */
-  allocate(tensor: Tensor, data?: HostArray): Promise<void>;
+  allocate(tensor: Tensor, data?: TensorData): Promise<void>;
   /**
    * Prepares a plan: io tensors get storage, arena tensors get offsets in the one arena that all plans of the backend
    * share (its contents do not survive from one run to the next), pipelines are built. Every weights, state and kv

@@ -12,7 +12,10 @@
 //   fixed by the widths alone. (Same tokens, same adapter → same log-probs, whatever the batch.)
 // - weightGrad sums over rows in a fixed order: same rows, same bits, on one device.
 
-export type Dtype = "f32" | "i32";
+/** Frozen weights [O, I] with I a multiple of 32, whole tensors only (no views). Layout and rounding: weights/formats.ts. */
+export type PackedDtype = "f16" | "bf16" | "q8" | "q4";
+
+export type Dtype = "f32" | "i32" | PackedDtype;
 
 /** weights: frozen, read-only · state: LoRA p, g, m, v and the sampler's copy · kv: cache · arena: activations · io: host in/out. */
 export type Home = "weights" | "state" | "kv" | "arena" | "io";

@@ -5,9 +5,10 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
-import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate } from "../plan/checkAllocate.ts";
 import { type OpName, operandsOf, type Plan, type Step, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { byteLengthOf, isPacked, unpack } from "../weights/formats.ts";
 import type { Operation, Operations, Values, ValuesOf } from "./operation.ts";
 import { attentionOperations } from "./ops/attention.ts";
 import { headOperations } from "./ops/head.ts";
@@ -62,13 +63,16 @@ export const createReferenceBackend = (): ReferenceBackend => {
     return tensor.view ? whole.subarray(tensor.view.offset, tensor.view.offset + sizeOf(tensor)) : whole;
   };
 
-  const allocate = async (tensor: Tensor, data?: HostArray): Promise<void> => {
+  const allocate = async (tensor: Tensor, data?: TensorData): Promise<void> => {
     checkAlive("allocate");
     checkAllocate(tensor, data, storage.has(tensor));
-    if (tensor.home === "weights" && data) storage.set(tensor, data.slice());
+    // Dequantised at once: what the other executors do while they read a weight, this one has done before.
+    if (isPacked(tensor.dtype))
+      storage.set(tensor, unpack(tensor, (data as Uint32Array | undefined) ?? new Uint32Array(byteLengthOf(tensor) / 4)));
+    else if (tensor.home === "weights" && data) storage.set(tensor, (data as HostArray).slice());
     else {
       const fresh = storageFor(tensor);
-      if (data) fresh.set(data);
+      if (data) fresh.set(data as HostArray);
       storage.set(tensor, fresh);
     }
   };

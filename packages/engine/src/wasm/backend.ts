@@ -225,6 +225,11 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     device,
     allocate: async (tensor, data) => {
       alive("allocate");
+      if (data instanceof Uint32Array)
+        throw new EngineError(
+          "unsupported",
+          `wasm backend: weights are f32, got "${tensor.name}" in ${tensor.dtype}; load the model as f32`,
+        );
       checkAllocate(tensor, data, addresses.has(tensor));
       store(tensor, data);
     },

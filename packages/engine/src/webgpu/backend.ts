@@ -6,7 +6,7 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
-import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
@@ -77,8 +77,13 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     scratchBuffer = await grown(`scratch (plan "${plan.name}")`, oldScratch, scratchBytes, true);
   };
 
-  const allocate = async (tensor: Tensor, data?: HostArray): Promise<void> => {
+  const allocate = async (tensor: Tensor, data?: TensorData): Promise<void> => {
     check("allocate");
+    if (data instanceof Uint32Array)
+      throw new EngineError(
+        "unsupported",
+        `webgpu backend: weights are f32, got "${tensor.name}" in ${tensor.dtype}; load the model as f32`,
+      );
     checkAllocate(tensor, data, storage.has(tensor));
     const buffer = await buffers.create(tensor.name, sizeOf(tensor) * 4);
     storage.set(tensor, buffer);
