@@ -620,7 +620,7 @@ const attentionOperands = (b: Builder, shape: AttentionShape, at: Layout) => {
   const o = b.rowsIn("o", heads * headWidth, at, () => 0);
   const lse = b.rowsIn("lse", heads, at, () => 0);
   const delta = b.rowsIn("delta", heads, at, () => 0);
-  const valuesOf = (tensor: Tensor): Float32Array | Int32Array => b.inputs.get(tensor)!;
+  const valuesOf = (tensor: Tensor): HostArray => b.inputs.get(tensor) as HostArray;
   const shared = { rows: at.rows, heads, kvHeads, scale, ...(window !== undefined && { window }) };
   runStep({ op: "attention", ...shared, q, k, v, start: starts, o, lse }, valuesOf, at.vars);
   runStep({ op: "attentionDelta", rows: at.rows, o, dO, delta, heads }, valuesOf, at.vars);
