@@ -302,7 +302,7 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
   /** Frees an adapter that no name leads to any more, after its last completion. */
   const retire = async (served: Served | undefined): Promise<void> => {
     if (!served) return;
-
+    await Promise.allSettled(served.uses);
     await lock(async () => served.executable.dispose());
   };
 
