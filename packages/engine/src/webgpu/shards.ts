@@ -1,0 +1,78 @@
+// Weights above the device's binding limit are cut at rows into shards, each a packed tensor of its own (values, then scales), in a buffer of
+// its own. Only operations that loop over shards read such a weight: embed, linear, linearBackward. Pure: who asks twice gets the same shards.
+
+import { EngineError } from "../errors.ts";
+import type { TensorData } from "../plan/backend.ts";
+import { sizeOf, type Tensor } from "../plan/step.ts";
+import { byteLengthOf, GROUP, isPacked, isQuantised, packedLayout, VALUES_PER_WORD } from "../weights/formats.ts";
+
+export interface Shard {
+  /** The whole weight where nothing is cut. */
+  readonly tensor: Tensor;
+  /** Its first row in the whole. */
+  readonly first: number;
+}
+
+/** Shards begin at multiples of it: a block of the sum over rows (wgsl/gemm.ts), and a multiple of every vector's width. */
+const ROW_UNIT = 16;
+const SLICE = 1024;
+/** More slices than this would cost more in partial sums than they bring. */
+const MAX_SLICES = 16;
+
+/** Depth after which a product hands its sum on (wgsl/gemm.ts): fixed by the width alone. */
+export const sliceOf = (depth: number): number => Math.max(SLICE, Math.ceil(depth / MAX_SLICES / ROW_UNIT) * ROW_UNIT);
+
+const shardsOfWeight = new WeakMap<Tensor, Map<number, readonly Shard[]>>();
+
+const cut = (weight: Tensor, bindingBytes: number): readonly Shard[] => {
+  const [rows, width] = weight.shape as [number, number];
+  const part = (first: number, count: number): Shard => ({
+    tensor: { ...weight, name: `${weight.name}[${first}…${first + count - 1}]`, shape: [count, width] },
+    first,
+  });
+  // The layout pads the values to 256 bytes, which the average of all rows does not show.
+  let most = Math.floor(bindingBytes / (byteLengthOf(weight) / rows));
+  while (most > 0 && byteLengthOf(part(0, most).tensor) > bindingBytes) most--;
+  // At slices, so that the sum over rows has the order that it has in one piece; where a slice is too large, the order differs.
+  const unit = most >= sliceOf(rows) ? sliceOf(rows) : ROW_UNIT;
+  most -= most % unit;
+  if (most === 0) {
+    throw new EngineError(
+      "device",
+      `webgpu: ${ROW_UNIT} rows of "${weight.name}" must fit this device's binding limit of ${bindingBytes} bytes, got ${byteLengthOf(part(0, ROW_UNIT).tensor)}; use another device`,
+    );
+  }
+  return Array.from({ length: Math.ceil(rows / most) }, (_, i) => part(i * most, Math.min(most, rows - i * most)));
+};
+
+/** One shard, the tensor itself, unless it is a weight [rows, width] above the limit. */
+export const shardsOf = (tensor: Tensor, bindingBytes: number): readonly Shard[] => {
+  const isCut = tensor.home === "weights" && !tensor.view && tensor.shape.length === 2 && byteLengthOf(tensor) > bindingBytes;
+  if (!isCut) return [{ tensor, first: 0 }];
+  const known = shardsOfWeight.get(tensor) ?? new Map<number, readonly Shard[]>();
+  const shards = known.get(bindingBytes) ?? cut(tensor, bindingBytes);
+  shardsOfWeight.set(tensor, known.set(bindingBytes, shards));
+  return shards;
+};
+
+export interface Piece {
+  readonly part: TensorData;
+  /** In words of the shard. */
+  readonly offset: number;
+}
+
+/** What of a whole tensor's data lies in a shard: its values, and its scales where the format has some. */
+export const sliceOfData = (whole: Tensor, { tensor, first }: Shard, data: TensorData): readonly Piece[] => {
+  if (whole === tensor) return [{ part: data, offset: 0 }];
+  const size = sizeOf(tensor);
+  const start = first * (size / tensor.shape[0]!);
+  const { dtype } = whole;
+  if (!isPacked(dtype)) return [{ part: data.subarray(start, start + size), offset: 0 }];
+  // Both sections begin at words: shards begin at multiples of 16 rows, rows are multiples of 32 values.
+  const [all, own] = [packedLayout(dtype, sizeOf(whole)), packedLayout(dtype, size)];
+  const perWord = VALUES_PER_WORD[dtype];
+  const values = { part: data.subarray(start / perWord, (start + size) / perWord), offset: 0 };
+  if (!isQuantised(dtype)) return [values];
+  const scale = all.scaleWord + start / GROUP / 2;
+  return [values, { part: data.subarray(scale, scale + own.words - own.scaleWord), offset: own.scaleWord }];
+};
