@@ -3,7 +3,7 @@
 // The head works in chunks of output rows, so that [rows, V] logits never exist for a whole batch.
 
 import { EngineError } from "../errors.ts";
-import { type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
+import { LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
 import { emitDecoderBackward } from "./backward.ts";
 import {
   activation,
@@ -27,7 +27,7 @@ export interface KvCache {
 
 export interface InferPlan {
   readonly plan: Plan;
-  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed. */
+  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed; a run leaves those of the next in the first rows. */
   readonly tokens: Tensor;
   readonly positions: Tensor;
   readonly slots: Tensor;
@@ -40,6 +40,19 @@ export interface InferPlan {
   /** [outRows] i32 and f32, out. */
   readonly token: Tensor;
   readonly logprob: Tensor;
+  /** [outRows, LANE_WIDTH + STOP_TOKENS] i32, by LANE. All zero: every run stands for itself. */
+  readonly lanes: Tensor;
+  /** [outRows, steps, 2], out: what each lane sampled, token and log-prob, by its count. */
+  readonly history: Tensor;
+}
+
+/** Copies the beginnings of cache rows, all layers. rows: pairs. */
+export interface PrefixPlan {
+  readonly plan: Plan;
+  /** [slots] i32: cache rows, and how many positions of them. */
+  readonly from: Tensor;
+  readonly to: Tensor;
+  readonly length: Tensor;
 }
 
 export interface ScorePlan {
@@ -83,6 +96,9 @@ export interface TrainCapacity extends Capacity {
 }
 
 const DEFAULT_HEAD_CHUNK = 128;
+const DEFAULT_STEPS = 16;
+/** Stop tokens of a lane that the device knows. A model has one to three; the sampler sees the others when it reads. */
+export const STOP_TOKENS = 10;
 
 const io = (name: string, length: number, dtype: Tensor["dtype"] = "f32"): Tensor => ({ name, shape: [length], dtype, home: "io" });
 
@@ -101,7 +117,7 @@ export const kvCache = (spec: ModelSpec, { slots, positions }: { slots: number; 
 };
 
 /** One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it. */
-export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, cache: KvCache, capacity: Capacity): InferPlan => {
+export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, cache: KvCache, capacity: InferCapacity): InferPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
   const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
   const [tokens, positions, slots] = [
@@ -112,6 +128,9 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
   const outIndex = io("outIndex", capacity.outRows, "i32");
   const [inverseTemperature, uniform] = [io("inverseTemperature", capacity.outRows), io("uniform", capacity.outRows)];
   const [token, logprob] = [io("token", capacity.outRows, "i32"), io("logprob", capacity.outRows)];
+  const { outRows: laneCount, steps: historyLength = DEFAULT_STEPS } = capacity;
+  const lanes: Tensor = { name: "lanes", shape: [laneCount, LANE_WIDTH + STOP_TOKENS], dtype: "i32", home: "io" };
+  const history: Tensor = { name: "history", shape: [laneCount, historyLength, 2], dtype: "f32", home: "io" };
 
   const steps: Step[] = [];
   const { x } = emitDecoder(steps, spec, weights, lora, {
@@ -131,9 +150,17 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
   steps.push(
     { op: "linear", rows: outRows, x: n, w: weights.head, y: z, scale: 1 },
     { op: "sample", rows: outRows, z, inverseTemperature, uniform, token, logprob },
+    { op: "advance", rows: outRows, token, logprob, lanes, history, tokens, positions, slots, uniform },
   );
   const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
-  return { plan, tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob };
+  return { plan, tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob, lanes, history };
+};
+
+export const prefixPlan = (cache: KvCache): PrefixPlan => {
+  const rows: Rows = { count: "rows", base: 0, capacity: cache.slots };
+  const [from, to, length] = [io("from", cache.slots, "i32"), io("to", cache.slots, "i32"), io("length", cache.slots, "i32")];
+  const steps = cache.layers.map(({ k: kCache, v: vCache }): Step => ({ op: "kvCopy", rows, from, to, length, kCache, vCache }));
+  return { plan: { name: `prefix, ${cache.slots} slots`, steps }, from, to, length };
 };
 
 /** The part of a row-shaped tensor that belongs to a chunk. */

@@ -129,6 +129,7 @@ export const createReferenceBackend = (): ReferenceBackend => {
 
   return {
     device,
+    isHostMemory: true,
     values,
     allocate,
     compile,
