@@ -17,14 +17,16 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
   const [p, served, g, m, v] = [tensors("p"), tensors("served"), tensors("g"), tensors("m"), tensors("v")];
   const adapter = { tensors: p, spec: lora };
   const capacity = { rows: 256, outRows: 64 };
+  const cache = kvCache(spec, { slots: 64, positions: 128 });
   const plans: Plan[] = [
-    inferPlan(spec, weights, adapter, kvCache(spec, { slots: 64, positions: 128 }), capacity).plan,
+    inferPlan(spec, weights, adapter, cache, capacity).plan,
+    prefixPlan(cache).plan,
     forwardPlan(spec, weights, adapter, capacity).plan,
     trainPlan(spec, weights, adapter, g, "ppoClip", capacity).plan,
     optimPlan(p, g, m, v).plan,
     { name: "publish", steps: [{ op: "copy", x: p.flat, y: served.flat }] },
   ];
-  return plans.flatMap(({ steps }) => steps.flatMap(lower));
+  return plans.flatMap(({ steps }) => steps.flatMap((step) => lower(step)));
 };
 
 const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));

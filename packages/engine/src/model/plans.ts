@@ -88,6 +88,11 @@ export interface Capacity {
   readonly outRows: number;
 }
 
+export interface InferCapacity extends Capacity {
+  /** Runs of one burst, the columns of its history; default 16. */
+  readonly steps?: number;
+}
+
 export interface TrainCapacity extends Capacity {
   /** Output rows whose logits exist at once; a multiple of 64, default 128. */
   readonly headChunk?: number;
@@ -116,21 +121,33 @@ export const kvCache = (spec: ModelSpec, { slots, positions }: { slots: number; 
   };
 };
 
-/** One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it. */
-export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, cache: KvCache, capacity: InferCapacity): InferPlan => {
+/**
+ * One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it.
+ * `shared`: a plan of the same capacity whose io tensors this one uses too, so that a second adapter costs only itself.
+ */
+export const inferPlan = (
+  spec: ModelSpec,
+  weights: ModelTensors,
+  lora: Lora,
+  cache: KvCache,
+  capacity: InferCapacity,
+  shared?: InferPlan,
+): InferPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
   const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
-  const [tokens, positions, slots] = [
-    io("tokens", capacity.rows, "i32"),
-    io("positions", capacity.rows, "i32"),
-    io("slots", capacity.rows, "i32"),
-  ];
-  const outIndex = io("outIndex", capacity.outRows, "i32");
-  const [inverseTemperature, uniform] = [io("inverseTemperature", capacity.outRows), io("uniform", capacity.outRows)];
-  const [token, logprob] = [io("token", capacity.outRows, "i32"), io("logprob", capacity.outRows)];
-  const { outRows: laneCount, steps: historyLength = DEFAULT_STEPS } = capacity;
-  const lanes: Tensor = { name: "lanes", shape: [laneCount, LANE_WIDTH + STOP_TOKENS], dtype: "i32", home: "io" };
-  const history: Tensor = { name: "history", shape: [laneCount, historyLength, 2], dtype: "f32", home: "io" };
+  const tensors: Omit<InferPlan, "plan"> = shared ?? {
+    tokens: io("tokens", capacity.rows, "i32"),
+    positions: io("positions", capacity.rows, "i32"),
+    slots: io("slots", capacity.rows, "i32"),
+    outIndex: io("outIndex", capacity.outRows, "i32"),
+    inverseTemperature: io("inverseTemperature", capacity.outRows),
+    uniform: io("uniform", capacity.outRows),
+    token: io("token", capacity.outRows, "i32"),
+    logprob: io("logprob", capacity.outRows),
+    lanes: { name: "lanes", shape: [capacity.outRows, LANE_WIDTH + STOP_TOKENS], dtype: "i32", home: "io" },
+    history: { name: "history", shape: [capacity.outRows, capacity.steps ?? DEFAULT_STEPS, 2], dtype: "f32", home: "io" },
+  };
+  const { tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob, lanes, history } = tensors;
 
   const steps: Step[] = [];
   const { x } = emitDecoder(steps, spec, weights, lora, {
@@ -153,7 +170,7 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
     { op: "advance", rows: outRows, token, logprob, lanes, history, tokens, positions, slots, uniform },
   );
   const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
-  return { plan, tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob, lanes, history };
+  return { ...tensors, plan };
 };
 
 export const prefixPlan = (cache: KvCache): PrefixPlan => {

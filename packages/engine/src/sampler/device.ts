@@ -2,7 +2,7 @@
 // back in one read. It knows numbers and rows; what a request is, the sampler knows.
 
 import { type InferPlan, type KvCache, prefixPlan, STOP_TOKENS } from "../model/plans.ts";
-import type { Backend } from "../plan/backend.ts";
+import type { Backend, Executable } from "../plan/backend.ts";
 import { LANE, LANE_WIDTH, sizeOf } from "../plan/step.ts";
 import { uniform } from "../random.ts";
 import type { Copy, Run } from "./burst.ts";
@@ -27,20 +27,25 @@ export interface SamplingDevice {
   readonly capacity: number;
   /** Runs that a burst may have. */
   readonly maxSteps: number;
-  /** Token and log-prob j of lane n stand at 2·(n·maxSteps + j) and after it. isEnded is asked between two runs. */
-  run(lanes: readonly LaneState[], runs: readonly Run[], isEnded: () => boolean): Promise<ArrayLike<number>>;
+  /**
+   * Runs a burst with one adapter's plan, over the same io tensors as the device's. Token and log-prob j of lane n stand at
+   * 2·(n·maxSteps + j) and after it. isEnded is asked between two runs.
+   */
+  run(
+    executable: Executable,
+    burst: { lanes: readonly LaneState[]; runs: readonly Run[]; isEnded: () => boolean },
+  ): Promise<ArrayLike<number>>;
   dispose(): void;
 }
 
-/** Allocates the cache and compiles the plans. Throws EngineError("device") when memory is short. */
-export const createSamplingDevice = async (backend: Backend, plan: InferPlan, cache: KvCache): Promise<SamplingDevice> => {
+/** Allocates the cache, compiles what copies in it. Throws EngineError("device") when memory is short. */
+export const createSamplingDevice = async (backend: Backend, plan: Omit<InferPlan, "plan">, cache: KvCache): Promise<SamplingDevice> => {
   const laneCount = cache.slots;
   const [width, maxSteps] = [plan.lanes.shape[1]!, plan.history.shape[1]!];
   for (const { k, v } of cache.layers) {
     await backend.allocate(k);
     await backend.allocate(v);
   }
-  const executable = await backend.compile(plan.plan);
   const prefix = prefixPlan(cache);
   const copier = await backend.compile(prefix.plan);
 
@@ -103,7 +108,7 @@ export const createSamplingDevice = async (backend: Backend, plan: InferPlan, ca
   return {
     capacity: sizeOf(plan.tokens),
     maxSteps,
-    async run(lanes, runs, isEnded) {
+    async run(executable, { lanes, runs, isEnded }) {
       upload(lanes);
       for (const run of runs) {
         if (isEnded()) break;
@@ -121,9 +126,6 @@ export const createSamplingDevice = async (backend: Backend, plan: InferPlan, ca
       }
       return lanes.length === 0 ? [] : backend.read(plan.history, 2 * maxSteps * lanes.length);
     },
-    dispose() {
-      executable.dispose();
-      copier.dispose();
-    },
+    dispose: copier.dispose,
   };
 };

@@ -1,6 +1,7 @@
 // Continuous batching over one plan. Requests queue; a free row of the cache takes the next one at once. The device works in
 // bursts of several runs (burst.ts): a sampled token feeds the next run where it is, and the host looks once a burst, hands
-// out the tokens, lets finished rows go and admits waiting requests.
+// out the tokens, lets finished rows go and admits waiting requests. Requests may name one of several adapters: each that has
+// live requests gets its burst.
 //
 // Kept promises
 // - Token j depends on the seed, j and the logits, never on the neighbours, on the burst it came in, or on who fed its prompt.
@@ -14,7 +15,7 @@ import type { Completion, FinishReason, GenerateRequest, Sampler } from "../cont
 import { EngineError } from "../errors.ts";
 import type { InferPlan, KvCache } from "../model/plans.ts";
 import type { ModelSpec } from "../model/spec.ts";
-import type { Backend } from "../plan/backend.ts";
+import type { Backend, Executable } from "../plan/backend.ts";
 import type { Lock } from "../plan/lock.ts";
 import { burstSteps, type Lane, scheduleBurst } from "./burst.ts";
 import { checkRequest } from "./checkRequest.ts";
@@ -35,18 +36,41 @@ export interface SamplerParts {
   readonly sharesPrefixes?: boolean;
 }
 
+/** An adapter that requests can ask for by name, beside the published one. */
+export interface NamedAdapter {
+  readonly name: string;
+  /** Over the sampler's own cache, with the io tensors of its plan; the adapter is io of it too. */
+  readonly plan: InferPlan;
+  /** What its completions say as policyVersion. */
+  readonly version: number;
+  /** Writes the adapter's numbers; runs once, under the lock. */
+  readonly write: () => void;
+}
+
 /** The contract's sampler and what its policy needs of it. */
 export interface LocalSampler extends Sampler {
   /** Waits for live requests while new ones queue, runs `copy` under the lock, then serves as `version`. */
   publish(copy: () => Promise<void>, version: number): Promise<void>;
+  /** Serves an adapter under its name. One that had the name ends its completions first, and is freed. */
+  add(adapter: NamedAdapter): Promise<void>;
+  /** The name is unknown from now on; resolves when its completions have ended and it is freed. */
+  remove(name: string): Promise<void>;
   /** Requests that hold a row of the cache · requests that wait for one. */
   readonly load: { readonly live: number; readonly queued: number };
   /** Rejects everything pending. Idempotent. */
   dispose(): Promise<void>;
 }
 
+/** An adapter with its compiled plan. Whoever generates with it is in `uses`. */
+interface Served {
+  readonly executable: Executable;
+  readonly uses: Set<Promise<unknown>>;
+  version: number;
+}
+
 interface Request {
   readonly request: GenerateRequest;
+  readonly served: Served;
   readonly stop: ReadonlySet<number>;
   readonly resolve: (completion: Completion) => void;
   readonly reject: (error: unknown) => void;
@@ -72,12 +96,13 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   const { backend, spec, plan, cache, lock, sharesPrefixes = true } = parts;
   const limits = { maxContext: Math.min(cache.positions, spec.maxPositions), vocabSize: spec.vocab };
   const device = await createSamplingDevice(backend, plan, cache);
+  const main: Served = { executable: await backend.compile(plan.plan), uses: new Set(), version: 0 };
+  const named = new Map<string, Served>();
   const maxSteps = Math.min(parts.burst ?? (backend.isHostMemory ? 1 : device.maxSteps), device.maxSteps);
 
   const slots = createSlots(cache.slots, cache.positions);
   const live = new Set<Live>();
   let queue: Request[] = [];
-  let policyVersion = 0;
   let isPaused = false;
   let isRunning = false;
   let isDisposed = false;
@@ -90,8 +115,8 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   const disposedError = (): EngineError =>
     new EngineError("disposed", "sampler: the policy is alive, got a disposed one; create a new policy");
 
-  const finish = ({ tokens, logprobs, resolve }: Request, finishReason: FinishReason): void =>
-    resolve({ tokens: Int32Array.from(tokens), logprobs: Float32Array.from(logprobs), finishReason, policyVersion });
+  const finish = ({ tokens, logprobs, resolve, served }: Request, finishReason: FinishReason): void =>
+    resolve({ tokens: Int32Array.from(tokens), logprobs: Float32Array.from(logprobs), finishReason, policyVersion: served.version });
 
   const leave = (one: Live): void => {
     live.delete(one);
@@ -121,7 +146,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
 
   const admit = (): void => {
     while (queue.length > 0) {
-      const slot = slots.take(queue[0]!.request.prompt);
+      const slot = slots.take(queue[0]!.request.prompt, queue[0]!.served);
       if (!slot) return;
       if (!sharesPrefixes) slot.held = 0;
       live.add({ ...queue.shift()!, slot });
@@ -131,10 +156,11 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   /** Tokens of a request that may be sampled before the host has to look: 1 for whoever chooses the next token on the host. */
   const stepsOf = ({ request }: Live): number => (request.onToken ? Math.min(LISTENED_STEPS, maxSteps) : maxSteps);
 
-  const schedule = () => {
-    const most = [...live].reduce((steps, one) => Math.min(steps, stepsOf(one)), maxSteps);
-    const steps = burstSteps(most, seen.ends / seen.tokens);
-    return scheduleBurst(live, { capacity: device.capacity, steps, sources: sharesPrefixes ? slots.all : [] });
+  const schedule = (served: Served) => {
+    const mine = [...live].filter((one) => one.served === served);
+    const most = mine.reduce((steps, one) => Math.min(steps, stepsOf(one)), maxSteps);
+    const sources = sharesPrefixes ? slots.all.filter(({ owner }) => owner === served) : [];
+    return scheduleBurst(mine, { capacity: device.capacity, steps: burstSteps(most, seen.ends / seen.tokens), sources });
   };
 
   const stateOf = ({ sequence, isDecoding }: Lane<Live>): LaneState => {
@@ -179,21 +205,27 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     finish(one, isStop ? "stop" : "length");
   };
 
-  const work = async (): Promise<void> => {
-    try {
-      const { lanes, runs } = schedule();
-      for (const { copies } of runs) for (const { from } of copies) slots.touch(from);
-      const sampled = await lock(() => device.run(lanes.map(stateOf), runs, () => isDisposed));
-      for (const [n, { sequence: one, sampled: count }] of lanes.entries()) {
-        // It may end before `count` (a stop token, a listener that throws), and an abort or a dispose may have come meanwhile.
-        for (let j = 0; j < count && live.has(one) && !one.request.signal?.aborted; j++) {
-          const at = 2 * (n * device.maxSteps + j);
-          deliver(one, sampled[at]!, sampled[at + 1]!);
-        }
+  const work = async (served: Served): Promise<void> => {
+    const { lanes, runs } = schedule(served);
+    if (runs.length === 0) return; // its requests ended while another adapter ran
+    for (const { copies } of runs) for (const { from } of copies) slots.touch(from);
+    const burst = { lanes: lanes.map(stateOf), runs, isEnded: () => isDisposed };
+    const sampled = await lock(() => device.run(served.executable, burst));
+    for (const [n, { sequence: one, sampled: count }] of lanes.entries()) {
+      // It may end before `count` (a stop token, a listener that throws), and an abort or a dispose may have come meanwhile.
+      for (let j = 0; j < count && live.has(one) && !one.request.signal?.aborted; j++) {
+        const at = 2 * (n * device.maxSteps + j);
+        deliver(one, sampled[at]!, sampled[at + 1]!);
       }
-      const fade = MEMORY / Math.max(seen.tokens, MEMORY);
-      seen.tokens *= fade;
-      seen.ends *= fade;
+    }
+    const fade = MEMORY / Math.max(seen.tokens, MEMORY);
+    seen.tokens *= fade;
+    seen.ends *= fade;
+  };
+
+  const tick = async (): Promise<void> => {
+    try {
+      for (const served of new Set([...live].map((one) => one.served))) await work(served);
     } catch (error) {
       // What stands in the cache after a failed run is unknown.
       slots.forget();
@@ -210,7 +242,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
         sweepAborted();
         if (!isPaused) admit();
         if (live.size === 0) break;
-        await work();
+        await tick();
       }
     } finally {
       // In one synchronous piece with the break: a request that comes later starts a new loop.
@@ -226,10 +258,24 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     loopEnd = loop();
   };
 
+  const servedFor = (name: string | undefined): Served => {
+    const served = name === undefined ? main : named.get(name);
+    if (served) return served;
+    const known = named.size > 0 ? [...named.keys()].join(", ") : "none";
+    throw new EngineError("bad-request", `generate: adapter is a loaded one (${known}), got ${JSON.stringify(name)}; load it first`);
+  };
+
+  /** Frees an adapter that no name leads to any more, after its last completion. */
+  const retire = async (served: Served | undefined): Promise<void> => {
+    if (!served) return;
+    await Promise.allSettled(served.uses);
+    await lock(async () => served.executable.dispose());
+  };
+
   return {
     limits,
     get policyVersion() {
-      return policyVersion;
+      return main.version;
     },
     get load() {
       return { live: live.size, queued: queue.length };
@@ -237,10 +283,32 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     async generate(request) {
       if (isDisposed) throw disposedError();
       checkRequest(request, limits);
-      return new Promise((resolve, reject) => {
-        queue.push({ request, stop: new Set(request.stopTokens), resolve, reject, tokens: [], logprobs: [] });
+      const served = servedFor(request.adapter);
+      const completion = new Promise<Completion>((resolve, reject) => {
+        queue.push({ request, served, stop: new Set(request.stopTokens), resolve, reject, tokens: [], logprobs: [] });
         wake();
       });
+      const use: Promise<unknown> = completion.then(
+        () => served.uses.delete(use),
+        () => served.uses.delete(use),
+      );
+      served.uses.add(use);
+      return completion;
+    },
+    async add({ name, plan: { plan }, version, write }) {
+      const executable = await lock(async () => {
+        const compiled = await backend.compile(plan);
+        write();
+        return compiled;
+      });
+      const previous = named.get(name);
+      named.set(name, { executable, uses: new Set(), version });
+      await retire(previous);
+    },
+    async remove(name) {
+      const served = servedFor(name);
+      named.delete(name);
+      await retire(served);
     },
     publish(copy, version) {
       const mine = publishing.then(async () => {
@@ -254,7 +322,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
           if (isDisposed) throw disposedError();
           await lock(copy);
           slots.forget();
-          policyVersion = version;
+          main.version = version;
         } finally {
           isPaused = false;
           onDrained = () => {};
@@ -270,6 +338,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
       rejectAll(disposedError());
       await loopEnd;
       await publishing;
+      for (const { executable } of [main, ...named.values()]) executable.dispose();
       device.dispose();
     },
   };

@@ -12,13 +12,15 @@ export interface Slot {
   readonly tokens: Int32Array;
   /** Positions 0 … held − 1 have valid K and V. */
   held: number;
+  /** The adapter that computed them: they are of no use to another. */
+  owner: unknown;
 }
 
 export interface Slots {
   /** Every row, free or taken. */
   readonly all: readonly Slot[];
-  /** A free row; undefined when all are taken. What it holds of the prompt stays (held < prompt.length), the rest is given up. */
-  take(prompt: Int32Array): Slot | undefined;
+  /** A free row; undefined when all are taken. What it holds of the prompt for this owner stays (held < prompt.length), the rest is given up. */
+  take(prompt: Int32Array, owner?: unknown): Slot | undefined;
   /** The row is of use to somebody: take gives it away after the others. */
   touch(slot: Slot): void;
   release(slot: Slot): void;
@@ -37,17 +39,23 @@ export const sharedLength = (prompt: Int32Array, tokens: Int32Array, length: num
 };
 
 export const createSlots = (count: number, positions: number): Slots => {
-  const all: Slot[] = Array.from({ length: count }, (_, index) => ({ index, tokens: new Int32Array(positions), held: 0 }));
+  const all: Slot[] = Array.from({ length: count }, (_, index) => ({
+    index,
+    tokens: new Int32Array(positions),
+    held: 0,
+    owner: undefined,
+  }));
   /** The one whose last use is longest ago comes first. */
   const free = new Set(all);
-  const sharedWith = (slot: Slot, prompt: Int32Array): number => sharedLength(prompt, slot.tokens, slot.held);
+  const sharedWith = (slot: Slot, prompt: Int32Array, owner: unknown): number =>
+    slot.owner === owner ? sharedLength(prompt, slot.tokens, slot.held) : 0;
   return {
     all,
-    take(prompt) {
+    take(prompt, owner) {
       let best: Slot | undefined;
       let shared = -1;
       for (const slot of free) {
-        const length = sharedWith(slot, prompt);
+        const length = sharedWith(slot, prompt, owner);
         // Among equals the row that loses least.
         if (length > shared || (length === shared && slot.held < best!.held)) {
           best = slot;
@@ -59,10 +67,11 @@ export const createSlots = (count: number, positions: number): Slots => {
       if (2 * shared < best.held) {
         const [oldest] = free;
         best = [...free].find(({ held }) => held === 0) ?? oldest!;
-        shared = sharedWith(best, prompt);
+        shared = sharedWith(best, prompt, owner);
       }
       free.delete(best);
       best.held = shared;
+      best.owner = owner;
       return best;
     },
     touch(slot) {
