@@ -23,6 +23,8 @@ export interface TrainerOptions {
   readonly lora: { readonly spec: LoraSpec; readonly parameters: LoraTensors };
   /** Token rows of one run; also the longest datum. Default 1024. */
   readonly microBatchTokens?: number;
+  /** Gradient checkpointing (plans.ts). Changes no number. Default false. */
+  readonly checkpoint?: boolean;
   readonly lock: Lock;
 }
 
@@ -83,12 +85,12 @@ const adamVarsOf = (adam: AdamParams, adamStep: number) => {
 
 /** Allocates gradients and moments (zero) and compiles plans when they are first needed. */
 export const createTrainer = async (options: TrainerOptions): Promise<TrainerCore> => {
-  const { backend, spec, weights, lora, microBatchTokens = DEFAULT_MICRO_BATCH_TOKENS, lock } = options;
+  const { backend, spec, weights, lora, microBatchTokens = DEFAULT_MICRO_BATCH_TOKENS, checkpoint = false, lock } = options;
   if (!Number.isInteger(microBatchTokens) || microBatchTokens < 1) {
     fail("createTrainer", "microBatchTokens is a positive integer", microBatchTokens, "1024 fills most devices");
   }
   const limits: Limits = { vocab: spec.vocab, maxPositions: spec.maxPositions, maxRows: microBatchTokens };
-  const capacity = { rows: microBatchTokens, outRows: microBatchTokens };
+  const capacity = { rows: microBatchTokens, outRows: microBatchTokens, checkpoint };
   const adapter = { tensors: lora.parameters, spec: lora.spec };
   const state: TrainerState = {
     parameters: lora.parameters,
