@@ -112,7 +112,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const compile = async (plan: Plan): Promise<Executable> => {
     check("compile");
     const arena = planArena(plan);
-    const dispatches = plan.steps.flatMap(lower);
+    const dispatches = plan.steps.flatMap((step) => lower(step, open.target));
     // From the steps, not the kernels: an operand that a kernel leaves out (old of crossEntropy) can be written all the same.
     const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
     const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));
