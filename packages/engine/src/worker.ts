@@ -55,6 +55,8 @@ interface RemotePolicy<Options> {
   saveState(): Promise<Uint8Array>;
   loadState(bytes: Uint8Array): Promise<void>;
   publish(version: number): Promise<void>;
+  loadAdapter(name: string, files: PeftFiles): Promise<void>;
+  unloadAdapter(name: string): Promise<void>;
   abort(id: CallId): void;
   dispose(): Promise<void>;
 }
@@ -153,6 +155,8 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
     saveState: () => answer(() => opened().trainer.saveState()),
     loadState: (bytes) => answer(() => opened().trainer.loadState(bytes)),
     publish: (version) => answer(() => opened().publish(version)),
+    loadAdapter: (name, files) => answer(() => opened().loadAdapter(name, files)),
+    unloadAdapter: (name) => answer(() => opened().unloadAdapter(name)),
     abort: (id) => controllers.get(id)?.abort(),
     dispose: () =>
       answer(async () => {
@@ -238,6 +242,8 @@ export const wrapPolicy = async <Options extends object>(
       await call(() => remote.publish(version));
       policyVersion = version;
     },
+    loadAdapter: (name, files) => call(() => remote.loadAdapter(name, files)),
+    unloadAdapter: (name) => call(() => remote.unloadAdapter(name)),
     dispose: () => {
       disposal ??= (async () => {
         if (ended) return;
