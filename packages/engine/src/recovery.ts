@@ -6,11 +6,11 @@
 //
 //   snapshot   adapter, moments, step: read back after every optimStep, so that it is never older than one step
 //   journal    the forwardBackward calls since the snapshot, which are repeated
-//   served     the state that publish copied, and its version
+//   served     the state that publish copied, and its version; the files of every adapter that is served beside it
 //
 // Left out: a loss within a loss without end. A call gets a bounded number of devices; then its error says so.
 
-import type { Datum, ForwardOptions, GenerateRequest, Loss, Policy } from "./contract.ts";
+import type { Datum, ForwardOptions, GenerateRequest, Loss, PeftFiles, Policy } from "./contract.ts";
 import { EngineError } from "./errors.ts";
 import { createLock } from "./plan/lock.ts";
 
@@ -41,10 +41,10 @@ const hasCode = (error: unknown, ...codes: EngineError["code"][]): error is Engi
   error instanceof EngineError && codes.includes(error.code);
 
 /** The caller's arrays are the caller's: they may change before a call has to be repeated. */
-const copyOf = (datum: Datum): Datum =>
+const copyOf = <T extends object>(arrays: T): T =>
   Object.fromEntries(
-    Object.entries(datum).map(([name, value]) => [name, ArrayBuffer.isView(value) ? (value as Float32Array).slice() : value]),
-  ) as unknown as Datum;
+    Object.entries(arrays).map(([name, value]) => [name, ArrayBuffer.isView(value) ? (value as Uint8Array).slice() : value]),
+  ) as T;
 
 const disposedError = (): EngineError => new EngineError("disposed", "policy: it is alive, got a disposed one; create a new policy");
 
@@ -58,6 +58,8 @@ const disposedError = (): EngineError => new EngineError("disposed", "policy: it
 export const withRecovery = async (open: () => Promise<Policy>, options: RecoveryOptions = {}): Promise<Policy> => {
   const { maxRecoveries = MAX_RECOVERIES, onRecovery, pause = backOff } = options;
   const inOrder = createLock();
+  const adaptersInOrder = createLock();
+  const adapters = new Map<string, PeftFiles>();
   const completions = new Set<Promise<unknown>>();
   let latest = await open();
   let current: Promise<Policy> = Promise.resolve(latest);
@@ -68,10 +70,12 @@ export const withRecovery = async (open: () => Promise<Policy>, options: Recover
   const lost = new WeakSet<Policy>();
   let disposal: Promise<void> | undefined;
 
-  const restore = async ({ trainer, publish }: Policy): Promise<void> => {
+  const restore = async (policy: Policy): Promise<void> => {
+    const { trainer } = policy;
+    for (const [name, files] of adapters) await policy.loadAdapter(name, files);
     if (served) {
       if (served.state) await trainer.loadState(served.state);
-      await publish(served.version);
+      await policy.publish(served.version);
     }
     // The copy that is served may be older than what is trained.
     if (snapshot && snapshot !== served?.state) await trainer.loadState(snapshot);
@@ -135,6 +139,9 @@ export const withRecovery = async (open: () => Promise<Policy>, options: Recover
     snapshot = await trainer.saveState();
     journal = [];
   };
+
+  /** What ran when the device was lost began before this call, and ends under the adapter that it began with. */
+  const drained = (): Promise<unknown> => Promise.all(completions);
 
   const generate = (request: GenerateRequest) => {
     const { onToken } = request;
@@ -221,10 +228,27 @@ export const withRecovery = async (open: () => Promise<Policy>, options: Recover
     publish: (version) =>
       inOrder(() =>
         repeated(async (policy, losses) => {
-          // What ran when the device was lost began before this publish, and ends under the version that it began with.
-          if (losses > 0) await Promise.all(completions);
+          if (losses > 0) await drained();
           await policy.publish(version);
           served = { state: snapshot, version };
+        }),
+      ),
+    loadAdapter: (name, files) => {
+      const kept = copyOf(files);
+      return adaptersInOrder(() =>
+        repeated(async (policy, losses) => {
+          if (losses > 0) await drained();
+          await policy.loadAdapter(name, kept);
+          adapters.set(name, kept);
+        }),
+      );
+    },
+    unloadAdapter: (name) =>
+      adaptersInOrder(() =>
+        repeated(async (policy, losses) => {
+          if (losses > 0) await drained();
+          await policy.unloadAdapter(name);
+          adapters.delete(name);
         }),
       ),
     dispose: () => {

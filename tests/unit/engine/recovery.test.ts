@@ -32,10 +32,10 @@ const datum = (...tokens: number[]): Datum => ({
 const script = async (policy: Policy) => {
   const { trainer, sampler } = policy;
   const heard: number[][] = [[], [], []];
-  const generate = (seed: number) =>
+  const generate = (seed: number, adapter?: string) =>
     sampler.generate({
       prompt: Int32Array.from(PROMPT),
-      ...{ maxTokens: 6, temperature: 1, stopTokens: [], seed },
+      ...{ maxTokens: 6, temperature: 1, stopTokens: [], seed, ...(adapter && { adapter }) },
       onToken: (token) => heard[seed]!.push(token),
     });
   const learn = async (tokens: number[]) => {
@@ -44,7 +44,7 @@ const script = async (policy: Policy) => {
     const second = await trainer.forwardBackward([datum(1, 2, 3, 4, 5, 6, 7, 8), datum(...tokens), datum(9, 8, 7, 6)], CROSS_ENTROPY);
     return { first, second, step: await trainer.optimStep({ learningRate: 0.05 }) };
   };
-  const [one, completions] = await Promise.all([learn([1, 2, 3, 4]), Promise.all([0, 1, 2].map(generate))]);
+  const [one, completions] = await Promise.all([learn([1, 2, 3, 4]), Promise.all([0, 1, 2].map((seed) => generate(seed)))]);
   await policy.publish(1);
   const published = await generate(0);
   const two = await learn([4, 3, 2]);
@@ -53,11 +53,15 @@ const script = async (policy: Policy) => {
   const waiting = await trainer.forwardBackward([datum(7, 7)], CROSS_ENTROPY);
   const adapter = await trainer.exportAdapter();
   const scores = await trainer.forward([datum(3, 1)]);
+  await policy.loadAdapter("beside", adapter);
+  const [beside, again] = await Promise.all([generate(1, "beside"), generate(1)]);
+  expect(again.tokens).toEqual(stale.tokens);
+  await policy.unloadAdapter("beside");
   const three = await trainer.optimStep({ learningRate: 0.01 });
   const state = await trainer.saveState();
   expect(heard[2]).toEqual([...completions[2]!.tokens]);
   expect(heard[0]).toEqual([...completions[0]!.tokens, ...published.tokens]);
-  return { one, completions, published, two, stale, waiting, adapter, scores, three, state, version: sampler.policyVersion };
+  return { one, completions, published, two, stale, waiting, adapter, scores, beside, three, state, version: sampler.policyVersion };
 };
 
 describe("at every point", () => {
