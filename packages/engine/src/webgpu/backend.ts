@@ -146,7 +146,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
       paramsBytes += params.size;
     } catch (cause) {
       releaseIo(io);
-      throw cause instanceof EngineError ? cause : open.failure("compile", cause);
+      throw cause instanceof EngineError ? cause : await open.failure("compile", cause);
     }
 
     let bound: readonly GPUBindGroup[] = [];

@@ -22,7 +22,7 @@ export interface Buffers {
   readonly byteLength: number;
 }
 
-export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
+export const createBuffers = ({ device, check, failure }: OpenDevice): Buffers => {
   const live = new Set<GPUBuffer>();
   let byteLength = 0;
   /** Handed to writeBuffer since the queue was last seen empty. */
@@ -47,7 +47,10 @@ export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
       device.pushErrorScope("validation");
       device.pushErrorScope("out-of-memory");
       const buffer = device.createBuffer({ label: name, size, usage: USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST });
-      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
+      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]).catch(async (cause: unknown) => {
+        buffer.destroy();
+        throw await failure(`allocating "${name}"`, cause);
+      });
       const error = errors.find((found) => found !== null);
       if (error) {
         buffer.destroy();
