@@ -100,18 +100,31 @@ export const kvCache = (spec: ModelSpec, { slots, positions }: { slots: number; 
   };
 };
 
-/** One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it. */
-export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, cache: KvCache, capacity: Capacity): InferPlan => {
+/**
+ * One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it.
+ * `shared`: a plan of the same capacity whose io tensors this one uses too, so that a second adapter costs only itself.
+ */
+export const inferPlan = (
+  spec: ModelSpec,
+  weights: ModelTensors,
+  lora: Lora,
+  cache: KvCache,
+  capacity: Capacity,
+  shared?: InferPlan,
+): InferPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
   const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
-  const [tokens, positions, slots] = [
-    io("tokens", capacity.rows, "i32"),
-    io("positions", capacity.rows, "i32"),
-    io("slots", capacity.rows, "i32"),
-  ];
-  const outIndex = io("outIndex", capacity.outRows, "i32");
-  const [inverseTemperature, uniform] = [io("inverseTemperature", capacity.outRows), io("uniform", capacity.outRows)];
-  const [token, logprob] = [io("token", capacity.outRows, "i32"), io("logprob", capacity.outRows)];
+  const tensors: Omit<InferPlan, "plan"> = shared ?? {
+    tokens: io("tokens", capacity.rows, "i32"),
+    positions: io("positions", capacity.rows, "i32"),
+    slots: io("slots", capacity.rows, "i32"),
+    outIndex: io("outIndex", capacity.outRows, "i32"),
+    inverseTemperature: io("inverseTemperature", capacity.outRows),
+    uniform: io("uniform", capacity.outRows),
+    token: io("token", capacity.outRows, "i32"),
+    logprob: io("logprob", capacity.outRows),
+  };
+  const { tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob } = tensors;
 
   const steps: Step[] = [];
   const { x } = emitDecoder(steps, spec, weights, lora, {
@@ -133,7 +146,7 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
     { op: "sample", rows: outRows, z, inverseTemperature, uniform, token, logprob },
   );
   const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
-  return { plan, tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob };
+  return { ...tensors, plan };
 };
 
 /** The part of a row-shaped tensor that belongs to a chunk. */
