@@ -2,6 +2,7 @@
 // to one backend behind one lock, and moves adapters in and out of files. It fetches nothing and knows no text.
 //
 //   lora.p ── trainer writes ── publish copies ──► lora.served ── sampler reads
+//   lora.<name> ◄── loadAdapter: further adapters on the same weights, each with a plan of its own
 //
 // Kept promises
 // - Calls on the backend never overlap: everything goes through the lock.
@@ -10,8 +11,9 @@
 
 import type { PeftFiles, Policy } from "./contract.ts";
 import { EngineError } from "./errors.ts";
+import { type BaseModel, describeBase } from "./lora/base.ts";
 import { initLora } from "./lora/init.ts";
-import { type Adapter, type AdapterBase, fromPeft, toPeft } from "./lora/peft.ts";
+import { type Adapter, adaptedModel, fromPeft, readPeft, toPeft, toValues } from "./lora/peft.ts";
 import { loadState, saveState } from "./lora/state.ts";
 import { inferPlan, kvCache } from "./model/plans.ts";
 import type { LoraSpec, ModelSpec } from "./model/spec.ts";
@@ -21,25 +23,12 @@ import type { Backend } from "./plan/backend.ts";
 import { createLock, type Lock } from "./plan/lock.ts";
 import { sizeOf, type Tensor } from "./plan/step.ts";
 import { createSampler } from "./sampler/sampler.ts";
-import { hashWeights, type WeightFiles } from "./weights/checkpoint.ts";
 import { loadModel } from "./weights/load.ts";
-import { sha256 } from "./weights/sha256.ts";
-
-export interface PolicyModel {
-  /** config.json of a Hugging Face folder. */
-  readonly config: Uint8Array;
-  /** Its model.safetensors; of a sharded model the shards and model.safetensors.index.json, by file name. */
-  readonly weights: WeightFiles;
-  /** tokenizer.json; only its hash is used, so that an adapter is not put on a base with another vocabulary. */
-  readonly tokenizer?: Uint8Array;
-  /** Hugging Face id or address, written into exported adapters. */
-  readonly name?: string;
-}
 
 export interface PolicyOptions {
   /** Belongs to the policy from here on: dispose() disposes it, a failing createPolicy too. */
   readonly backend: Backend;
-  readonly model: PolicyModel;
+  readonly model: BaseModel;
   /** Default rank 8, alpha 16. */
   readonly lora?: LoraSpec;
   /** u32, of the adapter's first A. Default 0. */
@@ -103,13 +92,6 @@ export const memoryOf = (full: ModelSpec, options: Pick<PolicyOptions, "lora" | 
   return { weightBytes: sum(weights), byteLength: sum(all), largest: { name: largest.name, byteLength: bytesOf(largest) } };
 };
 
-const describeBase = async ({ config, weights, tokenizer, name }: PolicyModel): Promise<AdapterBase> => ({
-  name: name ?? null,
-  configSha256: await sha256(config),
-  weightsSha256: await hashWeights(weights),
-  ...(tokenizer && { tokenizerSha256: await sha256(tokenizer) }),
-});
-
 const disposedError = (): EngineError => new EngineError("disposed", "policy: it is alive, got a disposed one; create a new policy");
 
 /** Everything that can fail half-way; createPolicy cleans up behind it. */
@@ -127,12 +109,18 @@ const build = async (options: PolicyOptions, lock: Lock) => {
 
   const slots = options.slots ?? defaultSlots(spec);
   const cache = kvCache(spec, { slots, positions: spec.maxPositions });
-  const plan = inferPlan(spec, weights, { tensors: served, spec: lora }, cache, { rows: Math.max(TICK_ROWS, slots), outRows: slots });
+  const capacity = { rows: Math.max(TICK_ROWS, slots), outRows: slots };
+  const plan = inferPlan(spec, weights, { tensors: served, spec: lora }, cache, capacity);
   const microBatchTokens = options.microBatchTokens ?? Math.max(DEFAULT_MICRO_BATCH, spec.maxPositions);
   const trainer = await createTrainer({ backend, spec, weights, lora: { spec: lora, parameters }, microBatchTokens, lock });
   const sampler = await createSampler({ backend, spec, plan, cache, lock });
   const publish = await backend.compile({ name: "publish", steps: [{ op: "copy", x: parameters.flat, y: served.flat }] });
-  return { lora, parameters, initial, trainer, sampler, publish };
+  /** An adapter to serve beside the published one: its tensors, and a plan that shares all else. */
+  const another = (name: string) => {
+    const tensors = loraTensors(spec, lora, `lora.${name}`, "io");
+    return { tensors, plan: inferPlan(spec, weights, { tensors, spec: lora }, cache, capacity, plan) };
+  };
+  return { lora, parameters, initial, trainer, sampler, publish, another };
 };
 
 /**
@@ -156,7 +144,7 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
     await backend.dispose();
     throw error;
   });
-  const { lora, parameters, initial, trainer, sampler, publish } = built;
+  const { lora, parameters, initial, trainer, sampler, publish, another } = built;
   const { state } = trainer;
 
   /** A call that ends with the policy at the latest. */
@@ -200,6 +188,20 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
     await replace(saved, saved.adamStep);
   };
 
+  const loadAdapter = async (name: string, files: PeftFiles): Promise<void> => {
+    if (typeof name !== "string" || name === "")
+      throw new EngineError("bad-request", `loadAdapter: name is a string of one character or more, got ${JSON.stringify(name)}; name it`);
+    const adapter = await readPeft(files, adaptedModel(parameters), await base);
+    if (adapter.rank > lora.rank)
+      throw new EngineError(
+        "unsupported",
+        `loadAdapter: the rank of ${name} is at most the policy's, ${lora.rank}, got ${adapter.rank}; create the policy with lora.rank ${adapter.rank}`,
+      );
+    const { tensors, plan } = another(name);
+    const values = toValues(adapter, { layout: tensors, lora, initial: new Float32Array(sizeOf(tensors.flat)) });
+    await sampler.add({ name, plan, version: adapter.version ?? 0, write: () => backend.write(tensors.flat, values) });
+  };
+
   let ended: Promise<void> | undefined;
   const end = async (): Promise<void> => {
     disposal.abort();
@@ -230,6 +232,8 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
           throw new EngineError("bad-request", `publish: version is a non-negative integer, got ${version}; count versions up from 1`);
         await sampler.publish(() => publish.run({}), version);
       }),
+    loadAdapter: (name, files) => alive(() => loadAdapter(name, files)),
+    unloadAdapter: (name) => alive(() => sampler.remove(name)),
     dispose: () => {
       ended ??= end();
       return ended;

@@ -7,7 +7,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
-import { checkAllocate } from "../plan/checkAllocate.ts";
+import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { byteLengthOf } from "../weights/formats.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
@@ -17,7 +17,7 @@ import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
-import { type Shard, shardsOf, sliceOfData } from "./shards.ts";
+import { type Piece, piecesOf, type Shard, shardsOf } from "./shards.ts";
 
 export interface WebGpuOptions extends DeviceOptions {
   /** Every launch is validated by itself, and errors name it. Many times slower. */
@@ -89,6 +89,10 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     scratchBuffer = await grown(`scratch (plan "${plan.name}")`, oldScratch, scratchBytes, true);
   };
 
+  const upload = async (pieces: readonly Piece[]): Promise<void> => {
+    for (const { shard, part, offset } of pieces) await buffers.upload(bufferOf(shard), part, offset);
+  };
+
   const allocate = async (tensor: Tensor, data?: TensorData): Promise<void> => {
     check("allocate");
     checkAllocate(tensor, data, storage.has(tensor) || cuts.has(tensor));
@@ -99,8 +103,8 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
       for (const shard of shards) {
         const buffer = await buffers.create(shard.tensor.name, bindingBytesOf(shard.tensor));
         storage.set(shard.tensor, buffer);
-        if (data) for (const { part, offset } of sliceOfData(tensor, shard, data)) await buffers.upload(buffer, part, offset);
       }
+      if (data) await upload(piecesOf(tensor, shards, data));
     } catch (cause) {
       for (const shard of shards) {
         const buffer = storage.get(shard.tensor);
@@ -110,6 +114,13 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
       cuts.delete(tensor);
       throw cause;
     }
+  };
+
+  const fill = async (tensor: Tensor, words: Uint32Array, offset = 0): Promise<void> => {
+    check("fill");
+    checkFill(tensor, words, offset, storage.has(tensor) || cuts.has(tensor));
+    await upload(piecesOf(tensor, shardsOf(tensor, open.target.bindingBytes), words, offset));
+    check("fill");
   };
 
   const bindingOf = (tensor: Tensor, arena: Arena): GPUBufferBinding => {
@@ -161,7 +172,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
       paramsBytes += params.size;
     } catch (cause) {
       releaseIo(io);
-      throw cause instanceof EngineError ? cause : open.failure("compile", cause);
+      throw cause instanceof EngineError ? cause : await open.failure("compile", cause);
     }
 
     let bound: readonly GPUBindGroup[] = [];
@@ -249,6 +260,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     device: info,
     maxTensorBytes: Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize),
     allocate,
+    fill,
     compile,
     write,
     read,

@@ -22,9 +22,11 @@ export interface Buffers {
   readonly byteLength: number;
 }
 
-export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
+export const createBuffers = ({ device, check, failure }: OpenDevice): Buffers => {
   const live = new Set<GPUBuffer>();
   let byteLength = 0;
+  /** Handed to writeBuffer since the queue was last seen empty. */
+  let stagedBytes = 0;
 
   const destroy = (buffer: GPUBuffer): void => {
     if (!live.delete(buffer)) return;
@@ -45,7 +47,10 @@ export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
       device.pushErrorScope("validation");
       device.pushErrorScope("out-of-memory");
       const buffer = device.createBuffer({ label: name, size, usage: USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST });
-      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
+      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]).catch(async (cause: unknown) => {
+        buffer.destroy();
+        throw await failure(`allocating "${name}"`, cause);
+      });
       const error = errors.find((found) => found !== null);
       if (error) {
         buffer.destroy();
@@ -61,10 +66,14 @@ export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
     },
     upload: async (buffer, data, offset = 0): Promise<void> => {
       const step = UPLOAD_BYTES / 4;
-      for (let from = 0, pieces = 1; from < data.length; from += step, pieces++) {
+      for (let from = 0; from < data.length; from += step) {
         const part = data.subarray(from, from + step) as TensorData & { buffer: ArrayBuffer };
         device.queue.writeBuffer(buffer, (offset + from) * 4, part);
-        if (pieces % UPLOADS_IN_FLIGHT === 0) await device.queue.onSubmittedWorkDone();
+        // Counted over all uploads: a checkpoint comes in thousands of small ones.
+        stagedBytes += part.byteLength;
+        if (stagedBytes < UPLOAD_BYTES * UPLOADS_IN_FLIGHT) continue;
+        stagedBytes = 0;
+        await device.queue.onSubmittedWorkDone();
       }
     },
     destroy,

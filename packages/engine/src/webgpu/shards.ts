@@ -55,24 +55,42 @@ export const shardsOf = (tensor: Tensor, bindingBytes: number): readonly Shard[]
   return shards;
 };
 
+/** A run of words that lie together both in the whole tensor (weights/formats.ts) and in a shard. */
+interface Section {
+  readonly source: number;
+  readonly target: number;
+  readonly length: number;
+}
+
+/** Values, and scales where the format has some. */
+const sectionsOf = (whole: Tensor, { tensor, first }: Shard): readonly Section[] => {
+  const size = sizeOf(tensor);
+  const start = first * (size / tensor.shape[0]!);
+  const { dtype } = whole;
+  if (!isPacked(dtype)) return [{ source: start, target: 0, length: size }];
+  // Both sections begin at words: shards begin at multiples of 16 rows, rows are multiples of 32 values.
+  const [all, own] = [packedLayout(dtype, sizeOf(whole)), packedLayout(dtype, size)];
+  const perWord = VALUES_PER_WORD[dtype];
+  const values: Section = { source: start / perWord, target: 0, length: size / perWord };
+  if (!isQuantised(dtype)) return [values];
+  return [values, { source: all.scaleWord + start / GROUP / 2, target: own.scaleWord, length: own.words - own.scaleWord }];
+};
+
 export interface Piece {
+  readonly shard: Tensor;
   readonly part: TensorData;
   /** In words of the shard. */
   readonly offset: number;
 }
 
-/** What of a whole tensor's data lies in a shard: its values, and its scales where the format has some. */
-export const sliceOfData = (whole: Tensor, { tensor, first }: Shard, data: TensorData): readonly Piece[] => {
-  if (whole === tensor) return [{ part: data, offset: 0 }];
-  const size = sizeOf(tensor);
-  const start = first * (size / tensor.shape[0]!);
-  const { dtype } = whole;
-  if (!isPacked(dtype)) return [{ part: data.subarray(start, start + size), offset: 0 }];
-  // Both sections begin at words: shards begin at multiples of 16 rows, rows are multiples of 32 values.
-  const [all, own] = [packedLayout(dtype, sizeOf(whole)), packedLayout(dtype, size)];
-  const perWord = VALUES_PER_WORD[dtype];
-  const values = { part: data.subarray(start / perWord, (start + size) / perWord), offset: 0 };
-  if (!isQuantised(dtype)) return [values];
-  const scale = all.scaleWord + start / GROUP / 2;
-  return [values, { part: data.subarray(scale, scale + own.words - own.scaleWord), offset: own.scaleWord }];
+/** Where the whole tensor's words `data`, from its word `offset` on, lie in its shards. */
+export const piecesOf = (whole: Tensor, shards: readonly Shard[], data: TensorData, offset = 0): readonly Piece[] => {
+  if (shards.length === 1) return [{ shard: whole, part: data, offset }];
+  return shards.flatMap((shard) =>
+    sectionsOf(whole, shard).flatMap(({ source, target, length }): Piece[] => {
+      const from = Math.max(source, offset);
+      const to = Math.min(source + length, offset + data.length);
+      return from < to ? [{ shard: shard.tensor, part: data.subarray(from - offset, to - offset), offset: target + from - source }] : [];
+    }),
+  );
 };
