@@ -67,17 +67,19 @@ interface WireError {
   readonly message: string;
   readonly stack: string | undefined;
   readonly code: EngineErrorCode | undefined;
+  readonly clearsGradients: boolean;
 }
 
 const toWire = (error: unknown): WireError => {
   const { name, message, stack } = error instanceof Error ? error : new Error(String(error));
-  return { name, message, stack, code: error instanceof EngineError ? error.code : undefined };
+  const own = error instanceof EngineError ? error : undefined;
+  return { name, message, stack, code: own?.code, clearsGradients: own?.clearsGradients ?? false };
 };
 
 const fromWire = (wire: unknown): unknown => {
   if (typeof wire !== "object" || wire === null || !("message" in wire)) return wire;
-  const { name, message, stack, code } = wire as WireError;
-  const error = code ? new EngineError(code, message) : Object.assign(new Error(message), { name });
+  const { name, message, stack, code, clearsGradients } = wire as WireError;
+  const error = code ? new EngineError(code, message, { clearsGradients }) : Object.assign(new Error(message), { name });
   // The worker's stack: where it happened is more useful than where it arrived.
   if (stack) error.stack = stack;
   return error;

@@ -46,6 +46,7 @@ export interface TrainerCore extends Pick<Trainer, "forward" | "forwardBackward"
 }
 
 const DEFAULT_MICRO_BATCH_TOKENS = 1024;
+const CLEARED = "all accumulated gradients were cleared, repeat the step from its first datum";
 /** Stands for "no dual clip" in lossParams: larger than any clamped ratio (e²⁰). */
 const NO_DUAL_CLIP = 1e30;
 
@@ -182,10 +183,7 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
       let hasBegun = false;
       try {
         for (const members of batches) {
-          const consequence = hasBegun
-            ? "all accumulated gradients were cleared, repeat the step from its first datum"
-            : "nothing was changed";
-          checkSignal("forwardBackward", signal, consequence);
+          checkSignal("forwardBackward", signal, hasBegun ? CLEARED : "nothing was changed");
           const plan = await compileTrain(loss.name);
           const batch = toMicroBatch(checked, members);
           writeRows(plan, batch, inverse);
@@ -199,8 +197,13 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
           for (const value of await backend.read(plan.tokenLoss, batch.outRows)) lossSum += value;
         }
       } catch (error) {
-        if (hasBegun) clearGradients();
-        throw error;
+        if (!hasBegun) throw error;
+        clearGradients();
+        const { code, message } = error instanceof EngineError ? error : { code: "device" as const, message: String(error) };
+        throw new EngineError(code, message.includes(CLEARED) ? message : `${message}; ${CLEARED}`, {
+          cause: error,
+          clearsGradients: true,
+        });
       }
       return { ...output, lossSum };
     });

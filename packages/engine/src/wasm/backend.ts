@@ -271,6 +271,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
 
   return {
     device,
+    isHostMemory: true,
     allocate: async (tensor, data) => {
       alive("allocate");
       checkAllocate(tensor, data, addresses.has(tensor));

@@ -33,6 +33,8 @@ const OPCODES: { readonly [O in OpName]: number } = {
   adamW: 22,
   zero: 23,
   copy: 24,
+  advance: 25,
+  kvCopy: 26,
 };
 
 const LOSSES: { readonly [L in LossName]: number } = { crossEntropy: 0, importanceSampling: 1, ppoClip: 2 };
@@ -179,6 +181,13 @@ const operandWords = (plan: Plan, step: Step, { of, scalesOf }: Addresses): numb
         axis(step.kCache, 0),
         axis(step.kCache, 1),
       ];
+    case "kvCopy":
+      return [
+        ...[step.from, step.to, step.length, step.kCache, step.vCache].map(of),
+        axis(step.kCache, 2),
+        axis(step.kCache, 0),
+        axis(step.kCache, 1),
+      ];
     case "attentionCached":
       return [
         ...[step.q, step.kCache, step.vCache, step.slots, step.positions, step.o].map(of),
@@ -202,6 +211,12 @@ const operandWords = (plan: Plan, step: Step, { of, scalesOf }: Addresses): numb
       return [...[step.z, step.target, step.inverseTemperature, step.lse, step.dLogprob].map(of), axis(step.z, 1)];
     case "sample":
       return [...[step.z, step.inverseTemperature, step.uniform, step.token, step.logprob].map(of), axis(step.z, 1)];
+    case "advance":
+      return [
+        ...[step.token, step.logprob, step.lanes, step.history, step.tokens, step.positions, step.slots, step.uniform].map(of),
+        axis(step.lanes, 1),
+        axis(step.history, 1),
+      ];
     case "sumSquares":
       return [of(step.x), of(step.sum), sizeOf(step.x)];
     case "adamW":

@@ -16,13 +16,13 @@ const mebibytes = (bytes: number): string => `${bytes} bytes (${(bytes / 2 ** 20
 export interface Buffers {
   /** A zeroed storage buffer. `isBoundWhole`: it must fit one binding, not only one buffer. */
   create(name: string, byteLength: number, options?: { isBoundWhole?: boolean }): Promise<GPUBuffer>;
-  /** Writes `data` from element `offset` (default 0) on. */
+  /** `data` from the buffer's word `offset` on. */
   upload(buffer: GPUBuffer, data: TensorData, offset?: number): Promise<void>;
   destroy(buffer: GPUBuffer): void;
   readonly byteLength: number;
 }
 
-export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
+export const createBuffers = ({ device, check, failure }: OpenDevice): Buffers => {
   const live = new Set<GPUBuffer>();
   let byteLength = 0;
   /** Handed to writeBuffer since the queue was last seen empty. */
@@ -47,7 +47,10 @@ export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
       device.pushErrorScope("validation");
       device.pushErrorScope("out-of-memory");
       const buffer = device.createBuffer({ label: name, size, usage: USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST });
-      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
+      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]).catch(async (cause: unknown) => {
+        buffer.destroy();
+        throw await failure(`allocating "${name}"`, cause);
+      });
       const error = errors.find((found) => found !== null);
       if (error) {
         buffer.destroy();

@@ -1,5 +1,5 @@
 // From a browser's or Dawn's `GPU` to a device that says what happened to it. WebGPU reports most trouble late and elsewhere
-// (uncaptured errors, a `lost` promise); here it is kept and thrown as EngineError("device") by the next call.
+// (uncaptured errors, a `lost` promise); here it is kept and thrown by the next call: EngineError("lost") when the device went away, else "device".
 // Optional features are taken where the adapter has them; every kernel also has a variant that runs on what WebGPU promises.
 // Software adapters are allowed and named.
 
@@ -33,12 +33,13 @@ export interface OpenDevice {
   wait<T>(pending: Promise<T>): Promise<T>;
   /** Throws the first failure that was seen, if any. */
   check(where: string): void;
-  /** What an operation that rejected on a dead device means. */
-  failure(where: string, cause: unknown): EngineError;
+  /** What an operation that rejected means. A rejection may come a moment before the loss that explains it, which is waited for. */
+  failure(where: string, cause: unknown): Promise<EngineError>;
   /** Destroys the device and waits until it is gone. */
   close(): Promise<void>;
 }
 
+const LOSS_DELAY_MS = 100;
 const FEATURES: readonly Feature[] = ["shader-f16", "subgroups"];
 
 const SOFTWARE = " (software)";
@@ -95,7 +96,7 @@ export const openDevice = async (
     if (isClosed) return;
     // Loss explains whatever else was reported just before it.
     failed = new EngineError(
-      "device",
+      "lost",
       `webgpu: ${description} was lost (${reason}: ${message}); create another backend and load the last state`,
     );
     onLost?.(failed);
@@ -115,14 +116,15 @@ export const openDevice = async (
     wait,
     check: (where): void => {
       if (isClosed) throw new EngineError("disposed", `${where}: the backend was disposed; create another one`);
-      if (failed) throw new EngineError("device", `${where}: ${failed.message}`, { cause: failed });
+      if (failed) throw new EngineError(failed.code, `${where}: ${failed.message}`, { cause: failed });
     },
-    failure: (where, cause): EngineError =>
-      isClosed
-        ? new EngineError("disposed", `${where}: the backend was disposed meanwhile; create another one`, { cause })
-        : new EngineError("device", `${where}: ${failed?.message ?? `${description} failed; dispose the backend and create another one`}`, {
-            cause: failed ?? cause,
-          }),
+    failure: async (where, cause): Promise<EngineError> => {
+      if (!isClosed && failed?.code !== "lost")
+        await Promise.race([lost, new Promise<void>((resolve) => void setTimeout(resolve, LOSS_DELAY_MS))]);
+      if (isClosed) return new EngineError("disposed", `${where}: the backend was disposed meanwhile; create another one`, { cause });
+      const message = failed?.message ?? `${description} failed; dispose the backend and create another one`;
+      return new EngineError(failed?.code ?? "device", `${where}: ${message}`, { cause: failed ?? cause });
+    },
     close: async (): Promise<void> => {
       isClosed = true;
       device.destroy();
