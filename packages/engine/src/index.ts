@@ -9,7 +9,9 @@ import type { Backend } from "./plan/backend.ts";
 export type * from "./contract.ts";
 export type { BackendOptions } from "./device.ts";
 export { EngineError, type EngineErrorCode } from "./errors.ts";
-export { type AdapterBase, fromPeft, toPeft } from "./lora/peft.ts";
+export type { AdapterBase, BaseModel } from "./lora/base.ts";
+export { type FileToWrite, type MergedModel, type MergeOptions, mergedFolder, openMerged } from "./lora/merge.ts";
+export { fromPeft, toPeft } from "./lora/peft.ts";
 export {
   describeMemory,
   fitMemory,
