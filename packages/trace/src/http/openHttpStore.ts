@@ -7,8 +7,9 @@ import { TraceError, type TraceErrorCode } from "../errors.ts";
 import { mintId } from "../ids.ts";
 import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "../itemCodec.ts";
 import { withManifest } from "../manifest.ts";
+import { redactedItems, redactedOutcome, redactedSpan, redactedTask } from "../redact.ts";
 import type { StoreOptions } from "../store.ts";
-import { checkedResource, checkedTask, redactedItems, redactedSpan } from "../values.ts";
+import { checkedResource, checkedTask } from "../values.ts";
 import type {
   Adopted,
   Attempt,
@@ -303,10 +304,11 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
 
   return {
     enqueue: async (tasks) => {
-      const checked = tasks.map((task) => checkedTask(task, newId));
+      const checked = tasks.map((task) => redactedTask(checkedTask(task, newId), redact));
       return (await post<{ rollouts: Rollout[] }>("/rollouts", { tasks: checked })).rollouts;
     },
-    claim: async (workerId, limit = 1) => (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId: requestId() })).claims,
+    claim: async (workerId, limit = 1, claimId = requestId()) =>
+      (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId })).claims,
     append: async (given) => {
       const kept = given.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
       // a span that is redacted away is still its attempt's heartbeat
@@ -320,10 +322,12 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       redacted += given.length - kept.length;
     },
     heartbeat: async ({ rolloutId, id }) => inTurn([aboutRollout(rolloutId)], () => post("/heartbeat", { attempt: { rolloutId, id } })),
-    finish: async ({ rolloutId, id }, outcome) =>
-      inTurn([aboutRollout(rolloutId)], async () => {
+    finish: async ({ rolloutId, id }, given) => {
+      const outcome = redactedOutcome(given, { rolloutId, id }, redact);
+      return inTurn([aboutRollout(rolloutId)], async () => {
         return (await post<{ rollout: Rollout }>("/finish", { attempt: { rolloutId, id }, outcome })).rollout;
-      }),
+      });
+    },
     cancel: async (rolloutId) =>
       inTurn([aboutRollout(rolloutId)], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
     forget: async (rolloutId) => (await post<{ forgotten: boolean }>("/forget", { rolloutId, requestId: requestId() })).forgotten,

@@ -298,7 +298,8 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const workerId = textIn(given, "workerId");
         const limit = given.limit === undefined ? 1 : numberIn(given, "limit");
-        return json({ claims: await once("claim", given.claimId, () => store.claim(workerId, limit)) });
+        const claimId = given.claimId === undefined ? undefined : textIn(given, "claimId");
+        return json({ claims: await store.claim(workerId, limit, claimId) });
       },
     },
     "/attempts": { GET: async ({ search }) => ndjson(await store.attempts(needed(search, "rolloutId"))) },
