@@ -359,7 +359,7 @@ describe("faults", () => {
       wrap: (backend) => ({
         ...backend,
         read: async (tensor, length) =>
-          tensor.name === "logprob" ? new Float32Array(length ?? 1).fill(Number.NaN) : backend.read(tensor, length),
+          tensor.name === "history" ? new Float32Array(length ?? 1).fill(Number.NaN) : backend.read(tensor, length),
       }),
     });
     await expect(sampler.generate(request())).rejects.toMatchObject({ code: "device" });

@@ -1,7 +1,7 @@
 // The WGSL text of a policy's plans, without a device. Few kernels that do not depend on the model are what makes a policy start fast.
 
 import { expect, test } from "vitest";
-import { forwardPlan, inferPlan, kvCache, optimPlan, trainPlan } from "../../../packages/engine/src/model/plans.ts";
+import { forwardPlan, inferPlan, kvCache, optimPlan, prefixPlan, trainPlan } from "../../../packages/engine/src/model/plans.ts";
 import type { LoraSpec, ModelSpec } from "../../../packages/engine/src/model/spec.ts";
 import { loraTensors, modelTensors } from "../../../packages/engine/src/model/tensors.ts";
 import type { Plan } from "../../../packages/engine/src/plan/step.ts";
@@ -17,8 +17,10 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
   const [p, served, g, m, v] = [tensors("p"), tensors("served"), tensors("g"), tensors("m"), tensors("v")];
   const adapter = { tensors: p, spec: lora };
   const capacity = { rows: 256, outRows: 64 };
+  const cache = kvCache(spec, { slots: 64, positions: 128 });
   const plans: Plan[] = [
-    inferPlan(spec, weights, adapter, kvCache(spec, { slots: 64, positions: 128 }), capacity).plan,
+    inferPlan(spec, weights, adapter, cache, capacity).plan,
+    prefixPlan(cache).plan,
     forwardPlan(spec, weights, adapter, capacity).plan,
     trainPlan(spec, weights, adapter, g, "ppoClip", capacity).plan,
     optimPlan(p, g, m, v).plan,
@@ -29,10 +31,10 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
 
 const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));
 
-test("a policy needs 33 kernels, and another model needs the same ones", () => {
+test("a policy needs 35 kernels, and another model needs the same ones", () => {
   const tiny = textsOf(kernelsOf(TINY, { rank: 4, alpha: 8 }));
   const other: ModelSpec = { ...TINY, width: 90, layers: 3, heads: 6, kvHeads: 3, headWidth: 30, feedForward: 111, vocab: 1001 };
-  expect(tiny.size).toBe(33);
+  expect(tiny.size).toBe(35);
   expect(textsOf(kernelsOf(other, { rank: 7, alpha: 3 }))).toEqual(tiny);
 });
 

@@ -223,6 +223,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
 
   return {
     device,
+    isHostMemory: true,
     allocate: async (tensor, data) => {
       alive("allocate");
       if (data instanceof Uint32Array)

@@ -59,7 +59,7 @@ const bits = new Uint32Array(1);
 const float = new Float32Array(bits.buffer);
 
 /** f32 → bfloat16 bits, ties to even. Exact for values that came from bfloat16. */
-const toBrain = (value: number): number => {
+export const toBrain = (value: number): number => {
   float[0] = value;
   return ((bits[0]! + 0x7fff + ((bits[0]! >>> 16) & 1)) >>> 16) & 0xffff;
 };

@@ -1,4 +1,4 @@
-// Moves and element-wise maps: embed, gatherRows, scatterRows, kvAppend, zero, copy, rope, glu and its gradient. One thread an element.
+// Moves and element-wise maps: embed, gatherRows, scatterRows, kvAppend, kvCopy, zero, copy, rope, glu and its gradient. One thread an element.
 
 import { type Activation, type Step, sizeOf } from "../../plan/step.ts";
 import { columnsOf, type Dispatch, flat, flatGroups, kernel } from "./kernel.ts";
@@ -85,6 +85,38 @@ export const kvAppend = ({ rows, k, v, slots, positions, kCache, vCache }: Of<"k
       rows,
       groups: (n) => flatGroups(n * W),
       work: 2 * W,
+    }),
+  ];
+};
+
+/** Pairs of slots; a thread for each element that a slot has, and those beyond the length return. */
+export const kvCopy = ({ rows, from, to, length, kCache, vCache }: Of<"kvCopy">): Dispatch[] => {
+  const [, P, W] = kCache.shape as [number, number, number];
+  return [
+    kernel({
+      label: "kvCopy",
+      bindings: {
+        source: { tensor: from, as: "i32" },
+        goal: { tensor: to, as: "i32" },
+        length: { tensor: length, as: "i32" },
+        kCache: { tensor: kCache, as: "u32" },
+        vCache: { tensor: vCache, as: "u32" },
+      },
+      body: flat(
+        "params.rows * params.P * params.W",
+        `let perSlot = params.P * params.W;
+  let pair = i / perSlot;
+  let e = i % perSlot;
+  if (e >= u32(length[pair]) * params.W) { return; }
+  let a = u32(source[pair]) * perSlot + e;
+  let b = u32(goal[pair]) * perSlot + e;
+  kCache[b] = kCache[a];
+  vCache[b] = vCache[a];`,
+      ),
+      sizes: { P, W },
+      rows,
+      groups: (n) => flatGroups(n * P * W),
+      work: 2 * P * W,
     }),
   ];
 };
