@@ -10,7 +10,8 @@ import type { Backend, Executable, HostArray, TensorData } from "../plan/backend
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
-import { GROUP, isPacked, isQuantised, packedLayout } from "../weights/formats.ts";
+import { isPacked, packedLayout } from "../weights/formats.ts";
+import { placeOf } from "./costs.ts";
 import { encodePlan, panelKindOf, panelledWeightOf, scratchBytes } from "./encode.ts";
 import { type Machine, startMachine } from "./machine.ts";
 import { findSpawner, mayWait, type ThreadSpawner } from "./threads.ts";
@@ -29,15 +30,6 @@ export interface WasmOptions {
 /** Offsets of assembly/control.ts. */
 const ROWS = 256;
 const ADAM = 264;
-
-/** Bytes of a tensor's values, with room for whole panels of 8 rows, and of its scales. */
-const placeOf = (tensor: Tensor): { readonly values: number; readonly scales: number } => {
-  const [outer, inner = 1] = tensor.shape as [number, number?];
-  const isMatrix = tensor.home === "weights" && tensor.shape.length === 2;
-  const count = isMatrix ? Math.ceil(outer / 8) * 8 * inner : sizeOf(tensor);
-  if (!isPacked(tensor.dtype)) return { values: count * 4, scales: 0 };
-  return { values: packedLayout(tensor.dtype, count).scaleWord * 4, scales: isQuantised(tensor.dtype) ? (count / GROUP) * 2 : 0 };
-};
 
 const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 

@@ -258,6 +258,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
 
   return {
     device: info,
+    maxArenaBytes: device.limits.maxBufferSize,
     maxTensorBytes: Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize),
     allocate,
     fill,
