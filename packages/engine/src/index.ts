@@ -25,10 +25,16 @@ export {
 export { parseConfig } from "./model/families.ts";
 export type { LoraSpec, ModelSpec } from "./model/spec.ts";
 export type { Backend } from "./plan/backend.ts";
-export { createPolicy, type PolicyOptions } from "./policy.ts";
+export { createPolicy, type PolicyModel, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
-export type { WeightFiles } from "./weights/checkpoint.ts";
+export { parseIndex, type WeightFiles } from "./weights/checkpoint.ts";
+export { CONVERTED_VERSION, type ConvertedEntry, type ConvertedFile, type ConvertedWriter } from "./weights/converted.ts";
+export { defaultWeightFormat } from "./weights/defaultFormat.ts";
+export { WEIGHT_FORMATS, type WeightFormat } from "./weights/formats.ts";
 export { readSafetensors, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
+export type { StreamHash } from "./weights/sha256.ts";
+export { isWeightSource, type WeightReceiver, type WeightSource } from "./weights/source.ts";
+export type { WeightProgress } from "./weights/stream.ts";
 export { exposePolicy, wrapPolicy } from "./worker.ts";
 
 const edges: DeviceEdges = {
