@@ -10,6 +10,7 @@ import type { Backend, Executable, HostArray } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { panelBytes } from "./costs.ts";
 import { encodePlan, scratchBytes } from "./encode.ts";
 import { type Machine, startMachine } from "./machine.ts";
 import { findSpawner, mayWait, type ThreadSpawner } from "./threads.ts";
@@ -107,7 +108,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     const key = panelKey(weight);
     if (panels.has(key)) return;
     const [outputs, inputs] = weight.shape as [number, number];
-    const to = heap.allocate(Math.ceil(outputs / 8) * 8 * inputs * 4, `"${weight.name}", packed`);
+    const to = heap.allocate(panelBytes(weight), `"${weight.name}", packed`);
     kernels.packWeights(addressOf(weight), to, outputs, inputs);
     panels.set(key, to);
   };
