@@ -25,14 +25,15 @@ const draws = (options: Parameters<typeof chooseToken>[1], mask?: Uint32Array) =
 describe("the host's choice", () => {
   test("gives each token the share that it says, and says what the whole softmax gives it", () => {
     const full = probabilities(logits, 2);
-    for (const [options, mask, kept] of [
+    const cases: readonly [Parameters<typeof chooseToken>[1], Uint32Array | undefined, readonly number[]][] = [
       [{ temperature: 0.5 }, undefined, [0, 1, 2, 3, 4]],
       [{ temperature: 0.5, topK: 3 }, undefined, [1, 3, 4]],
       [{ temperature: 0.5, topK: 1 }, undefined, [1]],
       [{ temperature: 0.5, topP: 0.6 }, undefined, [1, 3]],
       [{ temperature: 0.5 }, maskOf(0, 2, 4), [0, 2, 4]],
       [{ temperature: 0.5, topK: 2 }, maskOf(0, 2, 4), [0, 4]],
-    ] as const) {
+    ];
+    for (const [options, mask, kept] of cases) {
       const counts = draws(options, mask);
       expect([...counts.keys()].sort()).toEqual([...kept]);
       const mass = kept.reduce((sum, id) => sum + full[id]!, 0);
