@@ -11,8 +11,9 @@
 
 import type { PeftFiles, Policy } from "./contract.ts";
 import { EngineError } from "./errors.ts";
+import { type BaseModel, describeBase } from "./lora/base.ts";
 import { initLora } from "./lora/init.ts";
-import { type Adapter, type AdapterBase, adaptedModel, fromPeft, readPeft, toPeft, toValues } from "./lora/peft.ts";
+import { type Adapter, adaptedModel, fromPeft, readPeft, toPeft, toValues } from "./lora/peft.ts";
 import { loadState, saveState } from "./lora/state.ts";
 import { inferPlan, kvCache } from "./model/plans.ts";
 import type { LoraSpec, ModelSpec } from "./model/spec.ts";
@@ -22,25 +23,12 @@ import type { Backend } from "./plan/backend.ts";
 import { createLock, type Lock } from "./plan/lock.ts";
 import { sizeOf, type Tensor } from "./plan/step.ts";
 import { createSampler } from "./sampler/sampler.ts";
-import { hashWeights, type WeightFiles } from "./weights/checkpoint.ts";
 import { loadModel } from "./weights/load.ts";
-import { sha256 } from "./weights/sha256.ts";
-
-export interface PolicyModel {
-  /** config.json of a Hugging Face folder. */
-  readonly config: Uint8Array;
-  /** Its model.safetensors; of a sharded model the shards and model.safetensors.index.json, by file name. */
-  readonly weights: WeightFiles;
-  /** tokenizer.json; only its hash is used, so that an adapter is not put on a base with another vocabulary. */
-  readonly tokenizer?: Uint8Array;
-  /** Hugging Face id or address, written into exported adapters. */
-  readonly name?: string;
-}
 
 export interface PolicyOptions {
   /** Belongs to the policy from here on: dispose() disposes it, a failing createPolicy too. */
   readonly backend: Backend;
-  readonly model: PolicyModel;
+  readonly model: BaseModel;
   /** Default rank 8, alpha 16. */
   readonly lora?: LoraSpec;
   /** u32, of the adapter's first A. Default 0. */
@@ -103,13 +91,6 @@ export const memoryOf = (full: ModelSpec, options: Pick<PolicyOptions, "lora" | 
   const largest = all.reduce((a, b) => (bytesOf(b) > bytesOf(a) ? b : a));
   return { weightBytes: sum(weights), byteLength: sum(all), largest: { name: largest.name, byteLength: bytesOf(largest) } };
 };
-
-const describeBase = async ({ config, weights, tokenizer, name }: PolicyModel): Promise<AdapterBase> => ({
-  name: name ?? null,
-  configSha256: await sha256(config),
-  weightsSha256: await hashWeights(weights),
-  ...(tokenizer && { tokenizerSha256: await sha256(tokenizer) }),
-});
 
 const disposedError = (): EngineError => new EngineError("disposed", "policy: it is alive, got a disposed one; create a new policy");
 
