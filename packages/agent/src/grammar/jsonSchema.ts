@@ -96,11 +96,18 @@ export const jsonSchemaExpression = (root: unknown, where: string): Expression =
       refuse(`${at}.${key}`, "must be a non-negative integer", value, "see the JSON Schema specification");
     return value as number;
   };
+  const decoded = (part: string, at: string): string => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      return refuse(at, "must be percent-encoded as in a URL", part, "encode % as %25");
+    }
+  };
   const lookUp = (pointer: string, at: string): unknown => {
     if (!pointer.startsWith("#")) refuse(at, "only references into the same schema (#/…) are followed", pointer, "write it out");
     let found: unknown = root;
     for (const part of pointer.slice(1).split("/").slice(1)) {
-      const key = decodeURIComponent(part).replaceAll("~1", "/").replaceAll("~0", "~");
+      const key = decoded(part, at).replaceAll("~1", "/").replaceAll("~0", "~");
       found = typeof found === "object" && found !== null && Object.hasOwn(found, key) ? (found as Schema)[key] : undefined;
     }
     return found ?? refuse(at, "must point at a part of the schema", pointer, "define it under $defs");
