@@ -14,12 +14,15 @@ import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
+import { BASELINE, type Variant } from "./kernels/variant.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
 
 export interface WebGpuOptions extends DeviceOptions {
   /** Every launch is validated by itself, and errors name it. Many times slower. */
   readonly debug?: boolean;
+  /** How its kernels are written. Default: the baseline. */
+  readonly variant?: Variant;
   /** Called at the end of dispose(), when the device is gone: node/webgpu.ts lets go of Dawn here. */
   readonly onDispose?: () => void;
 }
@@ -30,6 +33,7 @@ const rootOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {}): Promise<Backend> => {
   const open = await openDevice(gpu, options);
   const { device, check } = open;
+  const { variant = BASELINE } = options;
   const info: DeviceInfo = { kind: "webgpu", description: open.description };
   const buffers = createBuffers(open);
   const readback = createReadback(open);
@@ -112,7 +116,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const compile = async (plan: Plan): Promise<Executable> => {
     check("compile");
     const arena = planArena(plan);
-    const dispatches = plan.steps.flatMap(lower);
+    const dispatches = plan.steps.flatMap((step) => lower(step, variant));
     // From the steps, not the kernels: an operand that a kernel leaves out (old of crossEntropy) can be written all the same.
     const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
     const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));

@@ -1,6 +1,7 @@
 // From a browser's or Dawn's `GPU` to a device that says what happened to it. WebGPU reports most trouble late and elsewhere
 // (uncaptured errors, a `lost` promise); here it is kept and thrown as EngineError("device") by the next call.
-// No optional feature is asked for: every kernel runs on what WebGPU promises. Software adapters are allowed and named.
+// Features are asked for where they exist and never needed: the baseline kernels run on what WebGPU promises (kernels/variant.ts).
+// Software adapters are allowed and named.
 
 import { EngineError } from "../errors.ts";
 
@@ -27,6 +28,9 @@ export interface OpenDevice {
   close(): Promise<void>;
 }
 
+/** What some variant of the kernels, or the tuner, uses where it exists; none is needed. */
+const FEATURES: readonly GPUFeatureName[] = ["shader-f16", "subgroups", "timestamp-query"];
+
 const describe = ({ description, vendor, architecture, device, isFallbackAdapter }: GPUAdapterInfo): string => {
   const name = description || [vendor, architecture, device].filter(Boolean).join(" ") || "unnamed adapter";
   return `WebGPU, ${name}${isFallbackAdapter || /llvmpipe|swiftshader|lavapipe/i.test(`${name} ${architecture}`) ? " (software)" : ""}`;
@@ -49,6 +53,7 @@ export const openDevice = async (
   try {
     device = await adapter.requestDevice({
       label: "fulgurite",
+      requiredFeatures: FEATURES.filter((name) => adapter.features.has(name)),
       requiredLimits: {
         maxBufferSize: adapter.limits.maxBufferSize,
         maxStorageBufferBindingSize: adapter.limits.maxStorageBufferBindingSize,

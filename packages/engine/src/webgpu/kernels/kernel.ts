@@ -5,6 +5,7 @@
 // Nothing here touches WebGPU, so every kernel's text can be read and tested without a device.
 
 import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
+import { type Need, PRELUDES, type Variant } from "./variant.ts";
 
 /** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
 export type Element = "f32" | "i32" | "u32";
@@ -98,6 +99,8 @@ export interface KernelParts {
   readonly rows?: Rows;
   readonly outRows?: Rows;
   readonly scratchBytes?: number;
+  /** Features that the text uses; they stand in the label. */
+  readonly needs?: readonly Need[];
   /** Constants of the step: `params.NAME` in the body, u32 and f32. */
   readonly sizes?: Readonly<Record<string, number>>;
   readonly numbers?: Readonly<Record<string, number>>;
@@ -112,6 +115,7 @@ export const kernel = ({
   rows,
   outRows,
   scratchBytes = 0,
+  needs = [],
   sizes = {},
   numbers = {},
 }: KernelParts): Dispatch => {
@@ -122,8 +126,9 @@ export const kernel = ({
       `@group(0) @binding(${i + 1}) var<storage, ${access[i] === "r" ? "read" : "read_write"}> ${name}: array<${as}>;\n`,
   );
   return {
-    label,
-    source: paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
+    label: needs.includes("subgroups") ? `${label} subgroups` : label,
+    source:
+      needs.map((need) => PRELUDES[need]).join("") + paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
     bindings: list.map(([, { tensor }]) => tensor),
     access,
     groups,
@@ -152,7 +157,13 @@ export const foldedGroups = (count: number, z = 1): Groups => [Math.min(count, M
 /** The arguments of every main(), and the index of a workgroup in a folded grid. Both are uniform, so barriers may follow a return on them. */
 export const MAIN_ARGUMENTS =
   "@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32";
-const linearGroup = "group.y * groups.x + group.x";
+/** main(), ready for reductions of either kind. */
+export const mainLine = (how: Variant["reductions"]): string =>
+  how === "shared"
+    ? `fn main(${MAIN_ARGUMENTS}) {`
+    : `fn main(${MAIN_ARGUMENTS}, @builtin(subgroup_id) subgroupId: u32, @builtin(num_subgroups) subgroups: u32) {
+  subgroup = vec2u(subgroupId, subgroups);`;
+export const linearGroup = "group.y * groups.x + group.x";
 
 const FLAT_THREADS = 256;
 
@@ -167,9 +178,9 @@ fn main(${MAIN_ARGUMENTS}) {
 
 export const flatGroups = (total: number): Groups => foldedGroups(Math.ceil(total / FLAT_THREADS));
 
-/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. */
-export const byRow = (threads: number, body: string): string => `@compute @workgroup_size(${threads})
-fn main(${MAIN_ARGUMENTS}) {
+/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. `how`: the reductions that the body calls. */
+export const byRow = (threads: number, body: string, how: Variant["reductions"] = "shared"): string => `@compute @workgroup_size(${threads})
+${mainLine(how)}
   let row = ${linearGroup};
   if (row >= params.rows) { return; }
   ${body}
