@@ -1,6 +1,8 @@
 // What a Store promises, on every store. The clock, the ids and the timer are the test's.
 import {
+  type Claim,
   DEFAULT_CONFIG,
+  type ResourceEntry,
   type Rollout,
   type Span,
   type Store,
@@ -37,6 +39,7 @@ let names = 0;
 const runId = Math.random().toString(36).slice(2); // a browser keeps its databases between runs
 
 interface World {
+  readonly name: string;
   readonly store: Store;
   readonly time: { now: number };
   readonly timers: { act: () => void; ms: number; stopped: boolean }[];
@@ -65,7 +68,7 @@ const openWorld = async ({ open }: StoreCase, more: StoreOptions = {}): Promise<
     opened.push(store);
     return store;
   };
-  return { store: await again(), time, timers, again };
+  return { name, store: await again(), time, timers, again };
 };
 
 const span = (rolloutId: string, attemptId: string, id: string, more: Partial<Span> = {}): Span => ({
@@ -197,6 +200,22 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect((await store.claim("w2", 5)).map(({ rollout }) => rollout.id)).toEqual(["b"]);
     expect(await store.claim("w2", 5)).toEqual([]);
     expect(await codeOf(store.claim("w2", -1))).toBe("bad-input");
+  });
+
+  test_("a claim that is repeated with its id gives what still runs of the first, and new work only when nothing does", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue(["a", "b", "c", "d"].map((id) => ({ id, input: 0 })));
+    const first = await store.claim("w", 2, "request-1");
+    expect(first.map(({ attempt }) => attempt.claimId)).toEqual(["request-1", "request-1"]);
+    expect(await store.claim("w", 2, "request-1")).toEqual(first);
+    expect((await store.claim("w", 1, "request-2")).map(({ rollout }) => rollout.id)).toEqual(["c"]);
+    await store.cancel("a");
+    expect((await store.claim("w", 2, "request-1")).map(({ rollout }) => rollout.id)).toEqual(["b"]);
+    await store.finish(first[1]!.attempt, { status: "succeeded" });
+    expect((await store.claim("w", 2, "request-1")).map(({ rollout }) => rollout.id)).toEqual(["d"]);
+    expect(await store.claim("w", 2, "request-3")).toEqual([]);
+    expect(await codeOf(store.claim("w", 1, ""))).toBe("bad-input");
+    expect(await store.stats()).toMatchObject({ attempts: 4 });
   });
 
   test_("20 claimers at once never get one rollout twice", async () => {
@@ -438,7 +457,14 @@ describe.each(storeCases)("$name", (storeCase) => {
       files: { "a.bin": Uint8Array.of(1, 2, 3), "b.bin": new Uint8Array(0) },
     } as const;
     const first = await store.publish(adapter);
-    expect(first).toEqual({ ...adapter, version: 1, createdAtMs: 1_000 });
+    const manifest = {
+      "a.bin": { sha256: "039058c6f2c0cb492c533b0a4d14ef77cc0f78abccced5287d84a1a2011cfb81", byteLength: 3 },
+      "b.bin": { sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", byteLength: 0 },
+    };
+    expect(first).toEqual({ ...adapter, manifest, version: 1, createdAtMs: 1_000 });
+    expect(await collect(store.resources())).toEqual([
+      { name: "policy", kind: "lora", metadata: { step: 1 }, manifest, version: 1, createdAtMs: 1_000 },
+    ]);
     time.now = 2_000;
     expect(await store.publish({ ...adapter, version: 1 })).toEqual(first);
     expect(await codeOf(store.publish({ ...adapter, version: 1, metadata: { step: 2 } }))).toBe("conflict");
@@ -465,6 +491,34 @@ describe.each(storeCases)("$name", (storeCase) => {
       Array.from({ length: 5 }, (_, index) => store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(index) } })),
     );
     expect(all.map(({ version }) => version).sort()).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test_("unpublish deletes a version with its files, never the latest, and gives no version again", async () => {
+    const { store } = await openWorld(storeCase);
+    const shared = Uint8Array.of(1, 2, 3);
+    const publish = (name: string, byte: number) =>
+      store.publish({ name, kind: "lora", files: { shared, own: Uint8Array.of(byte) }, metadata: { byte } });
+    for (const byte of [1, 2, 3]) await publish("p", byte);
+    await publish("p/1", 1); // of another name, with the same bytes
+    const heard: StoreEvent[] = [];
+    store.watch((event) => void heard.push(event));
+    await settle(); // until a listener over HTTP is heard
+    expect(await store.unpublish("p", 1)).toBe(true);
+    expect(await store.unpublish("p", 1)).toBe(false);
+    expect(await store.unpublish("p", 9)).toBe(false);
+    expect(await store.unpublish("nobody", 1)).toBe(false);
+    await expect(store.unpublish("p", 3)).rejects.toThrow(/resource p: the latest version stays.* got 3/);
+    expect(await codeOf(store.unpublish("p/1", 1))).toBe("conflict");
+    await settle();
+    expect(heard).toEqual([{ kind: "unpublished", name: "p", version: 1 }]);
+    expect(await store.resource("p", 1)).toBeUndefined();
+    expect((await collect(store.resources())).map(({ name, version }) => `${name}@${version}`)).toEqual(["p@2", "p@3", "p/1@1"]);
+    expect((await store.resource("p", 2))?.files).toEqual({ shared, own: Uint8Array.of(2) });
+    expect((await store.resource("p/1"))?.files).toEqual({ shared, own: Uint8Array.of(1) });
+    expect((await store.stats()).resources).toBe(3);
+    expect(await codeOf(store.publish({ name: "p", kind: "lora", version: 1, files: {} }))).toBe("conflict");
+    expect((await publish("p", 1)).version).toBe(4);
+    expect((await store.resource("p"))?.files).toEqual({ shared, own: Uint8Array.of(1) });
   });
 
   test_("state is the last write, and names do not meet", async () => {
@@ -612,12 +666,14 @@ describe.each(storeCases)("$name", (storeCase) => {
   test_("redact sees each span before it is kept, changes or drops it, and what it drops is counted", async () => {
     const seen: string[] = [];
     const { store } = await openWorld(storeCase, {
-      redact: (span) => {
-        seen.push(span.id);
-        if (span.attributes.secret !== undefined) return null;
-        if (span.id === "moved") return { ...span, rolloutId: "b" };
-        if (span.id === "broken") throw new Error("redact broke");
-        return { ...span, attributes: { ...span.attributes, text: "[removed]" } };
+      redact: {
+        span: (span) => {
+          seen.push(span.id);
+          if (span.attributes.secret !== undefined) return null;
+          if (span.id === "moved") return { ...span, rolloutId: "b" };
+          if (span.id === "broken") throw new Error("redact broke");
+          return { ...span, attributes: { ...span.attributes, text: "[removed]" } };
+        },
       },
     });
     const attempt = await begin(store, "a");
@@ -634,13 +690,101 @@ describe.each(storeCases)("$name", (storeCase) => {
   });
 
   test_("a span that is redacted away still needs its attempt, and is its heartbeat", async () => {
-    const { store, time } = await openWorld(storeCase, { redact: () => null });
+    const { store, time } = await openWorld(storeCase, { redact: { span: () => null } });
     const attempt = await begin(store, "a");
     time.now = 2_000;
     await store.append([span("a", attempt.id, "s1")]);
     expect((await store.attempts("a"))[0]!.lastHeartbeatMs).toBe(2_000);
     expect(await codeOf(store.append([span("a", "nobody", "s1")]))).toBe("unknown");
     expect(await store.stats()).toMatchObject({ spans: 0, redacted: 1 });
+  });
+
+  test_("redact sees tasks and errors before they are kept, and what it gives is what everybody gets", async () => {
+    const seen: unknown[] = [];
+    const { store } = await openWorld(storeCase, {
+      redact: {
+        task: (task) => {
+          seen.push(task);
+          if (task.id === "moved") return { ...task, id: "b" };
+          if (task.id === "broken") return { ...task, input: Number.NaN };
+          return { ...task, input: "[input]", metadata: { kept: task.metadata.kept ?? null } };
+        },
+        error: (error, attempt) => {
+          seen.push([error.message, attempt.rolloutId]);
+          return error.name === "Silent" ? null : { name: error.name, message: "[message]" };
+        },
+      },
+    });
+    const [a] = await store.enqueue([
+      { id: "a", input: { name: "Ann" }, metadata: { kept: 1, email: "ann@home" }, config: { maxAttempts: 3 } },
+    ]);
+    expect(a).toMatchObject({ input: "[input]", metadata: { kept: 1 }, config: { maxAttempts: 3 } });
+    expect(Object.keys(a!.metadata)).toEqual(["kept"]);
+    const [claim] = await store.claim("w");
+    expect(claim!.rollout.input).toBe("[input]");
+    await store.finish(claim!.attempt, { status: "unresponsive", error: { name: "E", message: "Ann said", stack: "at Ann" } });
+    const [again] = await store.claim("w");
+    await store.finish(again!.attempt, { status: "failed", error: { name: "Silent", message: "Ann again" } });
+    const attempts = await store.attempts("a");
+    expect(attempts[0]!.error).toEqual({ name: "E", message: "[message]" });
+    expect(Object.hasOwn(attempts[1]!, "error")).toBe(false);
+    expect(seen).toEqual([
+      { id: "a", mode: "train", input: { name: "Ann" }, metadata: { kept: 1, email: "ann@home" } },
+      ["Ann said", "a"],
+      ["Ann again", "a"],
+    ]);
+    expect(await codeOf(store.enqueue([{ id: "moved", input: 1 }]))).toBe("bad-input");
+    expect(await codeOf(store.enqueue([{ id: "broken", input: 1 }]))).toBe("bad-input");
+    expect((await store.stats()).rollouts.queued).toBe(0);
+  });
+
+  test_("headers that let somebody in are not stored, whichever way they come; words that only look like them are", async () => {
+    const { store } = await openWorld(storeCase);
+    const secret = "s3cr3t0123456789";
+    const headers = { Authorization: `Bearer ${secret}`, Cookie: secret, "X-Api-Key": secret, accept: "*/*" };
+    const innocent = { authorization: "granted", cookie: "oatmeal", pair: ["cookie", "milk"], tool: { api_key: { type: "string" } } };
+    await store.enqueue([
+      {
+        id: "a",
+        input: { headers, innocent },
+        metadata: { request: { headers: Object.entries(headers) }, authorization: `Basic ${secret}` },
+      },
+    ]);
+    const [{ rollout, attempt }] = (await store.claim("w")) as [Claim];
+    expect(rollout.input).toEqual({
+      headers: { Authorization: "[removed]", Cookie: "[removed]", "X-Api-Key": "[removed]", accept: "*/*" },
+      innocent,
+    });
+    await store.append([
+      span("a", attempt.id, "s1", {
+        attributes: {
+          "http.request.header.authorization": [`Bearer ${secret}`],
+          "http.request.header.x-api-key": secret,
+          authorization: `bearer ${secret}`,
+          har: { headers: [{ name: "authorization", value: `Token ${secret}` }] },
+          pairs: [["Proxy-Authorization", secret]],
+          "exception.stacktrace": `at fetch (headers: { authorization: 'Bearer ${secret}' })`,
+          events: [{ name: "exception", attributes: { "exception.message": `401 for Bearer ${secret}` } }],
+          tokens: Int32Array.of(1),
+        },
+      }),
+    ]);
+    const error = {
+      name: "APIError",
+      message: `401 {"Authorization": "Bearer ${secret}", "x-api-key": "${secret}"}`,
+      stack: `Error: cookie=${secret}; path=/\n  at f`,
+    };
+    await store.finish(attempt, { status: "failed", error });
+    await store.publish({ name: "p", kind: "prompt", metadata: { headers }, files: {} });
+    const all = JSON.stringify([
+      await collect(store.rollouts()),
+      await store.attempts("a"),
+      await collect(store.spans({ rolloutId: "a" })),
+      await collect(store.resources()),
+    ]);
+    expect(all).not.toContain(secret);
+    expect(all).toContain("oatmeal");
+    expect((await store.attempts("a"))[0]!.error!.message).toBe('401 {"Authorization": "[removed]", "x-api-key": "[removed]"}');
   });
 
   test_("a closed store says so, and closing twice is closing", async () => {
@@ -730,6 +874,40 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect((await store.enqueue([{ id: "e", input: 0 }]))[0]!.seq).toBe(5);
     await store.append([span("b", other.id, "s2")]);
     expect((await collect(store.spans({ rolloutId: "b" }))).map(({ seq }) => seq)).toEqual([2, 4]);
+  });
+
+  persisted("what was unpublished stays so after reopening, and the versions go on", async () => {
+    const world = await openWorld(storeCase);
+    for (const byte of [1, 2, 3])
+      await world.store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(byte), g: Uint8Array.of(7) } });
+    await world.store.unpublish("p", 2);
+    await world.store.unpublish("p", 1);
+    await world.store.close();
+    const store = await world.again();
+    expect((await collect(store.resources())).map(({ version }) => version)).toEqual([3]);
+    expect((await store.resource("p"))?.files).toEqual({ f: Uint8Array.of(3), g: Uint8Array.of(7) });
+    expect(await store.unpublish("p", 1)).toBe(false);
+    expect((await store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(1) } })).version).toBe(4);
+    expect((await store.resource("p"))?.files).toEqual({ f: Uint8Array.of(1) });
+  });
+
+  const spoiled = storeCase.spoil
+    ? test_
+    : (title: string, _body: () => unknown) => test.skip(`${title} (nothing reaches its bytes from outside)`, () => {});
+
+  spoiled("a resource whose bytes were changed is an error, never an answer; publishing the same again says so or heals it", async () => {
+    const world = await openWorld(storeCase);
+    const files = { w: Uint8Array.of(1, 2, 3), whole: Uint8Array.of(4) };
+    await world.store.publish({ name: "p", kind: "lora", files });
+    await world.store.publish({ name: "q", kind: "lora", files: { whole: Uint8Array.of(4) } });
+    const [{ manifest }] = (await collect(world.store.resources())) as [ResourceEntry];
+    await storeCase.spoil!(world.name, { resource: "p", path: "w", sha256: manifest.w!.sha256 });
+    const error = await world.store.resource("p").catch((caught) => caught);
+    expect([error.code, error.message]).toEqual(["corrupt", expect.stringMatching(/039058c6.*got/)]);
+    expect((await world.store.resource("q"))?.files).toEqual({ whole: Uint8Array.of(4) });
+    expect((await collect(world.store.resources())).length).toBe(2); // what it should be is still told
+    expect((await world.store.publish({ name: "p", kind: "lora", files })).version).toBe(2);
+    expect((await world.store.resource("p"))?.files).toEqual(files);
   });
 
   const shared = storeCase.shared

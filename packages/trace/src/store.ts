@@ -4,11 +4,13 @@
 import * as commands from "./commands.ts";
 import { TraceError } from "./errors.ts";
 import { mintId } from "./ids.ts";
+import { manifestOf, withManifest } from "./manifest.ts";
 import { applyRecord } from "./records.ts";
+import { type Redact, redactedItems, redactedOutcome, redactedSpan, redactedTask } from "./redact.ts";
 import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
 import { isTerminal } from "./status.ts";
-import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
-import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
+import { checkedResource, checkedTask, copyFiles, copySpan, sameJson } from "./values.ts";
+import type { Resource, Rollout, RolloutQuery, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { boundWait, platformTimer } from "./waitBounds.ts";
 
 export interface StoreOptions {
@@ -18,7 +20,7 @@ export interface StoreOptions {
   readonly newId?: () => string;
   /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout. */
   readonly timer?: (act: () => void, ms: number) => () => void;
-  /** What a span keeps before it is kept. Dropped ones are counted in stats().redacted. Default: everything is kept. */
+  /** What is kept of spans, tasks and errors. Dropped spans are counted in stats().redacted. Default: everything but secret headers. */
   readonly redact?: Redact;
 }
 
@@ -46,6 +48,12 @@ const matches = (rollout: Rollout, query: RolloutQuery): boolean =>
 const isBeyond = ({ seq }: Rollout, { after, order }: RolloutQuery): boolean =>
   after === undefined || (order === "newest" ? seq < after : seq > after);
 
+/** @throws TraceError "corrupt" for a resource whose files are not those of the manifest that came with it. */
+const digestedItems = (items: readonly (StoreItem | null)[]): Promise<(StoreItem | null)[]> =>
+  Promise.all(
+    items.map(async (item) => (item?.kind === "resource" ? { kind: "resource", data: await withManifest(item.data, "adopt") } : item)),
+  );
+
 const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
 
 /** One event per rollout for a batch of spans; a rollout's changes stay in order. */
@@ -64,6 +72,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   const listeners = new Set<(event: StoreEvent) => void>();
   const closing = new AbortController();
   let redacted = 0;
+  let lastDigest: Promise<unknown> = Promise.resolve(); // never rejects
 
   const closedError = () => new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
   const guardOpen = () => {
@@ -205,14 +214,19 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
 
   return {
     enqueue: async (tasks) => {
-      const checked = tasks.map((task) => checkedTask(task, newId));
+      const checked = tasks.map((task) => redactedTask(checkedTask(task, newId), options.redact));
       return write("relaxed", (rows, commit) => commands.enqueue(rows, commit, checked, clock()));
     },
-    claim: async (workerId, limit = 1) => {
+    claim: async (workerId, limit = 1, claimId = undefined) => {
       if (!Number.isSafeInteger(limit) || limit < 0)
         throw new TraceError("bad-input", `claim: limit is an integer ≥ 0, got ${limit}; ask for as many as can run`);
-      const ids = Array.from({ length: limit }, newId);
-      return write("strict", (rows, commit) => commands.claim(rows, commit, workerId, ids, clock()));
+      if (claimId !== undefined && (typeof claimId !== "string" || claimId === ""))
+        throw new TraceError(
+          "bad-input",
+          `claim: claimId is a non-empty string, got ${JSON.stringify(claimId)}; leave it out or name the request`,
+        );
+      const request = { workerId, newIds: Array.from({ length: limit }, newId), claimId };
+      return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {
       const all = spans.map((span) => redactedSpan(span, options.redact));
@@ -226,7 +240,10 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       redacted += all.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
-    finish: async (attempt, outcome) => write("strict", (rows, commit) => commands.finish(rows, commit, attempt, outcome, clock())),
+    finish: async (attempt, outcome) => {
+      const kept = redactedOutcome(outcome, attempt, options.redact);
+      return write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, clock()));
+    },
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
     forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId)),
     requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),
@@ -243,11 +260,17 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     },
     publish: async (resource) => {
       const checked = checkedResource(resource);
-      return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, checked, clock())));
+      guardOpen();
+      // hashing takes its time: who publishes first gets the lower version all the same
+      const digested = Promise.all([manifestOf(checked.files), lastDigest]).then(([manifest]) => ({ ...checked, manifest }));
+      lastDigest = digested.catch(() => {});
+      const input = await digested;
+      return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, input, clock())));
     },
+    unpublish: async (resourceName, version) => write("strict", (rows, commit) => commands.unpublish(rows, commit, resourceName, version)),
     resource: async (resourceName, version) => {
       const found = await read((rows) => rows.resource(resourceName, version));
-      return found && copyResource(found);
+      return found && copyResource(backend.checksFiles ? found : await withManifest(found, `store ${name}`));
     },
     async *resources() {
       let after: readonly [string, number] | undefined;
@@ -273,7 +296,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return (await backend.states()).sort();
     },
     adopt: async (items) => {
-      const checked = redactedItems(items, options.redact);
+      const checked = await digestedItems(redactedItems(items, options.redact));
       const outcomes = await write("strict", (rows, commit) => commands.adopt(rows, commit, checked));
       redacted += outcomes.filter((outcome) => outcome === "redacted").length;
       return outcomes;

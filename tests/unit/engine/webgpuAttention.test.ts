@@ -7,8 +7,8 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
 import type { Rows, Step, Tensor } from "../../../packages/engine/src/plan/step.ts";
 import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
-import { BASELINE, needsOf, type Variant } from "../../../packages/engine/src/webgpu/kernels/variant.ts";
-import { createNormal, createRandom } from "./opCases.ts";
+import { attentionCandidates } from "../../../packages/engine/src/webgpu/kernels/attentionVariants.ts";
+import { createNormal, createRandom, opCase, opCases, runCase } from "./opCases.ts";
 import { createTestBackend, featuresOfTestGpu } from "./webgpuDevice.ts";
 
 interface Shape {
@@ -79,38 +79,38 @@ const worst = (got: Float32Array, want: Float32Array): number =>
   }, 0);
 
 interface Subject {
+  /** Of a candidate. */
   readonly name: string;
-  readonly variant: Variant;
   readonly widths: readonly [min: number, max: number];
   readonly tolerance: number;
   readonly runs: number;
 }
 
-const half = { ...BASELINE, attentionTiles: "f16" } as const;
+/** f16 tiles hold 11 bits of each number: scores of size 3 are off by 10⁻³ each. */
 const SUBJECTS: readonly Subject[] = [
-  { name: "32 x 32", variant: BASELINE, widths: [1, 32], tolerance: 2e-5, runs: 12 },
-  { name: "64 x 64", variant: { ...BASELINE, attention: { queries: 64, keys: 64 } }, widths: [8, 64], tolerance: 2e-5, runs: 6 },
-  { name: "64 x 64, wide", variant: { ...BASELINE, attention: { queries: 64, keys: 64 } }, widths: [193, 256], tolerance: 4e-5, runs: 1 },
-  { name: "64 x 32", variant: { ...BASELINE, attention: { queries: 64, keys: 32 } }, widths: [33, 64], tolerance: 2e-5, runs: 4 },
-  // Tiles hold 11 bits of each number, and so does what they are compared with nowhere else: scores of size 3 are off by 10⁻³ each.
-  { name: "32 x 32 f16", variant: half, widths: [1, 32], tolerance: 1e-2, runs: 6 },
-  {
-    name: "64 x 64 f16, 128 wide",
-    variant: { ...half, attention: { queries: 64, keys: 64 } },
-    widths: [65, 128],
-    tolerance: 1e-2,
-    runs: 1,
-  },
+  { name: "32x32", widths: [1, 32], tolerance: 2e-5, runs: 12 },
+  { name: "64x64", widths: [8, 64], tolerance: 2e-5, runs: 6 },
+  { name: "64x64", widths: [193, 256], tolerance: 4e-5, runs: 1 },
+  { name: "64x32", widths: [33, 64], tolerance: 2e-5, runs: 4 },
+  { name: "32x32 f16", widths: [1, 32], tolerance: 1e-2, runs: 6 },
+  { name: "64x64 f16", widths: [65, 128], tolerance: 1e-2, runs: 1 },
 ];
+
+/** A backend that uses the candidate of this name wherever there is one. */
+const createWith = (name: string): Promise<Backend> =>
+  createTestBackend({ allowsInexact: true, choose: (_, candidates) => candidates.find((candidate) => candidate.name === name) });
 
 const { features, reason } = await featuresOfTestGpu();
 
-for (const { name, variant, widths, tolerance, runs } of SUBJECTS) {
-  const missing = reason ?? needsOf(variant).find((need) => !features.has(need));
-  describe.skipIf(missing !== undefined)(`attention in tiles of ${name}${missing ? ` (skipped: no ${missing})` : ""}`, () => {
+const missingFor = (needs: readonly string[] = []): string | undefined => reason ?? needs.find((need) => !features.has(need));
+const skipped = (missing: string | undefined): string => (missing === undefined ? "" : ` (skipped: no ${missing})`);
+
+for (const { name, widths, tolerance, runs } of SUBJECTS) {
+  const missing = missingFor(attentionCandidates(widths[1], true).find((candidate) => candidate.name === name)!.needs);
+  describe.skipIf(missing !== undefined)(`attention in tiles of ${name}, up to ${widths[1]} wide${skipped(missing)}`, () => {
     let backend: Backend;
     beforeAll(async () => {
-      backend = await createTestBackend({ variant });
+      backend = await createWith(name);
     });
     afterAll(async () => {
       await backend?.dispose();
@@ -165,3 +165,77 @@ for (const { name, variant, widths, tolerance, runs } of SUBJECTS) {
     });
   });
 }
+
+const subgroupsMissing = missingFor(["subgroups"]);
+describe.skipIf(subgroupsMissing !== undefined)(`reductions by subgroups${skipped(subgroupsMissing)}`, () => {
+  let backend: Backend;
+  beforeAll(async () => {
+    backend = await createWith("subgroups");
+  });
+  afterAll(async () => {
+    await backend?.dispose();
+  });
+  const reduced = /^(rmsNorm|rmsNormBackward|attentionCached),/;
+  for (const { name } of opCases().filter((made) => reduced.test(made.name))) {
+    test(`${name}: agrees with the reference`, async () => {
+      const [made, spec] = [opCase(name), opCase(name)];
+      const [got, want] = [await runCase(backend, made), await runCase(createReferenceBackend(), spec)];
+      for (const [i, tensor] of made.outputs.entries()) {
+        const [a, b] = [got.get(tensor)! as Float32Array, want.get(spec.outputs[i]!)! as Float32Array];
+        const live = a.map((value, j) => (Number.isNaN(b[j]!) && Number.isNaN(value) ? 0 : value));
+        expect(
+          worst(
+            live,
+            b.map((value) => (Number.isNaN(value) ? 0 : value)),
+          ),
+          tensor.name,
+        ).toBeLessThanOrEqual(made.tolerance);
+      }
+    });
+  }
+});
+
+describe.skipIf(reason !== undefined)(`attention over a long cache${skipped(reason)}`, () => {
+  const [P, heads, kvHeads, width] = [600, 4, 2, 16];
+  const rows: Rows = { count: "rows", base: 0, capacity: 8 };
+  const positions = Int32Array.of(0, 255, 256, 599, 300, 31, 511, 512);
+  /** o of rows at these positions, each in one of two slots. */
+  const attend = async (backend: Backend, at: Int32Array, window?: number): Promise<Float32Array> => {
+    const normal = createNormal(createRandom(11));
+    const tensor = (name: string, shape: readonly number[], home: Tensor["home"], dtype: Tensor["dtype"] = "f32"): Tensor => ({
+      name,
+      shape,
+      dtype,
+      home,
+    });
+    const [q, o] = [tensor("q", [8, heads * width], "io"), tensor("o", [8, heads * width], "io")];
+    const [slots, places] = [tensor("slots", [8], "io", "i32"), tensor("positions", [8], "io", "i32")];
+    const [kCache, vCache] = [tensor("kCache", [2, P, kvHeads * width], "kv"), tensor("vCache", [2, P, kvHeads * width], "kv")];
+    for (const cache of [kCache, vCache]) await backend.allocate(cache, Float32Array.from({ length: 2 * P * kvHeads * width }, normal));
+    const step = { op: "attentionCached", rows, q, kCache, vCache, slots, positions: places, o, heads, kvHeads, scale: 0.25 } as const;
+    const executable = await backend.compile({ name: "cached", steps: [{ ...step, ...(window !== undefined && { window }) }] });
+    const queries = Float32Array.from({ length: 8 * heads * width }, normal);
+    backend.write(q, queries);
+    backend.write(
+      slots,
+      Int32Array.from(at, (_, i) => i % 2),
+    );
+    backend.write(places, at);
+    await executable.run({ rows: at.length });
+    const result = (await backend.read(o, at.length * heads * width)) as Float32Array;
+    executable.dispose();
+    return result;
+  };
+
+  test.each([undefined, 1, 100, 400])(
+    "cut into spans it agrees with the reference, window %s; rows alone have the same bits",
+    async (window) => {
+      const backend = await createTestBackend();
+      const got = await attend(backend, positions, window);
+      expect(worst(got, await attend(createReferenceBackend(), positions, window))).toBeLessThan(2e-5);
+      const few = await attend(backend, positions.slice(0, 3), window);
+      expect(new Uint8Array(few.buffer)).toEqual(new Uint8Array(got.slice(0, few.length).buffer));
+      await backend.dispose();
+    },
+  );
+});

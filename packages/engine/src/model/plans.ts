@@ -3,9 +3,18 @@
 // The head works in chunks of output rows, so that [rows, V] logits never exist for a whole batch.
 
 import { EngineError } from "../errors.ts";
-import { type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
+import { LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
 import { emitDecoderBackward } from "./backward.ts";
-import { activation, attendPacked, attentionShape, emitDecoder, emitOutputRows, type Lora } from "./forward.ts";
+import {
+  activation,
+  attendPacked,
+  attentionShape,
+  type BlockActivations,
+  emitBlock,
+  emitDecoder,
+  emitOutputRows,
+  type Lora,
+} from "./forward.ts";
 import type { ModelSpec } from "./spec.ts";
 import type { LoraTensors, ModelTensors } from "./tensors.ts";
 
@@ -18,7 +27,7 @@ export interface KvCache {
 
 export interface InferPlan {
   readonly plan: Plan;
-  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed. */
+  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed; a run leaves those of the next in the first rows. */
   readonly tokens: Tensor;
   readonly positions: Tensor;
   readonly slots: Tensor;
@@ -31,6 +40,19 @@ export interface InferPlan {
   /** [outRows] i32 and f32, out. */
   readonly token: Tensor;
   readonly logprob: Tensor;
+  /** [outRows, LANE_WIDTH + STOP_TOKENS] i32, by LANE. All zero: every run stands for itself. */
+  readonly lanes: Tensor;
+  /** [outRows, steps, 2], out: what each lane sampled, token and log-prob, by its count. */
+  readonly history: Tensor;
+}
+
+/** Copies the beginnings of cache rows, all layers. rows: pairs. */
+export interface PrefixPlan {
+  readonly plan: Plan;
+  /** [slots] i32: cache rows, and how many positions of them. */
+  readonly from: Tensor;
+  readonly to: Tensor;
+  readonly length: Tensor;
 }
 
 export interface ScorePlan {
@@ -66,12 +88,22 @@ export interface Capacity {
   readonly outRows: number;
 }
 
-/** headChunk: output rows whose logits exist at once; a multiple of 64, default 128. */
+export interface InferCapacity extends Capacity {
+  /** Runs of one burst, the columns of its history; default 16. */
+  readonly steps?: number;
+}
+
 export interface TrainCapacity extends Capacity {
+  /** Output rows whose logits exist at once; a multiple of 64, default 128. */
   readonly headChunk?: number;
+  /** Keep only each block's input and run its forward again before its gradient: the same bits, less memory, about a third more time. */
+  readonly checkpoint?: boolean;
 }
 
 const DEFAULT_HEAD_CHUNK = 128;
+const DEFAULT_STEPS = 16;
+/** Stop tokens of a lane that the device knows. A model has one to three; the sampler sees the others when it reads. */
+export const STOP_TOKENS = 10;
 
 const io = (name: string, length: number, dtype: Tensor["dtype"] = "f32"): Tensor => ({ name, shape: [length], dtype, home: "io" });
 
@@ -89,18 +121,33 @@ export const kvCache = (spec: ModelSpec, { slots, positions }: { slots: number; 
   };
 };
 
-/** One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it. */
-export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, cache: KvCache, capacity: Capacity): InferPlan => {
+/**
+ * One pass over prefill and decode rows of any mix: K and V go into the cache, then every row looks back through it.
+ * `shared`: a plan of the same capacity whose io tensors this one uses too, so that a second adapter costs only itself.
+ */
+export const inferPlan = (
+  spec: ModelSpec,
+  weights: ModelTensors,
+  lora: Lora,
+  cache: KvCache,
+  capacity: InferCapacity,
+  shared?: InferPlan,
+): InferPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
   const outRows: Rows = { count: "outRows", base: 0, capacity: capacity.outRows };
-  const [tokens, positions, slots] = [
-    io("tokens", capacity.rows, "i32"),
-    io("positions", capacity.rows, "i32"),
-    io("slots", capacity.rows, "i32"),
-  ];
-  const outIndex = io("outIndex", capacity.outRows, "i32");
-  const [inverseTemperature, uniform] = [io("inverseTemperature", capacity.outRows), io("uniform", capacity.outRows)];
-  const [token, logprob] = [io("token", capacity.outRows, "i32"), io("logprob", capacity.outRows)];
+  const tensors: Omit<InferPlan, "plan"> = shared ?? {
+    tokens: io("tokens", capacity.rows, "i32"),
+    positions: io("positions", capacity.rows, "i32"),
+    slots: io("slots", capacity.rows, "i32"),
+    outIndex: io("outIndex", capacity.outRows, "i32"),
+    inverseTemperature: io("inverseTemperature", capacity.outRows),
+    uniform: io("uniform", capacity.outRows),
+    token: io("token", capacity.outRows, "i32"),
+    logprob: io("logprob", capacity.outRows),
+    lanes: { name: "lanes", shape: [capacity.outRows, LANE_WIDTH + STOP_TOKENS], dtype: "i32", home: "io" },
+    history: { name: "history", shape: [capacity.outRows, capacity.steps ?? DEFAULT_STEPS, 2], dtype: "f32", home: "io" },
+  };
+  const { tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob, lanes, history } = tensors;
 
   const steps: Step[] = [];
   const { x } = emitDecoder(steps, spec, weights, lora, {
@@ -120,9 +167,17 @@ export const inferPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, ca
   steps.push(
     { op: "linear", rows: outRows, x: n, w: weights.head, y: z, scale: 1 },
     { op: "sample", rows: outRows, z, inverseTemperature, uniform, token, logprob },
+    { op: "advance", rows: outRows, token, logprob, lanes, history, tokens, positions, slots, uniform },
   );
   const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
-  return { plan, tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob };
+  return { ...tensors, plan };
+};
+
+export const prefixPlan = (cache: KvCache): PrefixPlan => {
+  const rows: Rows = { count: "rows", base: 0, capacity: cache.slots };
+  const [from, to, length] = [io("from", cache.slots, "i32"), io("to", cache.slots, "i32"), io("length", cache.slots, "i32")];
+  const steps = cache.layers.map(({ k: kCache, v: vCache }): Step => ({ op: "kvCopy", rows, from, to, length, kCache, vCache }));
+  return { plan: { name: `prefix, ${cache.slots} slots`, steps }, from, to, length };
 };
 
 /** The part of a row-shaped tensor that belongs to a chunk. */
@@ -158,8 +213,10 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
   const inverseTemperature = io("inverseTemperature", capacity.outRows);
   const [logprob, entropy] = [io("logprob", capacity.outRows), io("entropy", capacity.outRows)];
   const steps: Step[] = [];
-  const attend = attendPacked(spec, rows, start);
-  const { blocks, x } = emitDecoder(steps, spec, weights, lora, { rows, tokens, positions, attend });
+  const emission = { rows, positions, attend: attendPacked(spec, rows, start) };
+  const { blocks, x } = emitDecoder(steps, spec, weights, lora, { ...emission, tokens });
+  const emitAgain = (layer: number, input: Tensor): BlockActivations =>
+    emitBlock(steps, spec, weights, lora, emission, { layer, x: input, isAgain: true }).block;
   const out = emitOutputRows(steps, spec, weights, outRows, { x, outIndex });
   /** Logits, log-probs and entropies of one chunk. */
   const emitLogprobs = (chunk: Rows): { z: Tensor; lse: Tensor } => {
@@ -181,7 +238,7 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
     return { z, lse };
   };
   const tensors = { tokens, positions, start, outIndex, target, inverseTemperature, logprob, entropy };
-  return { rows, outRows, steps, blocks, out, emitLogprobs, tensors };
+  return { rows, outRows, steps, blocks, emitAgain, out, emitLogprobs, tensors };
 };
 
 /** Scoring only: log-probs and entropies of targets. */
@@ -200,7 +257,7 @@ export const trainPlan = (
   loss: LossName,
   capacity: TrainCapacity,
 ): TrainPlan => {
-  const { rows, outRows, steps, blocks, out, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
+  const { rows, outRows, steps, blocks, emitAgain, out, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
   const [old, advantage, lossParams] = [io("old", capacity.outRows), io("advantage", capacity.outRows), io("lossParams", 4)];
   const [end, tokenLoss] = [io("end", capacity.rows, "i32"), io("tokenLoss", capacity.outRows)];
   const [dn, dOut] = [activation("d.out.n", outRows, spec.width), activation("d.out.x", outRows, spec.width)];
@@ -238,8 +295,14 @@ export const trainPlan = (
     { op: "scatterRows", rows, outRows, dy: dOut, index: tensors.outIndex, dx },
   );
   const { positions, start } = tensors;
-  emitDecoderBackward(steps, spec, weights, lora, grads, { rows, positions, start, end, blocks, dx });
-  const plan: Plan = { name: `train ${loss}, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
+  emitDecoderBackward(steps, spec, weights, lora, grads, {
+    ...{ rows, positions, start, end, blocks, dx },
+    ...(capacity.checkpoint && { emitAgain }),
+  });
+  const plan: Plan = {
+    name: `train ${loss}${capacity.checkpoint ? ", checkpointed" : ""}, ${capacity.rows} rows, ${capacity.outRows} out`,
+    steps,
+  };
   return { plan, ...tensors, end, old, advantage, lossParams, tokenLoss };
 };
 

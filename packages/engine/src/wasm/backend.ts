@@ -7,9 +7,10 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray } from "../plan/backend.ts";
-import { checkAllocate } from "../plan/checkAllocate.ts";
+import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { panelBytes } from "./costs.ts";
 import { encodePlan, scratchBytes } from "./encode.ts";
 import { type Machine, startMachine } from "./machine.ts";
 import { findSpawner, mayWait, type ThreadSpawner } from "./threads.ts";
@@ -107,7 +108,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     const key = panelKey(weight);
     if (panels.has(key)) return;
     const [outputs, inputs] = weight.shape as [number, number];
-    const to = heap.allocate(Math.ceil(outputs / 8) * 8 * inputs * 4, `"${weight.name}", packed`);
+    const to = heap.allocate(panelBytes(weight), `"${weight.name}", packed`);
     kernels.packWeights(addressOf(weight), to, outputs, inputs);
     panels.set(key, to);
   };
@@ -223,6 +224,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
 
   return {
     device,
+    isHostMemory: true,
     allocate: async (tensor, data) => {
       alive("allocate");
       if (data instanceof Uint32Array)
@@ -232,6 +234,11 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         );
       checkAllocate(tensor, data, addresses.has(tensor));
       store(tensor, data);
+    },
+    fill: async (tensor, words, offset = 0) => {
+      const { heap } = alive("fill");
+      checkFill(tensor, words, offset, addresses.has(tensor));
+      new Uint32Array(heap.memory.buffer).set(words, addressOf(tensor) / 4 + offset);
     },
     compile,
     write: (tensor, data, offset = 0) => {

@@ -32,6 +32,8 @@ const OPCODES: { readonly [O in OpName]: number } = {
   adamW: 22,
   zero: 23,
   copy: 24,
+  advance: 25,
+  kvCopy: 26,
 };
 
 const LOSSES: { readonly [L in LossName]: number } = { crossEntropy: 0, importanceSampling: 1, ppoClip: 2 };
@@ -166,6 +168,13 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
         axis(step.kCache, 0),
         axis(step.kCache, 1),
       ];
+    case "kvCopy":
+      return [
+        ...[step.from, step.to, step.length, step.kCache, step.vCache].map(of),
+        axis(step.kCache, 2),
+        axis(step.kCache, 0),
+        axis(step.kCache, 1),
+      ];
     case "attentionCached":
       return [
         ...[step.q, step.kCache, step.vCache, step.slots, step.positions, step.o].map(of),
@@ -189,6 +198,12 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
       return [...[step.z, step.target, step.inverseTemperature, step.lse, step.dLogprob].map(of), axis(step.z, 1)];
     case "sample":
       return [...[step.z, step.inverseTemperature, step.uniform, step.token, step.logprob].map(of), axis(step.z, 1)];
+    case "advance":
+      return [
+        ...[step.token, step.logprob, step.lanes, step.history, step.tokens, step.positions, step.slots, step.uniform].map(of),
+        axis(step.lanes, 1),
+        axis(step.history, 1),
+      ];
     case "sumSquares":
       return [of(step.x), of(step.sum), sizeOf(step.x)];
     case "adamW":

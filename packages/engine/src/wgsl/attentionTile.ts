@@ -5,8 +5,8 @@
 // 9 KiB whatever the head's width. Every sum is made of blocks of 16, each summed upwards and then added upwards.
 // Loops are bounded by params.block, a uniform that is always 16: no compiler unrolls them.
 
+import type { AttentionTile } from "../webgpu/kernels/attentionVariants.ts";
 import { BLOCK, times } from "../webgpu/kernels/kernel.ts";
-import type { AttentionTile } from "../webgpu/kernels/variant.ts";
 
 /** f16 slices hold rounded numbers; what is multiplied and added is f32 again. */
 export type SliceType = "f32" | "f16";

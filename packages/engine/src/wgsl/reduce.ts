@@ -3,9 +3,28 @@
 // software device compiles and runs a barrier dearly. It is the form that every device has.
 // With subgroups: each subgroup by the device's own operation, then every lane combines their results, upwards, after one barrier.
 
-import type { Variant } from "../webgpu/kernels/variant.ts";
+import type { OpName } from "../plan/step.ts";
+import { chosen, type Target, type Variant } from "../webgpu/kernels/target.ts";
 
-type Reductions = Variant["reductions"];
+export type Reductions = "shared" | "subgroups";
+
+/** Directives of a text that reduces by subgroups. */
+const SUBGROUP_PRELUDE = "enable subgroups;\nrequires subgroup_id;\n";
+
+const SHARED: Variant = { name: "shared" };
+const SUBGROUPS: Variant = { name: "subgroups", needs: ["subgroups"] };
+
+/** How a kernel of this operation reduces on such a device, with what its text begins with and what its label ends with. */
+export const reductionsFor = (
+  op: OpName,
+  target: Target,
+): { readonly how: Reductions; readonly prelude: string; readonly suffix: string } => {
+  const candidates = target.isSoftware ? [SHARED, SUBGROUPS] : [SUBGROUPS, SHARED];
+  const { name } = chosen(target, { op, rows: 0, sizes: {}, format: "f32" }, candidates);
+  return name === "subgroups"
+    ? { how: "subgroups", prelude: SUBGROUP_PRELUDE, suffix: " subgroups" }
+    : { how: "shared", prelude: "", suffix: "" };
+};
 
 const shared = (
   name: string,

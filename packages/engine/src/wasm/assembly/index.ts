@@ -4,11 +4,12 @@
 // Program: scratch address · scratch bytes a thread · step count · steps.
 // Step: opcode · words in all · count (0 rows, 1 outRows, −1 none) · base · capacity · the op's own words.
 
+import { advance } from "./advance";
 import { attention, attentionBackwardKv, attentionBackwardQ, attentionCached, attentionDelta } from "./attention";
 import { ADAM, control, CONTROL_BYTES, PROGRAM, ROWS, THREADS } from "./control";
 import { BY_COLUMN, BY_DEPTH, gemm, GEMM_SCRATCH, packWeights, PACKED } from "./gemm";
 import { logprob, logprobBackward, sample, tokenLoss } from "./head";
-import { embed, gatherRows, glu, gluBackward, kvAppend, rmsNorm, rmsNormBackward, rope, scatterRows } from "./rows";
+import { embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rmsNorm, rmsNormBackward, rope, scatterRows } from "./rows";
 import { adamW, copy, sumSquares, zero } from "./state";
 import { address, number, word } from "./table";
 import { awaitGeneration, barrier, startGeneration } from "./threads";
@@ -95,6 +96,8 @@ function runStep(opcode: i32, s: usize, n: i32, thread: i32, threads: i32, scrat
     case 22: adamW(s, thread, threads, control() + ADAM); break;
     case 23: zero(s, thread, threads); break;
     case 24: copy(s, thread, threads); break;
+    case 25: advance(s, n, thread, threads); break;
+    case 26: kvCopy(s, n, thread, threads); break;
     default: unreachable();
   }
 }

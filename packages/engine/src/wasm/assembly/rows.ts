@@ -226,3 +226,19 @@ export function kvAppend(s: usize, n: i32, thread: i32, threads: i32): void {
     memory.copy(address(s, 5) + to, address(s, 1) + (<usize>t) * bytes, bytes);
   }
 }
+
+/** from, to, length, kCache, vCache, width, slot count S, positions a slot P. */
+export function kvCopy(s: usize, n: i32, thread: i32, threads: i32): void {
+  const slotCount = word(s, 6), perSlot = word(s, 7);
+  const bytes = (<usize>word(s, 5)) << 2;
+  const slotBytes = (<usize>perSlot) * bytes;
+  const end = share(n, thread + 1, threads);
+  for (let r = share(n, thread, threads); r < end; r++) {
+    const at = (<usize>r) << 2;
+    const from = load<u32>(address(s, 0) + at), to = load<u32>(address(s, 1) + at), length = load<u32>(address(s, 2) + at);
+    if (from >= <u32>slotCount || to >= <u32>slotCount || length > <u32>perSlot) continue;
+    const count = (<usize>length) * bytes, a = (<usize>from) * slotBytes, b = (<usize>to) * slotBytes;
+    memory.copy(address(s, 3) + b, address(s, 3) + a, count);
+    memory.copy(address(s, 4) + b, address(s, 4) + a, count);
+  }
+}

@@ -21,8 +21,10 @@ import {
   threadsOf,
   weightedSum,
 } from "../../wgsl/attentionTile.ts";
+import { HALF_PRELUDE } from "../../wgsl/gemm.ts";
+import { type AttentionVariant, attentionVariant } from "./attentionVariants.ts";
 import { columnsOf, type Dispatch, foldedGroups, kernel, linearGroup, MAIN_ARGUMENTS, times } from "./kernel.ts";
-import { needsOf, type Variant } from "./variant.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -32,9 +34,8 @@ export const KV_HEAD = "head * params.K / params.H";
 /** `params.window` of a step: keys that a query sees at most. Without a window it is larger than any count, and row + window stays a u32. */
 export const windowOf = ({ window = Number.POSITIVE_INFINITY }: { readonly window?: number }): number => Math.min(window, 0x7fff_ffff);
 
-/** "64x32 f16": queries by keys, and what the slices hold if not f32. */
-export const tileLabel = ({ attention: { queries, keys }, attentionTiles }: Variant): string =>
-  `${queries}x${keys}${attentionTiles === "f16" ? " f16" : ""}`;
+/** What a text in this variant begins with. */
+export const preludeOf = ({ type }: AttentionVariant): string => (type === "f16" ? HALF_PRELUDE : "");
 
 /** Rough length of a walk over keys or queries, only for slicing long plans. */
 export const walkOf = (capacity: number): number => Math.min(capacity, 512);
@@ -70,10 +71,11 @@ export const ownRow =
 export const firstKeyTile = (keys: number): string =>
   `bound + (max(bound, begin + 1u - min(begin + 1u, params.window)) - bound) / ${keys}u * ${keys}u`;
 
-export const attention = (step: Of<"attention">, variant: Variant): Dispatch[] => {
+export const attention = (step: Of<"attention">, target: Target): Dispatch[] => {
   const { rows, q, k, v, start, o, lse, heads: H, kvHeads: K, scale } = step;
-  const { attention: tile, attentionTiles: type } = variant;
   const C = columnsOf(q) / H;
+  const variant = attentionVariant(C, target);
+  const { name, tile, type } = variant;
   const parts = partsOf(C, tile.keys);
   const threads = threadsOf(tile);
   const across = tile.keys / 4;
@@ -155,8 +157,8 @@ fn main(${MAIN_ARGUMENTS}) {
 `;
   return [
     kernel({
-      label: `attention ${tileLabel(variant)}`,
-      needs: needsOf({ ...variant, reductions: "shared" }),
+      label: `attention ${name}`,
+      prelude: preludeOf(variant),
       bindings: {
         q: { tensor: q, as: "f32" },
         k: { tensor: k, as: "f32" },

@@ -20,9 +20,10 @@ import {
   threadsOf,
   weightedSum,
 } from "../../wgsl/attentionTile.ts";
-import { fetch, firstKeyTile, KV_HEAD, ownRow, seenKeys, tileLabel, walkOf, windowOf } from "./attention.ts";
+import { fetch, firstKeyTile, KV_HEAD, ownRow, preludeOf, seenKeys, walkOf, windowOf } from "./attention.ts";
+import { attentionVariant } from "./attentionVariants.ts";
 import { columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, linearGroup, MAIN_ARGUMENTS, SCRATCH, times } from "./kernel.ts";
-import { needsOf, type Variant } from "./variant.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -47,10 +48,11 @@ export const attentionDelta = ({ rows, o, dO, delta, heads: H }: Of<"attentionDe
   ];
 };
 
-export const attentionBackwardQ = (step: Of<"attentionBackwardQ">, variant: Variant): Dispatch[] => {
+export const attentionBackwardQ = (step: Of<"attentionBackwardQ">, target: Target): Dispatch[] => {
   const { rows, q, k, v, dO, lse, delta, start, dq, heads: H, kvHeads: K, scale } = step;
-  const { attention: tile, attentionTiles: type } = variant;
   const C = columnsOf(q) / H;
+  const variant = attentionVariant(C, target);
+  const { name, tile, type } = variant;
   const parts = partsOf(C, tile.keys);
   const threads = threadsOf(tile);
   const across = tile.keys / 4;
@@ -115,8 +117,8 @@ fn main(${MAIN_ARGUMENTS}) {
 `;
   return [
     kernel({
-      label: `attentionBackwardQ ${tileLabel(variant)}`,
-      needs: needsOf({ ...variant, reductions: "shared" }),
+      label: `attentionBackwardQ ${name}`,
+      prelude: preludeOf(variant),
       bindings: {
         q: { tensor: q, as: "f32" },
         k: { tensor: k, as: "f32" },
@@ -158,10 +160,11 @@ const rowNumbers = ({ rows, lse, delta, heads: H }: Of<"attentionBackwardKv">): 
  * Tiles of queries end at the sequence's end and reach back to the part's first key; `last` is the row behind a tile's last. Rows are
  * counted as last + r − queries, which may lie below zero: then last + r is too small.
  */
-export const attentionBackwardKv = (step: Of<"attentionBackwardKv">, variant: Variant): Dispatch[] => {
+export const attentionBackwardKv = (step: Of<"attentionBackwardKv">, target: Target): Dispatch[] => {
   const { rows, q, k, v, dO, end, dk, dv, heads: H, kvHeads: K, scale } = step;
-  const { attention: tile, attentionTiles: type } = variant;
   const C = columnsOf(q) / H;
+  const variant = attentionVariant(C, target);
+  const { name, tile, type } = variant;
   const parts = partsOf(C, tile.queries);
   const threads = threadsOf(tile);
   const across = tile.keys / 4;
@@ -238,8 +241,8 @@ fn main(${MAIN_ARGUMENTS}) {
   return [
     rowNumbers(step),
     kernel({
-      label: `attentionBackwardKv ${tileLabel(variant)}`,
-      needs: needsOf({ ...variant, reductions: "shared" }),
+      label: `attentionBackwardKv ${name}`,
+      prelude: preludeOf(variant),
       bindings: {
         q: { tensor: q, as: "f32" },
         k: { tensor: k, as: "f32" },

@@ -5,10 +5,11 @@
 // Left out: keys shared between the query heads of a KV head, and between rows of one slot.
 
 import type { Step } from "../../plan/step.ts";
-import { reductions } from "../../wgsl/reduce.ts";
-import { KV_HEAD, rounded, walkOf, windowOf } from "./attention.ts";
+import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
+import { KV_HEAD, preludeOf, rounded, walkOf, windowOf } from "./attention.ts";
+import { attentionVariant } from "./attentionVariants.ts";
 import { BLOCK, byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, SCRATCH, times } from "./kernel.ts";
-import { needsOf, type Variant } from "./variant.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -21,12 +22,14 @@ export const spanOf = (positions: number): number => Math.max(MIN_SPAN, Math.cei
 /** Everything that the sums of a span's workgroup leave in scratch: C sums, the largest score, the total. */
 const PARTIAL = "(row * params.H + head) * params.spans + span";
 
-export const attentionCached = (step: Of<"attentionCached">, variant: Variant): Dispatch[] => {
+export const attentionCached = (step: Of<"attentionCached">, target: Target): Dispatch[] => {
   const { rows, q, kCache, vCache, slots, positions, o, heads: H, kvHeads: K, scale } = step;
   const C = columnsOf(q) / H;
   const P = kCache.shape[1]!;
-  const { attentionTiles: type } = variant;
-  const lanes = variant.attention.keys;
+  const variant = attentionVariant(C, target);
+  const { type } = variant;
+  const lanes = variant.tile.keys;
+  const { how, prelude, suffix } = reductionsFor("attentionCached", target);
   const span = spanOf(P);
   const spans = Math.ceil(P / span);
   const isCut = spans > 1;
@@ -44,7 +47,7 @@ export const attentionCached = (step: Of<"attentionCached">, variant: Variant): 
   const body = `var<workgroup> query: array<f32, ${perLane * lanes}>;
 var<workgroup> weight: array<f32, ${lanes}>;
 var<workgroup> ends: vec2u;
-${reductions(lanes, variant.reductions)}${byRow(
+${reductions(lanes, how)}${byRow(
   lanes,
   `let head = group.z % params.H;
   let span = group.z / params.H;
@@ -92,13 +95,12 @@ ${reductions(lanes, variant.reductions)}${byRow(
   }
   let total = sumOf(part, lane);
   ${finish}`,
-  variant.reductions,
+  how,
 )}`;
   const sizes = { H, K, C, P, window: windowOf(step), span, spans };
-  const suffix = `${lanes}${type === "f16" ? " f16" : ""}${isCut ? " spans" : ""}`;
   const first = kernel({
-    label: `attentionCached ${suffix}`,
-    needs: needsOf(variant),
+    label: `attentionCached ${lanes}${type === "f16" ? " f16" : ""}${isCut ? " spans" : ""}${suffix}`,
+    prelude: preludeOf(variant) + prelude,
     bindings: {
       q: { tensor: q, as: "f32" },
       kCache: { tensor: kCache, as: "f32" },

@@ -5,10 +5,10 @@
 // Nothing here touches WebGPU, so every kernel's text can be read and tested without a device.
 
 import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
-import { type Need, PRELUDES, type Variant } from "./variant.ts";
+import type { Reductions } from "../../wgsl/reduce.ts";
 
-/** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
-export type Element = "f32" | "i32" | "u32";
+/** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either and the words of packed ones; vec4f and vec4u read four at once. */
+export type Element = "f32" | "i32" | "u32" | "vec4f" | "vec4u";
 
 /** Partial sums between two dispatches of one step. Its contents never outlive the step. */
 export const SCRATCH: Tensor = { name: "scratch", shape: [0], dtype: "f32", home: "arena" };
@@ -94,13 +94,13 @@ export interface KernelParts {
   readonly label: string;
   readonly bindings: Bindings;
   readonly body: string;
+  /** Directives (`enable f16;`), which WGSL wants before everything else. */
+  readonly prelude?: string;
   readonly groups: Dispatch["groups"];
   readonly work: number;
   readonly rows?: Rows;
   readonly outRows?: Rows;
   readonly scratchBytes?: number;
-  /** Features that the text uses; they stand in the label. */
-  readonly needs?: readonly Need[];
   /** Constants of the step: `params.NAME` in the body, u32 and f32. */
   readonly sizes?: Readonly<Record<string, number>>;
   readonly numbers?: Readonly<Record<string, number>>;
@@ -110,12 +110,12 @@ export const kernel = ({
   label,
   bindings,
   body,
+  prelude = "",
   groups,
   work,
   rows,
   outRows,
   scratchBytes = 0,
-  needs = [],
   sizes = {},
   numbers = {},
 }: KernelParts): Dispatch => {
@@ -126,9 +126,8 @@ export const kernel = ({
       `@group(0) @binding(${i + 1}) var<storage, ${access[i] === "r" ? "read" : "read_write"}> ${name}: array<${as}>;\n`,
   );
   return {
-    label: needs.includes("subgroups") ? `${label} subgroups` : label,
-    source:
-      needs.map((need) => PRELUDES[need]).join("") + paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
+    label,
+    source: prelude + paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
     bindings: list.map(([, { tensor }]) => tensor),
     access,
     groups,
@@ -146,7 +145,8 @@ export const kernel = ({
 /** The columns of a [rows, columns] tensor; a vector is one column. */
 export const columnsOf = (tensor: Tensor): number => (tensor.shape.length > 1 ? sizeOf(tensor) / tensor.shape[0]! : 1);
 
-export const times = (n: number, line: (i: number) => string): string => Array.from({ length: n }, (_, i) => line(i)).join("\n");
+export const times = (n: number, line: (i: number) => string, separator = "\n"): string =>
+  Array.from({ length: n }, (_, i) => line(i)).join(separator);
 
 /** WebGPU's guaranteed count of workgroups along one axis. */
 const MAX_GROUPS = 65_535;
@@ -157,12 +157,6 @@ export const foldedGroups = (count: number, z = 1): Groups => [Math.min(count, M
 /** The arguments of every main(), and the index of a workgroup in a folded grid. Both are uniform, so barriers may follow a return on them. */
 export const MAIN_ARGUMENTS =
   "@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32";
-/** main(), ready for reductions of either kind. */
-export const mainLine = (how: Variant["reductions"]): string =>
-  how === "shared"
-    ? `fn main(${MAIN_ARGUMENTS}) {`
-    : `fn main(${MAIN_ARGUMENTS}, @builtin(subgroup_id) subgroupId: u32, @builtin(num_subgroups) subgroups: u32) {
-  subgroup = vec2u(subgroupId, subgroups);`;
 export const linearGroup = "group.y * groups.x + group.x";
 
 const FLAT_THREADS = 256;
@@ -178,9 +172,16 @@ fn main(${MAIN_ARGUMENTS}) {
 
 export const flatGroups = (total: number): Groups => foldedGroups(Math.ceil(total / FLAT_THREADS));
 
-/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. `how`: the reductions that the body calls. */
-export const byRow = (threads: number, body: string, how: Variant["reductions"] = "shared"): string => `@compute @workgroup_size(${threads})
-${mainLine(how)}
+/** main(), ready for reductions of either kind (wgsl/reduce.ts). */
+export const mainLine = (reductions: Reductions): string =>
+  reductions === "shared"
+    ? `fn main(${MAIN_ARGUMENTS}) {`
+    : `fn main(${MAIN_ARGUMENTS}, @builtin(subgroup_id) subgroupId: u32, @builtin(num_subgroups) subgroups: u32) {
+  subgroup = vec2u(subgroupId, subgroups);`;
+
+/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. `reductions`: the kind that the body calls. */
+export const byRow = (threads: number, body: string, reductions: Reductions = "shared"): string => `@compute @workgroup_size(${threads})
+${mainLine(reductions)}
   let row = ${linearGroup};
   if (row >= params.rows) { return; }
   ${body}

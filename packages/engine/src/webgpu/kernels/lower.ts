@@ -1,6 +1,7 @@
 // Step → dispatches: the table is complete or it does not compile.
 
 import type { OpName, Step } from "../../plan/step.ts";
+import { advance } from "./advance.ts";
 import { attention } from "./attention.ts";
 import { attentionBackwardKv, attentionBackwardQ, attentionDelta } from "./attentionBackward.ts";
 import { attentionCached } from "./attentionCached.ts";
@@ -9,10 +10,10 @@ import type { Dispatch } from "./kernel.ts";
 import { linear, linearBackward, weightGrad } from "./linear.ts";
 import { rmsNorm, rmsNormBackward } from "./norm.ts";
 import { adamW, sumSquares } from "./optimizer.ts";
-import { copy, embed, gatherRows, glu, gluBackward, kvAppend, rope, scatterRows, zero } from "./rows.ts";
-import { BASELINE, type Variant } from "./variant.ts";
+import { copy, embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rope, scatterRows, zero } from "./rows.ts";
+import { PORTABLE, type Target } from "./target.ts";
 
-const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>, variant: Variant) => Dispatch[] } = {
+const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>, target: Target) => Dispatch[] } = {
   embed,
   rmsNorm,
   rmsNormBackward,
@@ -25,6 +26,7 @@ const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>
   attentionBackwardQ,
   attentionBackwardKv,
   kvAppend,
+  kvCopy,
   attentionCached,
   glu,
   gluBackward,
@@ -34,12 +36,13 @@ const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>
   tokenLoss,
   logprobBackward,
   sample,
+  advance,
   sumSquares,
   adamW,
   zero,
   copy,
 };
 
-/** A step's dispatches, in the variant that a backend uses for all its plans. */
-export const lower = (step: Step, variant: Variant = BASELINE): Dispatch[] =>
-  (LOWERINGS[step.op] as (step: Step, variant: Variant) => Dispatch[])(step, variant);
+/** The step's dispatches on such a device; by default on any. */
+export const lower = (step: Step, target: Target = PORTABLE): Dispatch[] =>
+  (LOWERINGS[step.op] as (step: Step, target: Target) => Dispatch[])(step, target);

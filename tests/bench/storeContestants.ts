@@ -1,0 +1,117 @@
+// Three ways to keep spans on a disk so that what was answered survives a power cut: our files, SQLite and LMDB. Each keeps a
+// span under its key once, in order, as the same line of JSON, and answers when it is on disk.
+import { rmSync } from "node:fs";
+import { join } from "node:path";
+import type { Span, Store } from "@fulgurite/trace";
+import { openFileStore } from "@fulgurite/trace/node";
+import type { Bench } from "./figures.ts";
+
+export interface Contestant {
+  append(spans: readonly Span[]): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** A model call as the endpoint records it: 200 tokens in, 50 out, about 3 kB of JSON. */
+export const spanOf = (attempt: { rolloutId: string; id: string }, index: number): Span => ({
+  rolloutId: attempt.rolloutId,
+  attemptId: attempt.id,
+  id: index.toString(16).padStart(16, "0"),
+  name: "chat spark",
+  startMs: 1_790_000_000_000 + index,
+  endMs: 1_790_000_000_040 + index,
+  status: "ok",
+  attributes: {
+    "gen_ai.request.model": "spark",
+    "gen_ai.usage.input_tokens": 200,
+    "gen_ai.usage.output_tokens": 50,
+    "fulgurite.prompt_token_ids": Int32Array.from({ length: 200 }, (_, at) => (at * 7919 + index) % 32_000),
+    "fulgurite.response_token_ids": Int32Array.from({ length: 50 }, (_, at) => (at * 104_729 + index) % 32_000),
+    "fulgurite.sampler_logprobs": Float32Array.from({ length: 50 }, (_, at) => -((at * 31 + index) % 97) / 13),
+  },
+});
+
+const base64 = (array: Int32Array | Float32Array): string =>
+  Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
+
+/** What a peer is given to keep: the text that our own log line holds. */
+export const toText = (span: Span): string =>
+  JSON.stringify(span, (_name, value) =>
+    value instanceof Int32Array ? { $i32: base64(value) } : value instanceof Float32Array ? { $f32: base64(value) } : value,
+  );
+
+export const keyOf = ({ rolloutId, attemptId, id }: Span): string => `${rolloutId}/${attemptId}/${id}`;
+
+export const openOurs = async (folder: string): Promise<Contestant & { store: Store; attempt: { rolloutId: string; id: string } }> => {
+  const store = await openFileStore(folder);
+  await store.enqueue([{ id: "r", input: null }]);
+  const [claim] = await store.claim("bench");
+  return { store, attempt: { rolloutId: "r", id: claim!.attempt.id }, append: (spans) => store.append(spans), close: () => store.close() };
+};
+
+interface Sqlite {
+  pragma(text: string): unknown;
+  exec(text: string): void;
+  prepare(text: string): {
+    run(...values: readonly unknown[]): unknown;
+    get(...values: readonly unknown[]): unknown;
+    iterate(...values: readonly unknown[]): Iterable<unknown>;
+  };
+  transaction<A extends readonly unknown[]>(act: (...args: A) => void): (...args: A) => void;
+  close(): void;
+}
+
+export const openSqlite = async ({ loadPeer }: Bench, folder: string): Promise<Contestant & { database: Sqlite }> => {
+  const Database = await loadPeer<new (path: string) => Sqlite>("better-sqlite3");
+  const database = new Database(join(folder, "spans.sqlite"));
+  database.pragma("journal_mode = WAL");
+  database.pragma("synchronous = FULL");
+  database.exec("CREATE TABLE IF NOT EXISTS spans (seq INTEGER PRIMARY KEY, key TEXT UNIQUE, data TEXT)");
+  const insert = database.prepare("INSERT OR IGNORE INTO spans (key, data) VALUES (?, ?)");
+  const all = database.transaction((spans: readonly Span[]) => {
+    for (const span of spans) insert.run(keyOf(span), toText(span));
+  });
+  return { database, append: async (spans) => all(spans), close: async () => database.close() };
+};
+
+/** SQLite with the group commit that its caller would have to write: what is asked for in one turn of the loop is one transaction. */
+export const grouped = (peer: Contestant): Contestant => {
+  let waiting: { spans: Span[]; done: Promise<void> } | undefined;
+  return {
+    append: (spans) => {
+      if (waiting === undefined) {
+        const batch: Span[] = [];
+        const done = new Promise<void>((resolve) => setImmediate(resolve)).then(() => {
+          waiting = undefined;
+          return peer.append(batch);
+        });
+        waiting = { spans: batch, done };
+      }
+      waiting.spans.push(...spans);
+      return waiting.done;
+    },
+    close: () => peer.close(),
+  };
+};
+
+interface Lmdb {
+  put(key: string | number, value: unknown): Promise<boolean>;
+  get(key: string | number): unknown;
+  ifNoExists(key: string, act: () => void): Promise<boolean>;
+  readonly flushed: Promise<unknown>;
+  close(): Promise<void>;
+}
+
+export const openLmdb = async ({ loadPeer }: Bench, folder: string): Promise<Contestant & { database: Lmdb }> => {
+  const { open } = await loadPeer<{ open(options: object): Lmdb }>("lmdb");
+  // overlappingSync answers before the disk has it: off, an answer is a promise as ours is
+  const database = open({ path: join(folder, "lmdb"), encoding: "string", overlappingSync: false });
+  return {
+    database,
+    append: async (spans) => {
+      await Promise.all(spans.map((span) => database.ifNoExists(keyOf(span), () => void database.put(keyOf(span), toText(span)))));
+    },
+    close: () => database.close(),
+  };
+};
+
+export const remove = (folder: string): void => rmSync(folder, { recursive: true, force: true });
