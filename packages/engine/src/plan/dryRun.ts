@@ -17,13 +17,13 @@ export interface ExecutorCosts {
   readonly planBytes: (plan: Plan) => number;
   /** Work space beside the arena; all plans share the largest. */
   readonly scratchBytes: (plan: Plan) => number;
-  /** A second copy of a weight in the order its kernels like, made for the first plan that multiplies by it. */
-  readonly packedBytes: (weight: Tensor) => number;
+  /** What a tensor takes, in the order that its kernels like. Default: byteLengthOf. */
+  readonly tensorBytes?: (tensor: Tensor) => number;
 }
 
 export interface DryRun {
   readonly backend: Backend;
-  /** Bytes by home; arena with scratch, io with what plans keep, weights with their packed copies. */
+  /** Bytes by home; arena with scratch, io with what plans keep. */
   readonly bytes: Readonly<Record<Home, number>>;
   /** The largest tensor, arena ones included. */
   readonly largest: Tensor;
@@ -34,7 +34,6 @@ const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 export const createDryRun = (costs: ExecutorCosts): DryRun => {
   const bytes: Record<Home, number> = { weights: 0, state: 0, kv: 0, arena: 0, io: 0 };
   const stored = new Set<Tensor>();
-  const packed = new Set<Tensor>();
   let [arenaBytes, scratchBytes] = [0, 0];
   let largest: Tensor = { name: "nothing", shape: [0], dtype: "f32", home: "weights" };
 
@@ -44,7 +43,7 @@ export const createDryRun = (costs: ExecutorCosts): DryRun => {
   };
   const store = (tensor: Tensor): void => {
     stored.add(tensor);
-    bytes[tensor.home] += aligned(byteLengthOf(tensor));
+    bytes[tensor.home] += aligned((costs.tensorBytes ?? byteLengthOf)(tensor));
     see(tensor);
   };
 
@@ -60,11 +59,6 @@ export const createDryRun = (costs: ExecutorCosts): DryRun => {
       for (const tensor of operands) {
         if (tensor.home === "io" && !stored.has(tensor)) store(tensor);
         else if (tensor.home === "arena") see(tensor);
-      }
-      for (const step of plan.steps) {
-        if (step.op !== "linear" || packed.has(step.w)) continue;
-        packed.add(step.w);
-        bytes.weights += aligned(costs.packedBytes(step.w));
       }
       arenaBytes = Math.max(arenaBytes, planArena(plan).byteLength);
       scratchBytes = Math.max(scratchBytes, costs.scratchBytes(plan));
