@@ -17,7 +17,8 @@ import type { InferPlan, KvCache } from "../model/plans.ts";
 import type { ModelSpec } from "../model/spec.ts";
 import type { Backend, Executable } from "../plan/backend.ts";
 import type { Lock } from "../plan/lock.ts";
-import { burstSteps, type Lane, scheduleBurst } from "./burst.ts";
+import { sizeOf } from "../plan/step.ts";
+import { type Burst, burstSteps, type Lane, scheduleBurst } from "./burst.ts";
 import { checkRequest } from "./checkRequest.ts";
 import { createSamplingDevice, type LaneState } from "./device.ts";
 import { createSlots, type Slot } from "./slots.ts";
@@ -30,7 +31,7 @@ export interface SamplerParts {
   readonly plan: InferPlan;
   readonly cache: KvCache;
   readonly lock: Lock;
-  /** At most so many tokens of a request between two looks of the host. Default: the plan's, or 1 where looking costs nothing. */
+  /** Tokens of a request between two looks of the host. Changes no completion. Default: what wastes least, at most the plan's steps. */
   readonly burst?: number;
   /** false: every prompt is fed whole. Changes no completion. Default true. */
   readonly sharesPrefixes?: boolean;
@@ -84,6 +85,12 @@ interface Live extends Request {
 
 /** Where somebody watches the tokens come, so many come at once. */
 const LISTENED_STEPS = 4;
+/**
+ * A look of the host, in steps: measured for memory that is its own; on a device it is the wait for the last run, the way back
+ * and the way in. And the multiply-adds of a burst: a run in host memory holds up the thread, and with it every abort.
+ */
+const HOST_LOOK = { cost: 1 / 8, work: 2.5e8 };
+const DEVICE_LOOK = { cost: 1, work: Number.POSITIVE_INFINITY };
 /** How far the share of last tokens looks back, in tokens, and what it is taken to be before there were any. */
 const MEMORY = 1000;
 const FIRST_END_RATE = 1 / 64;
@@ -98,7 +105,10 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   const device = await createSamplingDevice(backend, plan, cache);
   const main: Served = { executable: await backend.compile(plan.plan), uses: new Set(), version: 0 };
   const named = new Map<string, Served>();
-  const maxSteps = Math.min(parts.burst ?? (backend.isHostMemory ? 1 : device.maxSteps), device.maxSteps);
+  const maxSteps = Math.min(parts.burst ?? device.maxSteps, device.maxSteps);
+  const look = backend.isHostMemory ? HOST_LOOK : DEVICE_LOOK;
+  /** Multiply-adds of a row. */
+  const rowWork = plan.plan.steps.reduce((sum, step) => sum + (step.op === "linear" ? sizeOf(step.w) : 0), 0);
 
   const slots = createSlots(cache.slots, cache.positions);
   const live = new Set<Live>();
@@ -156,11 +166,12 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   /** Tokens of a request that may be sampled before the host has to look: 1 for whoever chooses the next token on the host. */
   const stepsOf = ({ request }: Live): number => (request.onToken ? Math.min(LISTENED_STEPS, maxSteps) : maxSteps);
 
-  const schedule = (served: Served) => {
+  const schedule = (served: Served): Burst<Live> => {
     const mine = [...live].filter((one) => one.served === served);
-    const most = mine.reduce((steps, one) => Math.min(steps, stepsOf(one)), maxSteps);
+    const best = parts.burst ?? Math.min(burstSteps(seen.ends / seen.tokens, look.cost), look.work / (rowWork * mine.length));
+    const steps = mine.reduce((most, one) => Math.min(most, stepsOf(one)), best);
     const sources = sharesPrefixes ? slots.all.filter(({ owner }) => owner === served) : [];
-    return scheduleBurst(mine, { capacity: device.capacity, steps: burstSteps(most, seen.ends / seen.tokens), sources });
+    return scheduleBurst(mine, { capacity: device.capacity, steps, sources });
   };
 
   const stateOf = ({ sequence, isDecoding }: Lane<Live>): LaneState => {

@@ -26,6 +26,7 @@ import { type LogIo, openSegmentLog, type Place, platformIo, type SegmentLog } f
 import { type Verification, verifyFolder } from "./verify.ts";
 
 export type { Compacted } from "./compaction.ts";
+export { type Listener, type ListenOptions, listen } from "./listen.ts";
 export type { LogIo } from "./segmentLog.ts";
 export type { Verification } from "./verify.ts";
 
