@@ -87,10 +87,10 @@ interface Live extends Request {
 const LISTENED_STEPS = 4;
 /**
  * A look of the host, in steps: measured for memory that is its own; on a device it is the wait for the last run, the way back
- * and the way in. And the multiply-adds of a burst: a run in host memory holds up the thread, and with it every abort.
+ * and the way in. And the multiply-adds of a burst, since an abort waits for its end; in host memory a run also holds up the thread.
  */
 const HOST_LOOK = { cost: 1 / 8, work: 2.5e8 };
-const DEVICE_LOOK = { cost: 1, work: Number.POSITIVE_INFINITY };
+const DEVICE_LOOK = { cost: 1, work: 2.5e11 };
 /** How far the share of last tokens looks back, in tokens, and what it is taken to be before there were any. */
 const MEMORY = 1000;
 const FIRST_END_RATE = 1 / 64;
