@@ -73,7 +73,10 @@ export const openDevice = async (
     );
   }
   const description = describe(adapter.info);
-  const usable = features.filter((feature) => adapter.features.has(feature));
+  // Reductions by subgroups number them, which is a feature of the language.
+  const usable = features.filter(
+    (feature) => adapter.features.has(feature) && (feature !== "subgroups" || gpu.wgslLanguageFeatures.has("subgroup_id")),
+  );
   let device: GPUDevice;
   try {
     device = await adapter.requestDevice({
