@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import { cpus } from "node:os";
 import { dirname, join } from "node:path";
 import { pathToFileURL } from "node:url";
-import { runnerImport } from "vite";
+import { createServer } from "vite";
 
 const here = import.meta.dirname;
 const peersFolder = join(here, "../peers");
@@ -26,15 +26,16 @@ if (!subjects.includes(subject) || flags.some((flag) => flag !== "--json" && fla
 }
 const isJson = flags.includes("--json");
 
-/** A module of this folder, run on the packages' sources: no build is needed. */
-const load = async (name) => {
-  const { module } = await runnerImport(join(here, name), {
-    configFile: false,
-    logLevel: "error",
-    environments: { inline: { resolve: { conditions: ["@fulgurite/source", "node", "import", "module", "default"] } } },
-  });
-  return module;
-};
+/** Modules run on the packages' sources: no build is needed. It stays open, since the engine imports its executors on first use. */
+const vite = await createServer({
+  root: join(here, "../.."),
+  appType: "custom",
+  configFile: false,
+  logLevel: "error",
+  server: { middlewareMode: true, ws: false, watch: null },
+  ssr: { resolve: { conditions: ["@fulgurite/source", "node", "import", "module", "default"] } },
+});
+const load = (name) => vite.ssrLoadModule(join(here, name));
 
 const began = Date.now();
 const progress = (line) => console.error(`${((Date.now() - began) / 1000).toFixed(0).padStart(4)} s  ${line}`);
@@ -73,3 +74,4 @@ await run({
   progress,
   loadPeer,
 });
+await vite.close();

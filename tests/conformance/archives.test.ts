@@ -232,7 +232,7 @@ describe.each(storeCases)("$name", (storeCase) => {
       ...Array.from({ length: 70 }, (_, i) => `p${i + 1}`),
       "é1",
     ]);
-    expect(entries[0]).toEqual({ name: "a", kind: "lora", version: 1, metadata: { k: 1 }, createdAtMs: 1_000 });
+    expect(entries[0]).toEqual({ name: "a", kind: "lora", version: 1, metadata: { k: 1 }, manifest: {}, createdAtMs: 1_000 });
     for (const name of ["b", "a/b", "é"]) await store.putState(name, Uint8Array.of(1));
     expect(await store.states()).toEqual(["a/b", "b", "é"]);
   });

@@ -2,6 +2,8 @@
 import { createMemoryStore, type Store, type StoreOptions } from "@fulgurite/trace";
 import { openHttpStore, serveStore } from "@fulgurite/trace/http";
 
+export type Spoil = (store: string, file: { readonly resource: string; readonly path: string; readonly sha256: string }) => Promise<void>;
+
 export interface StoreCase {
   readonly name: string;
   /** What is stored outlives the object. */
@@ -10,6 +12,8 @@ export interface StoreCase {
   readonly shared: boolean;
   /** Opens the store of that name: a new one, or what was stored before under it. */
   readonly open: (name: string, options: StoreOptions) => Promise<Store>;
+  /** Flips a bit in a file of a resource's only version, behind the store's back. */
+  readonly spoil?: Spoil;
   /** Why it cannot run here. */
   readonly skip?: string;
 }
@@ -30,8 +34,9 @@ const here = async (): Promise<StoreCase[]> => {
     return [fakeIndexedDbCase, filesCase, absent("IndexedDB", "Node has none; the browser project runs it in Chromium")];
   }
   const { openIndexedDbStore } = await import("@fulgurite/trace/indexedDb");
+  const { spoilIndexedDb } = await import("./spoilIndexedDb.ts");
   return [
-    { name: "IndexedDB", persists: true, shared: true, open: openIndexedDbStore },
+    { name: "IndexedDB", persists: true, shared: true, open: openIndexedDbStore, spoil: spoilIndexedDb },
     absent("fake-indexeddb", "it stands in where there is no IndexedDB"),
     absent("files", "a browser has no folder of ours"),
   ];

@@ -1,6 +1,7 @@
 // What a Store promises, on every store. The clock, the ids and the timer are the test's.
 import {
   DEFAULT_CONFIG,
+  type ResourceEntry,
   type Rollout,
   type Span,
   type Store,
@@ -37,6 +38,7 @@ let names = 0;
 const runId = Math.random().toString(36).slice(2); // a browser keeps its databases between runs
 
 interface World {
+  readonly name: string;
   readonly store: Store;
   readonly time: { now: number };
   readonly timers: { act: () => void; ms: number; stopped: boolean }[];
@@ -65,7 +67,7 @@ const openWorld = async ({ open }: StoreCase, more: StoreOptions = {}): Promise<
     opened.push(store);
     return store;
   };
-  return { store: await again(), time, timers, again };
+  return { name, store: await again(), time, timers, again };
 };
 
 const span = (rolloutId: string, attemptId: string, id: string, more: Partial<Span> = {}): Span => ({
@@ -438,7 +440,14 @@ describe.each(storeCases)("$name", (storeCase) => {
       files: { "a.bin": Uint8Array.of(1, 2, 3), "b.bin": new Uint8Array(0) },
     } as const;
     const first = await store.publish(adapter);
-    expect(first).toEqual({ ...adapter, version: 1, createdAtMs: 1_000 });
+    const manifest = {
+      "a.bin": { sha256: "039058c6f2c0cb492c533b0a4d14ef77cc0f78abccced5287d84a1a2011cfb81", byteLength: 3 },
+      "b.bin": { sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", byteLength: 0 },
+    };
+    expect(first).toEqual({ ...adapter, manifest, version: 1, createdAtMs: 1_000 });
+    expect(await collect(store.resources())).toEqual([
+      { name: "policy", kind: "lora", metadata: { step: 1 }, manifest, version: 1, createdAtMs: 1_000 },
+    ]);
     time.now = 2_000;
     expect(await store.publish({ ...adapter, version: 1 })).toEqual(first);
     expect(await codeOf(store.publish({ ...adapter, version: 1, metadata: { step: 2 } }))).toBe("conflict");
@@ -465,6 +474,34 @@ describe.each(storeCases)("$name", (storeCase) => {
       Array.from({ length: 5 }, (_, index) => store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(index) } })),
     );
     expect(all.map(({ version }) => version).sort()).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test_("unpublish deletes a version with its files, never the latest, and gives no version again", async () => {
+    const { store } = await openWorld(storeCase);
+    const shared = Uint8Array.of(1, 2, 3);
+    const publish = (name: string, byte: number) =>
+      store.publish({ name, kind: "lora", files: { shared, own: Uint8Array.of(byte) }, metadata: { byte } });
+    for (const byte of [1, 2, 3]) await publish("p", byte);
+    await publish("p/1", 1); // of another name, with the same bytes
+    const heard: StoreEvent[] = [];
+    store.watch((event) => void heard.push(event));
+    await settle(); // until a listener over HTTP is heard
+    expect(await store.unpublish("p", 1)).toBe(true);
+    expect(await store.unpublish("p", 1)).toBe(false);
+    expect(await store.unpublish("p", 9)).toBe(false);
+    expect(await store.unpublish("nobody", 1)).toBe(false);
+    await expect(store.unpublish("p", 3)).rejects.toThrow(/resource p: the latest version stays.* got 3/);
+    expect(await codeOf(store.unpublish("p/1", 1))).toBe("conflict");
+    await settle();
+    expect(heard).toEqual([{ kind: "unpublished", name: "p", version: 1 }]);
+    expect(await store.resource("p", 1)).toBeUndefined();
+    expect((await collect(store.resources())).map(({ name, version }) => `${name}@${version}`)).toEqual(["p@2", "p@3", "p/1@1"]);
+    expect((await store.resource("p", 2))?.files).toEqual({ shared, own: Uint8Array.of(2) });
+    expect((await store.resource("p/1"))?.files).toEqual({ shared, own: Uint8Array.of(1) });
+    expect((await store.stats()).resources).toBe(3);
+    expect(await codeOf(store.publish({ name: "p", kind: "lora", version: 1, files: {} }))).toBe("conflict");
+    expect((await publish("p", 1)).version).toBe(4);
+    expect((await store.resource("p"))?.files).toEqual({ shared, own: Uint8Array.of(1) });
   });
 
   test_("state is the last write, and names do not meet", async () => {
@@ -730,6 +767,40 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect((await store.enqueue([{ id: "e", input: 0 }]))[0]!.seq).toBe(5);
     await store.append([span("b", other.id, "s2")]);
     expect((await collect(store.spans({ rolloutId: "b" }))).map(({ seq }) => seq)).toEqual([2, 4]);
+  });
+
+  persisted("what was unpublished stays so after reopening, and the versions go on", async () => {
+    const world = await openWorld(storeCase);
+    for (const byte of [1, 2, 3])
+      await world.store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(byte), g: Uint8Array.of(7) } });
+    await world.store.unpublish("p", 2);
+    await world.store.unpublish("p", 1);
+    await world.store.close();
+    const store = await world.again();
+    expect((await collect(store.resources())).map(({ version }) => version)).toEqual([3]);
+    expect((await store.resource("p"))?.files).toEqual({ f: Uint8Array.of(3), g: Uint8Array.of(7) });
+    expect(await store.unpublish("p", 1)).toBe(false);
+    expect((await store.publish({ name: "p", kind: "prompt", files: { f: Uint8Array.of(1) } })).version).toBe(4);
+    expect((await store.resource("p"))?.files).toEqual({ f: Uint8Array.of(1) });
+  });
+
+  const spoiled = storeCase.spoil
+    ? test_
+    : (title: string, _body: () => unknown) => test.skip(`${title} (nothing reaches its bytes from outside)`, () => {});
+
+  spoiled("a resource whose bytes were changed is an error, never an answer; publishing the same again says so or heals it", async () => {
+    const world = await openWorld(storeCase);
+    const files = { w: Uint8Array.of(1, 2, 3), whole: Uint8Array.of(4) };
+    await world.store.publish({ name: "p", kind: "lora", files });
+    await world.store.publish({ name: "q", kind: "lora", files: { whole: Uint8Array.of(4) } });
+    const [{ manifest }] = (await collect(world.store.resources())) as [ResourceEntry];
+    await storeCase.spoil!(world.name, { resource: "p", path: "w", sha256: manifest.w!.sha256 });
+    const error = await world.store.resource("p").catch((caught) => caught);
+    expect([error.code, error.message]).toEqual(["corrupt", expect.stringMatching(/039058c6.*got/)]);
+    expect((await world.store.resource("q"))?.files).toEqual({ whole: Uint8Array.of(4) });
+    expect((await collect(world.store.resources())).length).toBe(2); // what it should be is still told
+    expect((await world.store.publish({ name: "p", kind: "lora", files })).version).toBe(2);
+    expect((await world.store.resource("p"))?.files).toEqual(files);
   });
 
   const shared = storeCase.shared

@@ -12,6 +12,8 @@ export interface GenerateRequest {
   readonly temperature: number;
   /** Sampling ends after one of these was produced; it is part of the completion. */
   readonly stopTokens: readonly number[];
+  /** A name given to Policy.loadAdapter. Absent: the adapter that publish serves. */
+  readonly adapter?: string;
   /** u32. Token j of the completion depends on the seed, j and the logits, never on the batch it sat in. */
   readonly seed: number;
   readonly signal?: AbortSignal;
@@ -26,7 +28,7 @@ export interface Completion {
   /** log p(token) under the distribution that was sampled from (at τ; for τ = 0 at τ = 1), one for each token. */
   readonly logprobs: Float32Array;
   readonly finishReason: FinishReason;
-  /** The adapter version that produced every token of it. */
+  /** The version of the adapter that produced every token of it: that of publish, or what a named adapter's fulgurite.json says (0 without). */
   readonly policyVersion: number;
 }
 
@@ -133,13 +135,20 @@ export interface DeviceInfo {
   readonly description: string;
 }
 
-/** Base weights + adapter + version. The sampler serves its own copy of the adapter, so training never changes a completion midway. */
+/** Base weights + adapter + version, and further adapters that are only served. The sampler serves its own copy of the adapter, so training never changes a completion midway. */
 export interface Policy {
   readonly device: DeviceInfo;
   readonly sampler: Sampler;
   readonly trainer: Trainer;
   /** Waits for running completions, copies the trained adapter into the sampler and sets policyVersion. */
   publish(version: number): Promise<void>;
+  /**
+   * Serves another adapter of the same base beside the trained one, to requests that name it, at the price of its own bytes. Its
+   * rank is at most the policy's. A name that is taken gets the new adapter; completions of the old one end first.
+   */
+  loadAdapter(name: string, files: PeftFiles): Promise<void>;
+  /** New requests of that name are refused; resolves when its completions have ended and its memory is free. */
+  unloadAdapter(name: string): Promise<void>;
   /** Frees every buffer, thread and device. Pending calls reject. Idempotent. */
   dispose(): Promise<void>;
 }

@@ -14,6 +14,7 @@ export { parseConfig } from "./model/families.ts";
 export type { LoraSpec, ModelSpec } from "./model/spec.ts";
 export type { Backend } from "./plan/backend.ts";
 export { createPolicy, memoryOf, type PolicyMemory, type PolicyOptions } from "./policy.ts";
+export { type RecoveryOptions, withRecovery } from "./recovery.ts";
 export type { WeightFiles } from "./weights/checkpoint.ts";
 export { readSafetensors, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
 export { exposePolicy, wrapPolicy } from "./worker.ts";

@@ -2,6 +2,7 @@
 // to one backend behind one lock, and moves adapters in and out of files. It fetches nothing and knows no text.
 //
 //   lora.p ── trainer writes ── publish copies ──► lora.served ── sampler reads
+//   lora.<name> ◄── loadAdapter: further adapters on the same weights, each with a plan of its own
 //
 // Kept promises
 // - Calls on the backend never overlap: everything goes through the lock.
@@ -11,7 +12,7 @@
 import type { PeftFiles, Policy } from "./contract.ts";
 import { EngineError } from "./errors.ts";
 import { initLora } from "./lora/init.ts";
-import { type Adapter, type AdapterBase, fromPeft, toPeft } from "./lora/peft.ts";
+import { type Adapter, type AdapterBase, adaptedModel, fromPeft, readPeft, toPeft, toValues } from "./lora/peft.ts";
 import { loadState, saveState } from "./lora/state.ts";
 import { inferPlan, kvCache } from "./model/plans.ts";
 import type { LoraSpec, ModelSpec } from "./model/spec.ts";
@@ -127,12 +128,18 @@ const build = async (options: PolicyOptions, lock: Lock) => {
 
   const slots = options.slots ?? defaultSlots(spec);
   const cache = kvCache(spec, { slots, positions: spec.maxPositions });
-  const plan = inferPlan(spec, weights, { tensors: served, spec: lora }, cache, { rows: Math.max(TICK_ROWS, slots), outRows: slots });
+  const capacity = { rows: Math.max(TICK_ROWS, slots), outRows: slots };
+  const plan = inferPlan(spec, weights, { tensors: served, spec: lora }, cache, capacity);
   const microBatchTokens = options.microBatchTokens ?? Math.max(DEFAULT_MICRO_BATCH, spec.maxPositions);
   const trainer = await createTrainer({ backend, spec, weights, lora: { spec: lora, parameters }, microBatchTokens, lock });
   const sampler = await createSampler({ backend, spec, plan, cache, lock });
   const publish = await backend.compile({ name: "publish", steps: [{ op: "copy", x: parameters.flat, y: served.flat }] });
-  return { lora, parameters, initial, trainer, sampler, publish };
+  /** An adapter to serve beside the published one: its tensors, and a plan that shares all else. */
+  const another = (name: string) => {
+    const tensors = loraTensors(spec, lora, `lora.${name}`, "io");
+    return { tensors, plan: inferPlan(spec, weights, { tensors, spec: lora }, cache, capacity, plan) };
+  };
+  return { lora, parameters, initial, trainer, sampler, publish, another };
 };
 
 /**
@@ -156,7 +163,7 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
     await backend.dispose();
     throw error;
   });
-  const { lora, parameters, initial, trainer, sampler, publish } = built;
+  const { lora, parameters, initial, trainer, sampler, publish, another } = built;
   const { state } = trainer;
 
   /** A call that ends with the policy at the latest. */
@@ -200,6 +207,20 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
     await replace(saved, saved.adamStep);
   };
 
+  const loadAdapter = async (name: string, files: PeftFiles): Promise<void> => {
+    if (typeof name !== "string" || name === "")
+      throw new EngineError("bad-request", `loadAdapter: name is a string of one character or more, got ${JSON.stringify(name)}; name it`);
+    const adapter = await readPeft(files, adaptedModel(parameters), await base);
+    if (adapter.rank > lora.rank)
+      throw new EngineError(
+        "unsupported",
+        `loadAdapter: the rank of ${name} is at most the policy's, ${lora.rank}, got ${adapter.rank}; create the policy with lora.rank ${adapter.rank}`,
+      );
+    const { tensors, plan } = another(name);
+    const values = toValues(adapter, { layout: tensors, lora, initial: new Float32Array(sizeOf(tensors.flat)) });
+    await sampler.add({ name, plan, version: adapter.version ?? 0, write: () => backend.write(tensors.flat, values) });
+  };
+
   let ended: Promise<void> | undefined;
   const end = async (): Promise<void> => {
     disposal.abort();
@@ -230,6 +251,8 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
           throw new EngineError("bad-request", `publish: version is a non-negative integer, got ${version}; count versions up from 1`);
         await sampler.publish(() => publish.run({}), version);
       }),
+    loadAdapter: (name, files) => alive(() => loadAdapter(name, files)),
+    unloadAdapter: (name) => alive(() => sampler.remove(name)),
     dispose: () => {
       ended ??= end();
       return ended;

@@ -55,6 +55,8 @@ interface RemotePolicy<Options> {
   saveState(): Promise<Uint8Array>;
   loadState(bytes: Uint8Array): Promise<void>;
   publish(version: number): Promise<void>;
+  loadAdapter(name: string, files: PeftFiles): Promise<void>;
+  unloadAdapter(name: string): Promise<void>;
   abort(id: CallId): void;
   dispose(): Promise<void>;
 }
@@ -65,17 +67,19 @@ interface WireError {
   readonly message: string;
   readonly stack: string | undefined;
   readonly code: EngineErrorCode | undefined;
+  readonly clearsGradients: boolean;
 }
 
 const toWire = (error: unknown): WireError => {
   const { name, message, stack } = error instanceof Error ? error : new Error(String(error));
-  return { name, message, stack, code: error instanceof EngineError ? error.code : undefined };
+  const own = error instanceof EngineError ? error : undefined;
+  return { name, message, stack, code: own?.code, clearsGradients: own?.clearsGradients ?? false };
 };
 
 const fromWire = (wire: unknown): unknown => {
   if (typeof wire !== "object" || wire === null || !("message" in wire)) return wire;
-  const { name, message, stack, code } = wire as WireError;
-  const error = code ? new EngineError(code, message) : Object.assign(new Error(message), { name });
+  const { name, message, stack, code, clearsGradients } = wire as WireError;
+  const error = code ? new EngineError(code, message, { clearsGradients }) : Object.assign(new Error(message), { name });
   // The worker's stack: where it happened is more useful than where it arrived.
   if (stack) error.stack = stack;
   return error;
@@ -151,6 +155,8 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
     saveState: () => answer(() => opened().trainer.saveState()),
     loadState: (bytes) => answer(() => opened().trainer.loadState(bytes)),
     publish: (version) => answer(() => opened().publish(version)),
+    loadAdapter: (name, files) => answer(() => opened().loadAdapter(name, files)),
+    unloadAdapter: (name) => answer(() => opened().unloadAdapter(name)),
     abort: (id) => controllers.get(id)?.abort(),
     dispose: () =>
       answer(async () => {
@@ -236,6 +242,8 @@ export const wrapPolicy = async <Options extends object>(
       await call(() => remote.publish(version));
       policyVersion = version;
     },
+    loadAdapter: (name, files) => call(() => remote.loadAdapter(name, files)),
+    unloadAdapter: (name) => call(() => remote.unloadAdapter(name)),
     dispose: () => {
       disposal ??= (async () => {
         if (ended) return;

@@ -106,6 +106,8 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
     sampler: policy.sampler,
     trainer: policy.trainer,
     publish: (version) => policy.publish(version),
+    loadAdapter: (name, files) => policy.loadAdapter(name, files),
+    unloadAdapter: (name) => policy.unloadAdapter(name),
     dispose: () => policy.dispose(),
   };
 };

@@ -11,8 +11,10 @@ import type {
   AttemptError,
   AttemptRef,
   Claim,
+  Manifest,
   Outcome,
   Resource,
+  ResourceEntry,
   Rollout,
   Span,
   StoredSpan,
@@ -160,12 +162,14 @@ export const requeueStale = async (rows: Rows, commit: Commit, beforeMs: number,
   return silent.length;
 };
 
-export const publish = async (rows: Rows, commit: Commit, input: CheckedResource, nowMs: number): Promise<Resource> => {
-  const latest = await rows.resource(input.name);
+export type DigestedResource = CheckedResource & { readonly manifest: Manifest };
+
+export const publish = async (rows: Rows, commit: Commit, input: DigestedResource, nowMs: number): Promise<Resource> => {
+  const latest = await rows.resourceEntry(input.name);
   const version = input.version ?? (latest?.version ?? 0) + 1;
   if (latest !== undefined && version <= latest.version) {
-    const stored = version === latest.version ? latest : await rows.resource(input.name, version);
-    if (stored !== undefined && sameContent(stored, input)) return stored;
+    const stored = version === latest.version ? latest : await rows.resourceEntry(input.name, version);
+    if (stored !== undefined && sameContent(stored, input)) return Object.freeze({ ...stored, files: input.files });
     throw new TraceError(
       "conflict",
       stored === undefined
@@ -176,6 +180,17 @@ export const publish = async (rows: Rows, commit: Commit, input: CheckedResource
   const resource: Resource = Object.freeze({ ...input, version, createdAtMs: nowMs });
   await commit([{ kind: "resource", data: resource }]);
   return resource;
+};
+
+export const unpublish = async (rows: Rows, commit: Commit, name: string, version: number): Promise<boolean> => {
+  if ((await rows.resourceEntry(name, version)) === undefined) return false;
+  if ((await rows.resourceEntry(name))?.version === version)
+    throw new TraceError(
+      "conflict",
+      `resource ${name}: the latest version stays, so that its number is not given again, got ${version}; publish another first`,
+    );
+  await commit([{ kind: "unpublished", data: { name, version } }]);
+  return true;
 };
 
 /** Of a rollout that the store lacks, its attempts come in the same call; without the one it says is running it would run for ever. */
@@ -199,7 +214,7 @@ export const adopt = async (rows: Rows, commit: Commit, items: readonly (StoreIt
   const answer: Adopted[] = [];
   const newRollouts = new Map<string, { rollout: Rollout; attempts: Attempt[] }>();
   const newSpans = new Set<string>();
-  const newResources = new Map<string, Resource>(); // the latest of each name
+  const newResources = new Map<string, ResourceEntry>(); // the latest of each name
   let rolloutSeq = await rows.lastRolloutSeq();
   let spanSeq = await rows.lastSpanSeq();
 
@@ -240,9 +255,9 @@ export const adopt = async (rows: Rows, commit: Commit, items: readonly (StoreIt
       }
       case "resource": {
         const { name, version } = item.data;
-        const stored = await rows.resource(name, version);
+        const stored = await rows.resourceEntry(name, version);
         if (stored !== undefined) return sameContent(stored, item.data) ? "known" : "different";
-        const latest = newResources.get(name) ?? (await rows.resource(name));
+        const latest = newResources.get(name) ?? (await rows.resourceEntry(name));
         if (latest !== undefined && version <= latest.version) return "different";
         newResources.set(name, item.data);
         records.push(item);

@@ -11,6 +11,8 @@ export interface Keeping<KeptSpan, KeptResource> {
   loadSpans(kept: readonly KeptSpan[]): Promise<StoredSpan[]>;
   keepResource(resource: Resource): KeptResource;
   loadResource(kept: KeptResource): Promise<Resource>;
+  /** Nobody asks for it again. */
+  dropResource(kept: KeptResource): void;
   entryOf(kept: KeptResource): ResourceEntry;
 }
 
@@ -28,8 +30,8 @@ interface RolloutRow<KeptSpan> {
 /** IndexedDB's order of texts: by UTF-16 code units, as < compares. */
 const byCode = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
-export const withoutFiles = ({ name, kind, version, metadata, createdAtMs }: ResourceEntry): ResourceEntry =>
-  Object.freeze({ name, kind, version, metadata, createdAtMs });
+export const withoutFiles = ({ name, kind, version, metadata, manifest, createdAtMs }: ResourceEntry): ResourceEntry =>
+  Object.freeze({ name, kind, version, metadata, manifest, createdAtMs });
 
 export interface MemoryRows extends Rows {
   /** Rows beyond these seqs were here once and are gone: what comes next is beyond them. */
@@ -99,6 +101,10 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
     resource: async (name, version) => {
       const kept = resources.get(name)?.get(version ?? (latest.get(name) as number));
       return kept === undefined ? undefined : keeping.loadResource(kept);
+    },
+    resourceEntry: async (name, version) => {
+      const kept = resources.get(name)?.get(version ?? (latest.get(name) as number));
+      return kept && withoutFiles(keeping.entryOf(kept));
     },
     resources: async (after, limit) => {
       const found: ResourceEntry[] = [];
@@ -170,6 +176,13 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       attemptCount -= row.attempts.size;
       for (const { spans } of row.attempts.values()) spanCount -= spans.length;
     },
+    removeResource: async (name, version) => {
+      const versions = resources.get(name);
+      const kept = versions?.get(version);
+      if (kept === undefined) return;
+      versions?.delete(version);
+      keeping.dropResource(kept);
+    },
     raiseSeqs: (rolloutSeq, spanSeq) => {
       lastRolloutSeq = Math.max(lastRolloutSeq, rolloutSeq);
       lastSpanSeq = Math.max(lastSpanSeq, spanSeq);
@@ -192,6 +205,7 @@ const inMemory: Keeping<StoredSpan, Resource> = {
   loadSpans: async (spans) => [...spans],
   keepResource: (resource) => resource,
   loadResource: async (resource) => resource,
+  dropResource: () => {},
   entryOf: (resource) => resource,
 };
 

@@ -49,6 +49,11 @@ export const applyRecord = async (rows: Rows, record: StoreRecord): Promise<Stor
     case "resource":
       await rows.putResource(record.data);
       return [{ kind: "resource", name: record.data.name, version: record.data.version }];
+    case "unpublished": {
+      const { name, version } = record.data;
+      await rows.removeResource(name, version);
+      return [{ kind: "unpublished", name, version }];
+    }
     case "gone":
       await rows.removeRollout(record.data.rolloutId);
       return [{ kind: "gone", id: record.data.rolloutId }];

@@ -23,6 +23,7 @@ export interface Rows {
   lastSpanSeq(): Promise<number>;
   /** Absent version: the latest. */
   resource(name: string, version?: number): Promise<Resource | undefined>;
+  resourceEntry(name: string, version?: number): Promise<ResourceEntry | undefined>;
   /** By name and version, beyond `after`. */
   resources(after: readonly [name: string, version: number] | undefined, limit: number): Promise<ResourceEntry[]>;
   stats(): Promise<Omit<StoreStats, "redacted">>;
@@ -34,10 +35,14 @@ export interface Rows {
   putResource(resource: Resource): Promise<void>;
   /** With its attempts and spans; their seqs are never given again. */
   removeRollout(id: string): Promise<void>;
+  removeResource(name: string, version: number): Promise<void>;
 }
 
 /** One fact, whole by itself: after a crash any prefix of the records is a valid history. */
-export type StoreRecord = StoreItem | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } };
+export type StoreRecord =
+  | StoreItem
+  | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } }
+  | { readonly kind: "unpublished"; readonly data: { readonly name: string; readonly version: number } };
 
 export interface Transaction extends Rows {
   /** Where there is a log: written before the rows change. Called at most once a transaction, after every check. */
@@ -48,6 +53,8 @@ export interface Transaction extends Rows {
 export type Durability = "relaxed" | "strict";
 
 export interface Backend {
+  /** Its rows check a resource's bytes as they read them. */
+  readonly checksFiles?: boolean;
   /** All or nothing, one after the other. A body may run a second time when the connection was lost under it. */
   transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   /** Where appends may share a transaction: a relaxed one of `spans` spans, whose body writes nothing before its last rule is checked. */

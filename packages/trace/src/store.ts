@@ -4,11 +4,12 @@
 import * as commands from "./commands.ts";
 import { TraceError } from "./errors.ts";
 import { mintId } from "./ids.ts";
+import { manifestOf, withManifest } from "./manifest.ts";
 import { applyRecord } from "./records.ts";
 import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
 import { isTerminal } from "./status.ts";
 import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
-import type { Resource, Rollout, RolloutQuery, Store, StoreEvent } from "./vocabulary.ts";
+import type { Resource, Rollout, RolloutQuery, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { boundWait, platformTimer } from "./waitBounds.ts";
 
 export interface StoreOptions {
@@ -46,6 +47,12 @@ const matches = (rollout: Rollout, query: RolloutQuery): boolean =>
 const isBeyond = ({ seq }: Rollout, { after, order }: RolloutQuery): boolean =>
   after === undefined || (order === "newest" ? seq < after : seq > after);
 
+/** @throws TraceError "corrupt" for a resource whose files are not those of the manifest that came with it. */
+const digestedItems = (items: readonly (StoreItem | null)[]): Promise<(StoreItem | null)[]> =>
+  Promise.all(
+    items.map(async (item) => (item?.kind === "resource" ? { kind: "resource", data: await withManifest(item.data, "adopt") } : item)),
+  );
+
 const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
 
 /** One event per rollout for a batch of spans; a rollout's changes stay in order. */
@@ -64,6 +71,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   const listeners = new Set<(event: StoreEvent) => void>();
   const closing = new AbortController();
   let redacted = 0;
+  let lastDigest: Promise<unknown> = Promise.resolve(); // never rejects
 
   const closedError = () => new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
   const guardOpen = () => {
@@ -243,11 +251,17 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     },
     publish: async (resource) => {
       const checked = checkedResource(resource);
-      return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, checked, clock())));
+      guardOpen();
+      // hashing takes its time: who publishes first gets the lower version all the same
+      const digested = Promise.all([manifestOf(checked.files), lastDigest]).then(([manifest]) => ({ ...checked, manifest }));
+      lastDigest = digested.catch(() => {});
+      const input = await digested;
+      return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, input, clock())));
     },
+    unpublish: async (resourceName, version) => write("strict", (rows, commit) => commands.unpublish(rows, commit, resourceName, version)),
     resource: async (resourceName, version) => {
       const found = await read((rows) => rows.resource(resourceName, version));
-      return found && copyResource(found);
+      return found && copyResource(backend.checksFiles ? found : await withManifest(found, `store ${name}`));
     },
     async *resources() {
       let after: readonly [string, number] | undefined;
@@ -273,7 +287,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return (await backend.states()).sort();
     },
     adopt: async (items) => {
-      const checked = redactedItems(items, options.redact);
+      const checked = await digestedItems(redactedItems(items, options.redact));
       const outcomes = await write("strict", (rows, commit) => commands.adopt(rows, commit, checked));
       redacted += outcomes.filter((outcome) => outcome === "redacted").length;
       return outcomes;

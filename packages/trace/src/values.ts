@@ -11,6 +11,7 @@ import type {
   AttributeValue,
   Json,
   Resource,
+  ResourceEntry,
   ResourceInput,
   Rollout,
   RolloutConfig,
@@ -157,9 +158,6 @@ export const checkedResource = (resource: ResourceInput): CheckedResource => {
 export const copyFiles = (files: Readonly<Record<string, Uint8Array>>): Readonly<Record<string, Uint8Array>> =>
   Object.freeze(Object.fromEntries(Object.entries(files).map(([path, bytes]) => [path, new Uint8Array(bytes)])));
 
-const sameBytes = (a: Uint8Array | undefined, b: Uint8Array): boolean =>
-  a !== undefined && a.length === b.length && a.every((byte, index) => byte === b[index]);
-
 /** Key order does not matter in objects, order does in lists. */
 export const sameJson = (a: Json | undefined, b: Json | undefined): boolean => {
   if (a === b) return true;
@@ -168,11 +166,14 @@ export const sameJson = (a: Json | undefined, b: Json | undefined): boolean => {
   return left.length === Object.keys(b).length && left.every(([key, value]) => Object.hasOwn(b, key) && sameJson(value, right[key]));
 };
 
-export const sameContent = (a: Omit<CheckedResource, "version">, b: Omit<CheckedResource, "version">): boolean =>
+type Content = Pick<ResourceEntry, "kind" | "metadata" | "manifest">;
+
+/** Whether the files are the same, their hashes tell. */
+export const sameContent = (a: Content, b: Content): boolean =>
   a.kind === b.kind &&
   sameJson(a.metadata, b.metadata) &&
-  Object.keys(a.files).length === Object.keys(b.files).length &&
-  Object.entries(b.files).every(([path, bytes]) => sameBytes(a.files[path], bytes));
+  Object.keys(a.manifest).length === Object.keys(b.manifest).length &&
+  Object.entries(b.manifest).every(([path, { sha256 }]) => Object.hasOwn(a.manifest, path) && a.manifest[path]?.sha256 === sha256);
 
 // ---- what another store held ----------------------------------------------------------------------------------------------
 
@@ -237,6 +238,7 @@ export const checkedItem = (item: StoreItem, where: string): StoreItem => {
       const data: Resource = {
         ...checked,
         version: whole(checked.version, 1, `${where}: resource.version`),
+        manifest: item.data.manifest, // its truth is withManifest's to find out
         createdAtMs: finite(item.data.createdAtMs, `${where}: resource.createdAtMs`),
       };
       return { kind: "resource", data: Object.freeze(data) };

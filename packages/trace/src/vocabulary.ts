@@ -110,7 +110,17 @@ export interface ResourceInput {
   readonly files: Readonly<Record<string, Uint8Array>>;
 }
 
+export interface FileDigest {
+  /** 64 hex digits, lower-case. */
+  readonly sha256: string;
+  readonly byteLength: number;
+}
+
+/** What the files of a resource are, by path. */
+export type Manifest = Readonly<Record<string, FileDigest>>;
+
 export interface Resource extends Required<ResourceInput> {
+  readonly manifest: Manifest;
   readonly createdAtMs: number;
 }
 
@@ -180,6 +190,7 @@ export type StoreEvent =
   | { readonly kind: "rollout"; readonly id: string; readonly status: RolloutStatus }
   | { readonly kind: "spans"; readonly rolloutId: string; readonly count: number }
   | { readonly kind: "resource"; readonly name: string; readonly version: number }
+  | { readonly kind: "unpublished"; readonly name: string; readonly version: number }
   | { readonly kind: "gone"; readonly id: string };
 
 /** Memory is the reference; every store passes one conformance suite (tests/conformance). */
@@ -207,8 +218,13 @@ export interface Store {
   /** In order of seq. */
   spans(query: SpanQuery): AsyncIterable<StoredSpan>;
   publish(resource: ResourceInput): Promise<Resource>;
-  /** Absent version: the latest. */
+  /** Absent version: the latest. Rejects with "corrupt" when the bytes are not those of its manifest. */
   resource(name: string, version?: number): Promise<Resource | undefined>;
+  /**
+   * Deletes one version with its files; the latest of a name stays, so that no version is ever given twice. Resolves with whether
+   * it was there. Which ones nothing needs any more: collectGarbage.
+   */
+  unpublish(name: string, version: number): Promise<boolean>;
   /** All versions of all names, by name and version. */
   resources(): AsyncIterable<ResourceEntry>;
   /** Small named records of the training loop (cursor, checkpoint): last write wins, atomic, durable when resolved. */

@@ -33,6 +33,7 @@ const recording = (): Backend & { readonly allocated: Map<string, { tensor: Tens
       if (allocated.has(tensor.name)) throw new Error(`${tensor.name} twice`);
       allocated.set(tensor.name, { tensor, data: data! });
     },
+    fill: never,
     compile: never,
     write: never,
     read: never,

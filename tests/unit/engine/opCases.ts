@@ -2,15 +2,27 @@
 // Nothing is expected here: the reference executor gives the numbers. Everything is made by a seeded generator.
 // Rows beyond the row count hold NaN (inputs), a wild index (i32) or SENTINEL (outputs): a backend that touches them shows it.
 
-import type { Backend, HostArray } from "../../../packages/engine/src/plan/backend.ts";
-import { type OpName, operandsOf, type Rows, type Step, sizeOf, type Tensor, type Vars } from "../../../packages/engine/src/plan/step.ts";
+import type { Backend, HostArray, TensorData } from "../../../packages/engine/src/plan/backend.ts";
+import {
+  type OpName,
+  operandsOf,
+  type PackedDtype,
+  type Rows,
+  type Step,
+  sizeOf,
+  type Tensor,
+  type Vars,
+} from "../../../packages/engine/src/plan/step.ts";
 import { runStep } from "../../../packages/engine/src/reference/backend.ts";
+import { byteLengthOf, packInto } from "../../../packages/engine/src/weights/formats.ts";
 
 export interface OpCase {
   readonly name: string;
   readonly step: Step;
   /** First contents of tensors that are not views; a tensor that is absent starts at zero. */
-  readonly inputs: ReadonlyMap<Tensor, HostArray>;
+  readonly inputs: ReadonlyMap<Tensor, TensorData>;
+  /** The packed dtype that its weight has; a backend that does not read it yet skips the case. */
+  readonly packed?: PackedDtype;
   readonly vars: Vars;
   /** What is compared, whole tensors (no views). */
   readonly outputs: readonly Tensor[];
@@ -58,7 +70,7 @@ const layout = (
 const createBuilder = (seed: number) => {
   const random = createRandom(seed);
   const normal = createNormal(random);
-  const inputs = new Map<Tensor, HostArray>();
+  const inputs = new Map<Tensor, TensorData>();
   const outputs: Tensor[] = [];
 
   /** An io tensor with `at.n` live rows of `width` numbers (0: a vector of one number a row); a view of a longer one when base > 0. */
@@ -105,6 +117,18 @@ const createBuilder = (seed: number) => {
       );
       return tensor;
     },
+    /** A weight [O, I] in a packed dtype. */
+    packed: (name: string, shape: readonly [number, number], dtype: PackedDtype, fill: (i: number) => number = normal): Tensor => {
+      const tensor: Tensor = { name, shape, dtype, home: "weights" };
+      const words = new Uint32Array(byteLengthOf(tensor) / 4);
+      packInto(
+        tensor,
+        words,
+        Float32Array.from({ length: sizeOf(tensor) }, (_, i) => fill(i)),
+      );
+      inputs.set(tensor, words);
+      return tensor;
+    },
     /** A [rows, columns] view into a longer state buffer, the way LoRA parameters lie. */
     stateView: (name: string, shape: readonly [number, number], offset = 128): { whole: Tensor; view: Tensor } => {
       const length = offset + Math.ceil((shape[0] * shape[1]) / 64) * 64 + 64;
@@ -118,7 +142,7 @@ type Builder = ReturnType<typeof createBuilder>;
 
 /** Steps without rows have no vars of their own. */
 type Made = { step: Step; vars: Vars; tolerance?: number };
-const cases: { name: string; make: (b: Builder) => Made }[] = [];
+const cases: { name: string; packed?: PackedDtype; make: (b: Builder) => Made }[] = [];
 const add = (name: string, make: (b: Builder) => Made): void => {
   cases.push({ name, make });
 };
@@ -596,7 +620,7 @@ const attentionOperands = (b: Builder, shape: AttentionShape, at: Layout) => {
   const o = b.rowsIn("o", heads * headWidth, at, () => 0);
   const lse = b.rowsIn("lse", heads, at, () => 0);
   const delta = b.rowsIn("delta", heads, at, () => 0);
-  const valuesOf = (tensor: Tensor): Float32Array | Int32Array => b.inputs.get(tensor)!;
+  const valuesOf = (tensor: Tensor): HostArray => b.inputs.get(tensor) as HostArray;
   const shared = { rows: at.rows, heads, kvHeads, scale, ...(window !== undefined && { window }) };
   runStep({ op: "attention", ...shared, q, k, v, start: starts, o, lse }, valuesOf, at.vars);
   runStep({ op: "attentionDelta", rows: at.rows, o, dO, delta, heads }, valuesOf, at.vars);
@@ -906,11 +930,145 @@ for (const [name, length, vars, moments, sum] of [
   });
 }
 
+/* ---- packed weights: every operation that reads a weights tensor [O, I], in every packed dtype ---- */
+
+/** Rows, I, O: edges of panels (8), of words and of groups (32), and more groups than one depth block of any executor holds. */
+const PACKED_SHAPES = [
+  [1, 32, 64],
+  [1, 288, 137],
+  [5, 64, 50],
+  [37, 96, 33],
+  [70, 64, 130],
+  [3, 576, 7],
+  [2, 64, 1],
+] as const;
+
+for (const dtype of ["f16", "bf16", "q8", "q4"] as const) {
+  const addPacked = (name: string, make: (b: Builder) => Made): void => {
+    cases.push({ name: `${name}, ${dtype} weights`, packed: dtype, make });
+  };
+  for (const [n, inner, outer] of PACKED_SHAPES) {
+    const at = layout(n);
+    addPacked(`linear, ${n} rows, ${inner} to ${outer}`, (b) => ({
+      step: {
+        op: "linear",
+        rows: at.rows,
+        x: b.rowsIn("x", inner, at),
+        w: b.packed("w", [outer, inner], dtype),
+        y: b.rowsOut("y", outer, at),
+        scale: 1,
+      },
+      vars: at.vars,
+    }));
+    addPacked(`linearBackward, ${n} rows, ${outer} to ${inner}, overwrites`, (b) => ({
+      step: {
+        op: "linearBackward",
+        rows: at.rows,
+        dy: b.rowsIn("dy", outer, at),
+        w: b.packed("w", [outer, inner], dtype),
+        // What lies in dx before is NaN: it must not be read.
+        dx: b.rowsInOut("dx", inner, at, () => Number.NaN),
+        scale: 1,
+        accumulate: false,
+      },
+      vars: at.vars,
+    }));
+    addPacked(`embed, ${n} rows of ${inner} out of ${outer}`, (b) => ({
+      step: {
+        op: "embed",
+        rows: at.rows,
+        table: b.packed("table", [outer, inner], dtype),
+        tokens: b.indices("tokens", at, (row) => (row === 0 ? outer - 1 : Math.floor(b.random() * outer))),
+        y: b.rowsOut("y", inner, at),
+        scale: 1,
+      },
+      vars: at.vars,
+      // A half times a small integer is exact in f32.
+      tolerance: 0,
+    }));
+  }
+  addPacked("linear, bias and another residual, scale 0.25", (b) => {
+    const at = layout(13);
+    return {
+      step: {
+        op: "linear",
+        rows: at.rows,
+        x: b.rowsIn("x", 96, at),
+        w: b.packed("w", [70, 96], dtype),
+        bias: b.whole("bias", [70]),
+        residual: b.rowsIn("residual", 70, at),
+        y: b.rowsOut("y", 70, at),
+        scale: 0.25,
+      },
+      vars: at.vars,
+    };
+  });
+  addPacked("linear, a chunk from row 64 on", (b) => {
+    const at = layout(9, { count: "outRows", base: 64 });
+    return {
+      step: {
+        op: "linear",
+        rows: at.rows,
+        x: b.rowsIn("x", 64, at),
+        w: b.packed("w", [90, 64], dtype),
+        y: b.rowsOut("y", 90, at),
+        scale: 1,
+      },
+      vars: at.vars,
+    };
+  });
+  addPacked("linearBackward, a chunk from row 128 on, accumulates, scale 0.5", (b) => {
+    const at = layout(7, { base: 128 });
+    return {
+      step: {
+        op: "linearBackward",
+        rows: at.rows,
+        dy: b.rowsIn("dy", 90, at),
+        w: b.packed("w", [90, 96], dtype),
+        dx: b.rowsInOut("dx", 96, at),
+        scale: 0.5,
+        accumulate: true,
+      },
+      vars: at.vars,
+    };
+  });
+  addPacked("embed, scaled", (b) => {
+    const at = layout(5);
+    return {
+      step: {
+        op: "embed",
+        rows: at.rows,
+        table: b.packed("table", [50, 64], dtype),
+        tokens: b.indices("tokens", at, (row) => 49 - row),
+        y: b.rowsOut("y", 64, at),
+        scale: Math.sqrt(640),
+      },
+      vars: at.vars,
+      tolerance: 1e-6,
+    };
+  });
+  // Weights of 10⁻³ have scales below the smallest normal half, 6·10⁻⁵, which an executor must not flush to zero. One group is zeros.
+  addPacked("linear, weights so small that their scales are subnormal halves", (b) => {
+    const at = layout(4);
+    return {
+      step: {
+        op: "linear",
+        rows: at.rows,
+        x: b.rowsIn("x", 64, at, () => 1000 * b.normal()),
+        w: b.packed("w", [40, 64], dtype, (i) => (i % 128 < 32 ? 0 : 1e-4 * b.normal())),
+        y: b.rowsOut("y", 40, at),
+        scale: 1,
+      },
+      vars: at.vars,
+    };
+  });
+}
+
 const build = (index: number): OpCase => {
   const builder = createBuilder(1000 + index);
-  const { name, make } = cases[index]!;
+  const { name, packed, make } = cases[index]!;
   const { step, vars, tolerance = 1e-5 } = make(builder);
-  return { name, step, inputs: builder.inputs, vars, outputs: builder.outputs, tolerance };
+  return { name, ...(packed && { packed }), step, inputs: builder.inputs, vars, outputs: builder.outputs, tolerance };
 };
 
 /** All cases, with tensors of their own: a backend allocates a tensor once. */
@@ -927,7 +1085,7 @@ export const runCase = async (backend: Backend, { name, step, inputs, vars, outp
   const executable = await backend.compile({ name, steps: [step] });
   for (const tensor of operands) {
     const data = inputs.get(tensor);
-    if (tensor.home === "io" && data) backend.write(tensor, data);
+    if (tensor.home === "io" && data) backend.write(tensor, data as HostArray);
   }
   await executable.run(vars);
   const results = new Map<Tensor, HostArray>();

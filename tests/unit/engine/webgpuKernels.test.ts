@@ -24,7 +24,7 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
     optimPlan(p, g, m, v).plan,
     { name: "publish", steps: [{ op: "copy", x: p.flat, y: served.flat }] },
   ];
-  return plans.flatMap(({ steps }) => steps.flatMap(lower));
+  return plans.flatMap(({ steps }) => steps.flatMap((step) => lower(step)));
 };
 
 const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));

@@ -167,6 +167,8 @@ export function createBigramPolicy(vocabSize: number, initial?: ArrayLike<number
       served.set(table);
       policyVersion = version;
     },
+    loadAdapter: () => Promise.reject(new Error("bigram policy: it has one table")),
+    unloadAdapter: () => Promise.reject(new Error("bigram policy: it has one table")),
     dispose: async () => {},
   };
 }

@@ -10,7 +10,7 @@
 import * as z from "zod";
 import type { PeftFiles } from "../contract.ts";
 import { EngineError } from "../errors.ts";
-import { LINEARS, type LinearName, type LoraSpec } from "../model/spec.ts";
+import { LINEARS, type LinearName, type LoraSpec, moduleOf } from "../model/spec.ts";
 import type { LoraTensors } from "../model/tensors.ts";
 import { parseJson } from "../weights/json.ts";
 import { readSafetensors, type Safetensors, type TensorToWrite, toFloat32, writeSafetensors } from "../weights/safetensors.ts";
@@ -94,8 +94,7 @@ const isEmpty = (value: unknown): boolean =>
   (Array.isArray(value) && value.length === 0) ||
   (typeof value === "object" && Object.keys(value).length === 0);
 
-const moduleName = (layer: number, linear: LinearName): string =>
-  `model.layers.${layer}.${linear === "gate_proj" || linear === "up_proj" || linear === "down_proj" ? "mlp" : "self_attn"}.${linear}`;
+const moduleName = (layer: number, linear: LinearName): string => `model.layers.${layer}.${moduleOf(linear)}.${linear}`;
 
 /** Name of A or B of one linear layer in adapter_model.safetensors. */
 export const peftName = (layer: number, linear: LinearName, half: "A" | "B"): string =>
@@ -165,9 +164,10 @@ const lookUp = (pattern: Readonly<Record<string, number>>, module: string): numb
   return undefined;
 };
 
-const checkSidecar = async (files: PeftFiles, base: AdapterBase): Promise<void> => {
+/** Its adapterVersion. */
+const checkSidecar = async (files: PeftFiles, base: AdapterBase): Promise<number | undefined> => {
   const bytes = files[SIDECAR];
-  if (!bytes) return; // an adapter that PEFT made: nothing says which base it is for
+  if (!bytes) return undefined; // an adapter that PEFT made: nothing says which base it is for
   const sidecar = check(sidecarSchema, parseJson(bytes, SIDECAR), SIDECAR);
   for (const key of ["weightsSha256", "configSha256", "tokenizerSha256"] as const) {
     const [wanted, got] = [sidecar.base[key], base[key]];
@@ -183,6 +183,7 @@ const checkSidecar = async (files: PeftFiles, base: AdapterBase): Promise<void> 
       "bad-file",
       `${WEIGHTS}: its sha256 is the one in ${SIDECAR}, ${sidecar.sha256.slice(0, 12)}…, got ${actual.slice(0, 12)}…; the file is damaged or was replaced, export it again`,
     );
+  return sidecar.adapterVersion;
 };
 
 const refuseForeign = (config: Record<string, unknown>): void => {
@@ -214,13 +215,39 @@ const checkNames = (stored: Safetensors, targets: readonly LinearName[], layers:
     );
 };
 
+/** One adapted linear as its file holds it: ΔW = scale·B·A. */
+export interface PeftModule {
+  readonly layer: number;
+  readonly linear: LinearName;
+  readonly rank: number;
+  /** alpha / rank, or alpha / √rank with rsLoRA. */
+  readonly scale: number;
+  /** [rank, I] and [O, rank]. */
+  readonly a: Float32Array;
+  readonly b: Float32Array;
+}
+
+export interface PeftAdapter {
+  /** The largest rank of its modules, 0 if it has none. */
+  readonly rank: number;
+  readonly targets: readonly LinearName[];
+  /** Of the sidecar; undefined for an adapter that PEFT made. */
+  readonly version: number | undefined;
+  /** One at a time: only the one asked for is in f32. */
+  readonly module: (layer: number, linear: LinearName) => PeftModule | undefined;
+}
+
+/** The linears that an adapter may adapt: the same [O, I] in every block. */
+export interface AdaptedModel {
+  readonly layers: number;
+  readonly shapeOf: (linear: LinearName) => readonly [number, number];
+}
+
 /**
- * Reads an adapter into values of `adapter.layout`. Modules that the file does not adapt keep `adapter.values` (a fresh
- * initialisation). Differences of scale (alpha, rsLoRA, alpha_pattern) are folded into B; modules of a smaller rank in
- * rank_pattern are padded with zeros, which computes the same.
- * Throws EngineError("bad-file" | "unsupported"); `adapter` is never written.
+ * Reads and checks an adapter for a model of these shapes. Throws EngineError("bad-file" | "unsupported"): another base by the
+ * sidecar's hashes, names or shapes of another model, anything that is not plain LoRA.
  */
-export const fromPeft = async (files: PeftFiles, adapter: Adapter): Promise<Float32Array<ArrayBuffer>> => {
+export const readPeft = async (files: PeftFiles, { layers, shapeOf }: AdaptedModel, base: AdapterBase): Promise<PeftAdapter> => {
   for (const file of [WEIGHTS, CONFIG]) {
     if (!files[file])
       throw new EngineError(
@@ -237,51 +264,86 @@ export const fromPeft = async (files: PeftFiles, adapter: Adapter): Promise<Floa
       "unsupported",
       `${CONFIG}: target_modules are among ${LINEARS.join(", ")}, got ${foreign.join(", ")}; train the adapter on those`,
     );
-  await checkSidecar(files, adapter.base);
+  const version = await checkSidecar(files, base);
 
-  const { layout, lora } = adapter;
   const targets = LINEARS.filter((linear) => config.target_modules.includes(linear));
   const stored = readSafetensors(files[WEIGHTS]!, WEIGHTS);
-  checkNames(stored, targets, layout.layers.length);
+  checkNames(stored, targets, layers);
 
   const rankOf = (module: string): number => lookUp(config.rank_pattern ?? {}, module) ?? config.r;
-  const modules = layout.layers.flatMap((pairs, i) =>
-    targets.map((linear) => ({
-      pair: pairs[linear],
-      names: [peftName(i, linear, "A"), peftName(i, linear, "B")] as const,
-      module: moduleName(i, linear),
-    })),
-  );
-  const largest = Math.max(...modules.map(({ module }) => rankOf(module)));
-  if (modules.length > 0 && largest !== lora.rank)
-    throw new EngineError(
-      "unsupported",
-      `${CONFIG}: the adapter's rank is the policy's, ${lora.rank}, got ${largest}; create the policy with lora.rank ${largest}`,
-    );
+  const ranks = Array.from({ length: layers }, (_, layer) =>
+    targets.map((linear) => {
+      const rank = rankOf(moduleName(layer, linear));
+      const [outer, inner] = shapeOf(linear);
+      for (const [half, shape] of [
+        ["A", [rank, inner]],
+        ["B", [outer, rank]],
+      ] as const) {
+        const tensor = stored.tensors.get(peftName(layer, linear, half))!;
+        if (tensor.shape.length !== 2 || tensor.shape.some((size, axis) => size !== shape[axis]))
+          throw new EngineError(
+            "bad-file",
+            `${WEIGHTS}: ${tensor.name} is [${shape}], got [${tensor.shape}]; take the adapter of this base model`,
+          );
+      }
+      return rank;
+    }),
+  ).flat();
+  const valuesOf = (layer: number, linear: LinearName, half: "A" | "B"): Float32Array =>
+    toFloat32(stored.tensors.get(peftName(layer, linear, half))!, WEIGHTS);
+  return {
+    rank: Math.max(0, ...ranks),
+    targets,
+    version,
+    module: (layer, linear) => {
+      if (!targets.includes(linear)) return undefined;
+      const name = moduleName(layer, linear);
+      const rank = rankOf(name);
+      const alpha = lookUp(config.alpha_pattern ?? {}, name) ?? config.lora_alpha;
+      const scale = alpha / (config.use_rslora ? Math.sqrt(rank) : rank);
+      return { layer, linear, rank, scale, a: valuesOf(layer, linear, "A"), b: valuesOf(layer, linear, "B") };
+    },
+  };
+};
 
-  const values = Float32Array.from(adapter.values);
-  for (const { pair, names, module } of modules) {
-    const rank = rankOf(module);
-    const alpha = lookUp(config.alpha_pattern ?? {}, module) ?? config.lora_alpha;
-    const factor = alpha / (config.use_rslora ? Math.sqrt(rank) : rank) / (lora.alpha / lora.rank);
-    const [a, b] = [stored.tensors.get(names[0])!, stored.tensors.get(names[1])!];
-    const inner = pair.a.shape[1]!;
-    const outer = pair.b.shape[0]!;
-    for (const [tensor, shape] of [
-      [a, [rank, inner]],
-      [b, [outer, rank]],
-    ] as const) {
-      if (tensor.shape.length !== 2 || tensor.shape.some((size, axis) => size !== shape[axis]))
-        throw new EngineError(
-          "bad-file",
-          `${WEIGHTS}: ${tensor.name} is [${shape}], got [${tensor.shape}]; take the adapter of this base model`,
-        );
+/** The linears of a model as an adapter's layout has them. */
+export const adaptedModel = ({ layers }: LoraTensors): AdaptedModel => ({
+  layers: layers.length,
+  shapeOf: (linear) => [layers[0]![linear].b.shape[0]!, layers[0]![linear].a.shape[1]!],
+});
+
+/**
+ * An adapter as values of `layout`: what its file does not adapt stays as in `initial`, differences of scale are folded into B,
+ * smaller ranks are padded with zeros, which computes the same. Its rank is at most the layout's. `initial` is never written.
+ */
+export const toValues = (
+  adapter: PeftAdapter,
+  { layout, lora, initial }: { readonly layout: LoraTensors; readonly lora: LoraSpec; readonly initial: Float32Array },
+): Float32Array<ArrayBuffer> => {
+  const values = Float32Array.from(initial);
+  for (const [layer, pairs] of layout.layers.entries()) {
+    for (const linear of adapter.targets) {
+      const { rank, scale, a, b } = adapter.module(layer, linear)!;
+      const factor = scale / (lora.alpha / lora.rank);
+      const target = partOf(values, pairs[linear].b).fill(0);
+      for (let o = 0; o < b.length / rank; o++) for (let r = 0; r < rank; r++) target[o * lora.rank + r] = b[o * rank + r]! * factor;
+      partOf(values, pairs[linear].a).fill(0).set(a);
     }
-    const target = partOf(values, pair.b).fill(0);
-    const source = toFloat32(b, WEIGHTS);
-    for (let o = 0; o < outer; o++) for (let r = 0; r < rank; r++) target[o * lora.rank + r] = source[o * rank + r]! * factor;
-    const padded = partOf(values, pair.a).fill(0);
-    padded.set(toFloat32(a, WEIGHTS));
   }
   return values;
+};
+
+/**
+ * Reads an adapter into values of `adapter.layout`, whose rank it must have: training goes on from it. Modules that the file
+ * does not adapt keep `adapter.values` (a fresh initialisation). Throws EngineError("bad-file" | "unsupported").
+ */
+export const fromPeft = async (files: PeftFiles, adapter: Adapter): Promise<Float32Array<ArrayBuffer>> => {
+  const { layout, lora, base, values } = adapter;
+  const read = await readPeft(files, adaptedModel(layout), base);
+  if (read.rank !== 0 && read.rank !== lora.rank)
+    throw new EngineError(
+      "unsupported",
+      `${CONFIG}: the adapter's rank is the policy's, ${lora.rank}, got ${read.rank}; create the policy with lora.rank ${read.rank}`,
+    );
+  return toValues(read, { layout, lora, initial: values });
 };

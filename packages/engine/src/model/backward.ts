@@ -23,6 +23,11 @@ export interface DecoderGradient {
   readonly start: Tensor;
   readonly end: Tensor;
   readonly blocks: readonly BlockActivations[];
+  /**
+   * Gradient checkpointing: emits a block's forward again, from its kept input, right before its gradient, so that between the two
+   * only the inputs are held. Absent: all that the forward left behind is kept. The top block is never repeated: nothing would be freed.
+   */
+  readonly emitAgain?: (layer: number, x: Tensor) => BlockActivations;
   /** In: gradient of the residual stream after the last block, [T, D]. It is overwritten block by block. */
   readonly dx: Tensor;
 }
@@ -34,12 +39,13 @@ export const emitDecoderBackward = (
   weights: ModelTensors,
   lora: Lora,
   grads: LoraTensors,
-  { rows, positions, start, end, blocks, dx }: DecoderGradient,
+  { rows, positions, start, end, blocks, emitAgain, dx }: DecoderGradient,
 ): void => {
   const scale = loraScale(lora.spec);
   const { heads, kvHeads } = spec;
 
-  for (const [i, block] of [...blocks.entries()].reverse()) {
+  for (const [i, first] of [...blocks.entries()].reverse()) {
+    const block = emitAgain && i < blocks.length - 1 ? emitAgain(i, first.x) : first;
     const layer = weights.layers[i]!;
     const tensor = (name: string, width: number): Tensor => activation(`${name}.${i}`, rows, width);
     const linearBackward = (dy: Tensor, w: Tensor, dx: Tensor, factor: number, accumulate: boolean): void => {

@@ -32,14 +32,18 @@ interface AdaptedLinear {
   readonly residual: Tensor | undefined;
 }
 
-/** y = residual + bias + x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Returns h = x·Aᵀ [T, R], which the gradient of B needs. */
+/** h = x·Aᵀ, [T, R]: what the gradient of B needs of a linear. */
+const emitLora = (steps: Step[], rows: Rows, x: Tensor, { a }: LoraPair, name: string): Tensor => {
+  const h = activation(`${name}.lora`, rows, a.shape[0]!);
+  steps.push({ op: "linear", rows, x, w: a, y: h, scale: 1 });
+  return h;
+};
+
+/** y = residual + bias + x·Wᵀ + s·(x·Aᵀ)·Bᵀ. Returns h = x·Aᵀ. */
 const adaptedLinear = (steps: Step[], rows: Rows, { x, w, bias, pair, scale, y, residual }: AdaptedLinear): Tensor => {
-  const h = activation(`${y.name}.lora`, rows, pair.a.shape[0]!);
-  steps.push(
-    { op: "linear", rows, x, w, y, scale: 1, ...(bias && { bias }), ...(residual && { residual }) },
-    { op: "linear", rows, x, w: pair.a, y: h, scale: 1 },
-    { op: "linear", rows, x: h, w: pair.b, residual: y, y, scale },
-  );
+  steps.push({ op: "linear", rows, x, w, y, scale: 1, ...(bias && { bias }), ...(residual && { residual }) });
+  const h = emitLora(steps, rows, x, pair, y.name);
+  steps.push({ op: "linear", rows, x: h, w: pair.b, residual: y, y, scale });
   return h;
 };
 
@@ -127,70 +131,88 @@ export interface DecoderRows {
   readonly attend: Attend;
 }
 
+/** Which block, and under which names. */
+export interface Block {
+  readonly layer: number;
+  /** Its input, [T, D]. */
+  readonly x: Tensor;
+  /** Emitted a second time, for its gradient alone: names get a suffix, and an output that no gradient reads is left out. */
+  readonly isAgain: boolean;
+}
+
+/** One block. `next` is its output; where it was left out, nothing reads it. */
+export const emitBlock = (
+  steps: Step[],
+  spec: ModelSpec,
+  weights: ModelTensors,
+  lora: Lora,
+  { rows, positions, attend }: Omit<DecoderRows, "tokens">,
+  { layer: i, x, isAgain }: Block,
+): { block: BlockActivations; next: Tensor } => {
+  const layer = weights.layers[i]!;
+  const scale = loraScale(lora.spec);
+  const suffix = isAgain ? ".again" : "";
+  const tensor = (name: string, width: number): Tensor => activation(`${name}.${i}${suffix}`, rows, width);
+  const outputs = Object.fromEntries(LINEARS.map((name) => [name, tensor(name, linearShape(spec, name)[0])])) as Record<LinearName, Tensor>;
+  const h = {} as Record<LinearName, Tensor>;
+  const adapted = (name: LinearName, input: Tensor, y: Tensor = outputs[name], residual?: Tensor): void => {
+    const pair = lora.tensors.layers[i]![name];
+    h[name] = adaptedLinear(steps, rows, { x: input, w: layer.linear[name], bias: layer.bias[name], pair, scale, y, residual });
+  };
+  /** y = residual + linear(input), the linear's output normed on the way where the family does. */
+  const addToResidual = (name: LinearName, input: Tensor, gain: Tensor | undefined, residual: Tensor, y: Tensor): NormInput | undefined => {
+    if (!gain) {
+      adapted(name, input, y, residual);
+      return undefined;
+    }
+    adapted(name, input);
+    const out: NormInput = { x: outputs[name], rstd: tensor(`${name}.rstd`, 0) };
+    steps.push({ op: "rmsNorm", rows, x: out.x, gain, residual, y, rstd: out.rstd, eps: spec.normEps });
+    return out;
+  };
+
+  const [n, rstd] = [tensor("n", spec.width), tensor("rstd", 0)];
+  const { q_proj: q, k_proj: k, v_proj: v, gate_proj: gate, up_proj: up } = outputs;
+  const [o, lse] = [tensor("o", spec.heads * spec.headWidth), tensor("lse", spec.heads)];
+  steps.push({ op: "rmsNorm", rows, x, gain: layer.inputNorm, y: n, rstd, eps: spec.normEps });
+  adapted("q_proj", n);
+  adapted("k_proj", n);
+  adapted("v_proj", n);
+  const seen = emitHeads(steps, spec, layer, { rows, positions }, { q, k }, "normed");
+  attend(steps, i, { q: seen.q, k: seen.k, v, o, lse });
+  const x1 = tensor("x1", spec.width);
+  const attentionOut = addToResidual("o_proj", o, layer.attentionOutNorm, x, x1);
+
+  const [n1, rstd1, a] = [tensor("n1", spec.width), tensor("rstd1", 0), tensor("a", spec.feedForward)];
+  steps.push({ op: "rmsNorm", rows, x: x1, gain: layer.feedForwardNorm, y: n1, rstd: rstd1, eps: spec.normEps });
+  adapted("gate_proj", n1);
+  adapted("up_proj", n1);
+  steps.push({ op: "glu", rows, gate, up, y: a, activation: spec.activation });
+  const next = activation(`x.${i + 1}${suffix}`, rows, spec.width);
+  let feedForwardOut: NormInput | undefined;
+  if (isAgain && !layer.feedForwardOutNorm)
+    h.down_proj = emitLora(steps, rows, a, lora.tensors.layers[i]!.down_proj, outputs.down_proj.name);
+  else feedForwardOut = addToResidual("down_proj", a, layer.feedForwardOutNorm, x1, next);
+
+  const outs = { ...(attentionOut && { attentionOut }), ...(feedForwardOut && { feedForwardOut }) };
+  return { block: { x, x1, q, k, v, o, lse, gate, up, h, ...outs }, next };
+};
+
 /** Embedding and all blocks. Returns the residual stream after the last block, [T, D]. */
 export const emitDecoder = (
   steps: Step[],
   spec: ModelSpec,
   weights: ModelTensors,
   lora: Lora,
-  { rows, tokens, positions, attend }: DecoderRows,
+  { tokens, ...emission }: DecoderRows,
 ): { blocks: BlockActivations[]; x: Tensor } => {
-  const scale = loraScale(lora.spec);
+  const { rows } = emission;
   const blocks: BlockActivations[] = [];
   let x = activation("x.0", rows, spec.width);
   steps.push({ op: "embed", rows, table: weights.embed, tokens, y: x, scale: spec.embedScale });
-
-  for (const [i, layer] of weights.layers.entries()) {
-    const tensor = (name: string, width: number): Tensor => activation(`${name}.${i}`, rows, width);
-    const outputs = Object.fromEntries(LINEARS.map((name) => [name, tensor(name, linearShape(spec, name)[0])])) as Record<
-      LinearName,
-      Tensor
-    >;
-    const h = {} as Record<LinearName, Tensor>;
-    const adapted = (name: LinearName, input: Tensor, y: Tensor = outputs[name], residual?: Tensor): void => {
-      const pair = lora.tensors.layers[i]![name];
-      h[name] = adaptedLinear(steps, rows, { x: input, w: layer.linear[name], bias: layer.bias[name], pair, scale, y, residual });
-    };
-    /** y = residual + linear(input), the linear's output normed on the way where the family does. */
-    const addToResidual = (
-      name: LinearName,
-      input: Tensor,
-      gain: Tensor | undefined,
-      residual: Tensor,
-      y: Tensor,
-    ): NormInput | undefined => {
-      if (!gain) {
-        adapted(name, input, y, residual);
-        return undefined;
-      }
-      adapted(name, input);
-      const out: NormInput = { x: outputs[name], rstd: tensor(`${name}.rstd`, 0) };
-      steps.push({ op: "rmsNorm", rows, x: out.x, gain, residual, y, rstd: out.rstd, eps: spec.normEps });
-      return out;
-    };
-
-    const [n, rstd] = [tensor("n", spec.width), tensor("rstd", 0)];
-    const { q_proj: q, k_proj: k, v_proj: v, gate_proj: gate, up_proj: up } = outputs;
-    const [o, lse] = [tensor("o", spec.heads * spec.headWidth), tensor("lse", spec.heads)];
-    steps.push({ op: "rmsNorm", rows, x, gain: layer.inputNorm, y: n, rstd, eps: spec.normEps });
-    adapted("q_proj", n);
-    adapted("k_proj", n);
-    adapted("v_proj", n);
-    const seen = emitHeads(steps, spec, layer, { rows, positions }, { q, k }, "normed");
-    attend(steps, i, { q: seen.q, k: seen.k, v, o, lse });
-    const x1 = tensor("x1", spec.width);
-    const attentionOut = addToResidual("o_proj", o, layer.attentionOutNorm, x, x1);
-
-    const [n1, rstd1, a] = [tensor("n1", spec.width), tensor("rstd1", 0), tensor("a", spec.feedForward)];
-    steps.push({ op: "rmsNorm", rows, x: x1, gain: layer.feedForwardNorm, y: n1, rstd: rstd1, eps: spec.normEps });
-    adapted("gate_proj", n1);
-    adapted("up_proj", n1);
-    steps.push({ op: "glu", rows, gate, up, y: a, activation: spec.activation });
-    const next = activation(`x.${i + 1}`, rows, spec.width);
-    const feedForwardOut = addToResidual("down_proj", a, layer.feedForwardOutNorm, x1, next);
-
-    const outs = { ...(attentionOut && { attentionOut }), ...(feedForwardOut && { feedForwardOut }) };
-    blocks.push({ x, x1, q, k, v, o, lse, gate, up, h, ...outs });
+  for (const layer of weights.layers.keys()) {
+    const { block, next } = emitBlock(steps, spec, weights, lora, emission, { layer, x, isAgain: false });
+    blocks.push(block);
     x = next;
   }
   return { blocks, x };

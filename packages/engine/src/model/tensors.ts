@@ -99,8 +99,11 @@ export interface LoraTensors {
   readonly layers: readonly Readonly<Record<LinearName, LoraPair>>[];
 }
 
-/** The same layout for parameters, gradients, both moments and the sampler's copy: only the name differs. */
-export const loraTensors = (spec: ModelSpec, { rank }: LoraSpec, name: string): LoraTensors => {
+/**
+ * The same layout for parameters, gradients, both moments and the sampler's copies: only name and home differ. An adapter of home io
+ * lives as long as the plans that are compiled over it.
+ */
+export const loraTensors = (spec: ModelSpec, { rank }: LoraSpec, name: string, home: "state" | "io" = "state"): LoraTensors => {
   let length = 0;
   const pending: { name: string; shape: readonly number[]; offset: number }[] = [];
   const reserve = (suffix: string, shape: readonly [number, number]): number => {
@@ -114,8 +117,8 @@ export const loraTensors = (spec: ModelSpec, { rank }: LoraSpec, name: string): 
       return [linear, reserve(`${i}.${linear}.a`, [rank, inner]), reserve(`${i}.${linear}.b`, [outer, rank])] as const;
     }),
   );
-  const flat: Tensor = { name, shape: [length], dtype: "f32", home: "state" };
-  const views = pending.map(({ offset, ...rest }): Tensor => ({ ...rest, dtype: "f32", home: "state", view: { of: flat, offset } }));
+  const flat: Tensor = { name, shape: [length], dtype: "f32", home };
+  const views = pending.map(({ offset, ...rest }): Tensor => ({ ...rest, dtype: "f32", home, view: { of: flat, offset } }));
   return {
     flat,
     layers: slots.map(

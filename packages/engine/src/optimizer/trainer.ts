@@ -23,6 +23,8 @@ export interface TrainerOptions {
   readonly lora: { readonly spec: LoraSpec; readonly parameters: LoraTensors };
   /** Token rows of one run; also the longest datum. Default 1024. */
   readonly microBatchTokens?: number;
+  /** Gradient checkpointing (plans.ts). Changes no number. Default false. */
+  readonly checkpoint?: boolean;
   readonly lock: Lock;
 }
 
@@ -44,6 +46,7 @@ export interface TrainerCore extends Pick<Trainer, "forward" | "forwardBackward"
 }
 
 const DEFAULT_MICRO_BATCH_TOKENS = 1024;
+const CLEARED = "all accumulated gradients were cleared, repeat the step from its first datum";
 /** Stands for "no dual clip" in lossParams: larger than any clamped ratio (e²⁰). */
 const NO_DUAL_CLIP = 1e30;
 
@@ -83,12 +86,12 @@ const adamVarsOf = (adam: AdamParams, adamStep: number) => {
 
 /** Allocates gradients and moments (zero) and compiles plans when they are first needed. */
 export const createTrainer = async (options: TrainerOptions): Promise<TrainerCore> => {
-  const { backend, spec, weights, lora, microBatchTokens = DEFAULT_MICRO_BATCH_TOKENS, lock } = options;
+  const { backend, spec, weights, lora, microBatchTokens = DEFAULT_MICRO_BATCH_TOKENS, checkpoint = false, lock } = options;
   if (!Number.isInteger(microBatchTokens) || microBatchTokens < 1) {
     fail("createTrainer", "microBatchTokens is a positive integer", microBatchTokens, "1024 fills most devices");
   }
   const limits: Limits = { vocab: spec.vocab, maxPositions: spec.maxPositions, maxRows: microBatchTokens };
-  const capacity = { rows: microBatchTokens, outRows: microBatchTokens };
+  const capacity = { rows: microBatchTokens, outRows: microBatchTokens, checkpoint };
   const adapter = { tensors: lora.parameters, spec: lora.spec };
   const state: TrainerState = {
     parameters: lora.parameters,
@@ -180,10 +183,7 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
       let hasBegun = false;
       try {
         for (const members of batches) {
-          const consequence = hasBegun
-            ? "all accumulated gradients were cleared, repeat the step from its first datum"
-            : "nothing was changed";
-          checkSignal("forwardBackward", signal, consequence);
+          checkSignal("forwardBackward", signal, hasBegun ? CLEARED : "nothing was changed");
           const plan = await compileTrain(loss.name);
           const batch = toMicroBatch(checked, members);
           writeRows(plan, batch, inverse);
@@ -197,8 +197,13 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
           for (const value of await backend.read(plan.tokenLoss, batch.outRows)) lossSum += value;
         }
       } catch (error) {
-        if (hasBegun) clearGradients();
-        throw error;
+        if (!hasBegun) throw error;
+        clearGradients();
+        const { code, message } = error instanceof EngineError ? error : { code: "device" as const, message: String(error) };
+        throw new EngineError(code, message.includes(CLEARED) ? message : `${message}; ${CLEARED}`, {
+          cause: error,
+          clearsGradients: true,
+        });
       }
       return { ...output, lossSum };
     });

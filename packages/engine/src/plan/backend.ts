@@ -16,6 +16,12 @@ export interface Backend {
   /** Gives a weights, state or kv tensor (not a view) its storage, filled with data, else zeros. Once for each tensor. */
   allocate(tensor: Tensor, data?: TensorData): Promise<void>;
   /**
+   * Host → an allocated weights tensor (not a view): 32-bit words of what `allocate` would have taken whole, from word `offset` (default 0)
+   * on. Checkpoints arrive in pieces, in any order; all of them come before the first plan that uses the tensor is compiled.
+   * `words` may be used again when it resolves. Throws EngineError("bad-request") for another tensor, or words beyond its end.
+   */
+  fill(tensor: Tensor, words: Uint32Array, offset?: number): Promise<void>;
+  /**
    * Prepares a plan: io tensors get storage, arena tensors get offsets in the one arena that all plans of the backend
    * share (its contents do not survive from one run to the next), pipelines are built. Every weights, state and kv
    * tensor must have been allocated. Throws EngineError("device") when memory is short, with the bytes needed.

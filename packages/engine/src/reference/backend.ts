@@ -6,7 +6,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
-import { checkAllocate } from "../plan/checkAllocate.ts";
+import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { type OpName, operandsOf, type Plan, type Step, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { byteLengthOf, isPacked, unpack } from "../weights/formats.ts";
 import type { Operation, Operations, Values, ValuesOf } from "./operation.ts";
@@ -35,13 +35,18 @@ export interface ReferenceBackend extends Backend {
   values(tensor: Tensor): Values;
 }
 
-const storageFor = (tensor: Tensor): Values => (tensor.dtype === "i32" ? new Int32Array(sizeOf(tensor)) : new Float64Array(sizeOf(tensor)));
+const storageFor = (tensor: Tensor): Values => {
+  if (tensor.dtype === "i32") return new Int32Array(sizeOf(tensor));
+  return tensor.home === "weights" ? new Float32Array(sizeOf(tensor)) : new Float64Array(sizeOf(tensor));
+};
 
 const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
 export const createReferenceBackend = (): ReferenceBackend => {
   const device: DeviceInfo = { kind: "reference", description: "Reference, f64 loops" };
   const storage = new Map<Tensor, Values>();
+  /** Packed weights that nobody has read yet: they may still be filled. Dequantised once: what the other executors do at every read. */
+  const unread = new Map<Tensor, Uint32Array>();
   /** How many executables use an io tensor; at none its storage is freed. */
   const ioUsers = new Map<Tensor, number>();
   let arenaValues = new Float64Array(0);
@@ -53,6 +58,11 @@ export const createReferenceBackend = (): ReferenceBackend => {
 
   const values = (tensor: Tensor): Values => {
     checkAlive("values");
+    const words = unread.get(tensor);
+    if (words) {
+      storage.set(tensor, unpack(tensor, words));
+      unread.delete(tensor);
+    }
     const whole = storage.get(parentOf(tensor));
     if (!whole) {
       throw new EngineError(
@@ -65,16 +75,23 @@ export const createReferenceBackend = (): ReferenceBackend => {
 
   const allocate = async (tensor: Tensor, data?: TensorData): Promise<void> => {
     checkAlive("allocate");
-    checkAllocate(tensor, data, storage.has(tensor));
-    // Dequantised at once: what the other executors do while they read a weight, this one has done before.
-    if (isPacked(tensor.dtype))
-      storage.set(tensor, unpack(tensor, (data as Uint32Array | undefined) ?? new Uint32Array(byteLengthOf(tensor) / 4)));
+    checkAllocate(tensor, data, storage.has(tensor) || unread.has(tensor));
+    if (isPacked(tensor.dtype)) unread.set(tensor, (data as Uint32Array | undefined)?.slice() ?? new Uint32Array(byteLengthOf(tensor) / 4));
     else if (tensor.home === "weights" && data) storage.set(tensor, (data as HostArray).slice());
     else {
       const fresh = storageFor(tensor);
       if (data) fresh.set(data as HostArray);
       storage.set(tensor, fresh);
     }
+  };
+
+  const fill = async (tensor: Tensor, words: Uint32Array, offset = 0): Promise<void> => {
+    checkAlive("fill");
+    checkFill(tensor, words, offset, storage.has(tensor) || unread.has(tensor));
+    if (tensor.dtype === "f32") new Uint32Array((values(tensor) as Float32Array).buffer).set(words, offset);
+    else if (unread.has(tensor)) unread.get(tensor)!.set(words, offset);
+    else
+      throw new EngineError("bad-request", `fill: comes before the first plan, got "${tensor.name}", which was read; load the model anew`);
   };
 
   const release = (io: Iterable<Tensor>): void => {
@@ -131,6 +148,7 @@ export const createReferenceBackend = (): ReferenceBackend => {
     device,
     values,
     allocate,
+    fill,
     compile,
     write: (tensor, data, offset = 0): void => {
       const target = values(tensor);
@@ -144,11 +162,12 @@ export const createReferenceBackend = (): ReferenceBackend => {
       return tensor.dtype === "i32" ? Int32Array.from(source) : Float32Array.from(source);
     },
     get byteLength(): number {
-      return [...storage.values(), arenaValues].reduce((sum, { byteLength }) => sum + byteLength, 0);
+      return [...storage.values(), ...unread.values(), arenaValues].reduce((sum, { byteLength }) => sum + byteLength, 0);
     },
     dispose: async (): Promise<void> => {
       isDisposed = true;
       storage.clear();
+      unread.clear();
       ioUsers.clear();
       arenaValues = new Float64Array(0);
     },

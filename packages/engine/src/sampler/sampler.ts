@@ -1,6 +1,7 @@
 // Continuous batching over one plan. Requests queue; a free row of the cache takes the next one at once. Every tick feeds one
 // token for each request that decodes and as much prompt of the others as the plan has room for, so a long prompt never
 // stalls the running ones for more than a tick. Every request whose last token was fed gets one sampled token.
+// Requests may name one of several adapters: a tick runs once for each adapter that has live requests.
 //
 // Kept promises
 // - Token j depends on the seed, j and the logits, never on the neighbours: the uniform number is hashed on the host.
@@ -14,7 +15,7 @@ import type { Completion, FinishReason, GenerateRequest, Sampler } from "../cont
 import { EngineError } from "../errors.ts";
 import type { InferPlan, KvCache } from "../model/plans.ts";
 import type { ModelSpec } from "../model/spec.ts";
-import type { Backend } from "../plan/backend.ts";
+import type { Backend, Executable } from "../plan/backend.ts";
 import type { Lock } from "../plan/lock.ts";
 import { sizeOf } from "../plan/step.ts";
 import { uniform } from "../random.ts";
@@ -30,18 +31,41 @@ export interface SamplerParts {
   readonly lock: Lock;
 }
 
+/** An adapter that requests can ask for by name, beside the published one. */
+export interface NamedAdapter {
+  readonly name: string;
+  /** Over the sampler's own cache, with the io tensors of its plan; the adapter is io of it too. */
+  readonly plan: InferPlan;
+  /** What its completions say as policyVersion. */
+  readonly version: number;
+  /** Writes the adapter's numbers; runs once, under the lock. */
+  readonly write: () => void;
+}
+
 /** The contract's sampler and what its policy needs of it. */
 export interface LocalSampler extends Sampler {
   /** Waits for live requests while new ones queue, runs `copy` under the lock, then serves as `version`. */
   publish(copy: () => Promise<void>, version: number): Promise<void>;
+  /** Serves an adapter under its name. One that had the name ends its completions first, and is freed. */
+  add(adapter: NamedAdapter): Promise<void>;
+  /** The name is unknown from now on; resolves when its completions have ended and it is freed. */
+  remove(name: string): Promise<void>;
   /** Requests that hold a row of the cache · requests that wait for one. */
   readonly load: { readonly live: number; readonly queued: number };
   /** Rejects everything pending. Idempotent. */
   dispose(): Promise<void>;
 }
 
+/** An adapter with its compiled plan. Whoever generates with it is in `uses`. */
+interface Served {
+  readonly executable: Executable;
+  readonly uses: Set<Promise<unknown>>;
+  version: number;
+}
+
 interface Request {
   readonly request: GenerateRequest;
+  readonly served: Served;
   readonly stop: ReadonlySet<number>;
   readonly resolve: (completion: Completion) => void;
   readonly reject: (error: unknown) => void;
@@ -93,12 +117,12 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
     await backend.allocate(k);
     await backend.allocate(v);
   }
-  const executable = await backend.compile(plan.plan);
+  const main: Served = { executable: await backend.compile(plan.plan), uses: new Set(), version: 0 };
+  const named = new Map<string, Served>();
 
   const slots = createSlots(cache.slots, cache.positions);
   const live = new Set<Live>();
   let queue: Request[] = [];
-  let policyVersion = 0;
   let isPaused = false;
   let isRunning = false;
   let isDisposed = false;
@@ -117,8 +141,8 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
   const disposedError = (): EngineError =>
     new EngineError("disposed", "sampler: the policy is alive, got a disposed one; create a new policy");
 
-  const finish = ({ tokens, logprobs, resolve }: Request, finishReason: FinishReason): void =>
-    resolve({ tokens: Int32Array.from(tokens), logprobs: Float32Array.from(logprobs), finishReason, policyVersion });
+  const finish = ({ tokens, logprobs, resolve, served }: Request, finishReason: FinishReason): void =>
+    resolve({ tokens: Int32Array.from(tokens), logprobs: Float32Array.from(logprobs), finishReason, policyVersion: served.version });
 
   const leave = (one: Live): void => {
     live.delete(one);
@@ -147,7 +171,7 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
 
   const admit = (): void => {
     while (queue.length > 0) {
-      const slot = slots.take(queue[0]!.request.prompt);
+      const slot = slots.take(queue[0]!.request.prompt, queue[0]!.served);
       if (!slot) return;
       live.add({ ...queue.shift()!, slot });
     }
@@ -156,8 +180,9 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
   /** Tokens that are known but not fed: 1 while decoding, more while the prompt is fed. */
   const pendingOf = ({ request, tokens, slot }: Live): number => request.prompt.length + tokens.length - slot.held;
 
-  /** Fills the host mirrors. Returns the number of rows and, in order, the requests that get a token. */
-  const schedule = (): { rows: number; outs: Live[] } => {
+  /** Fills the host mirrors with rows of one adapter. Returns their number and, in order, the requests that get a token. */
+  const schedule = (served: Served): { rows: number; outs: Live[] } => {
+    const mine = [...live].filter((one) => one.served === served);
     let rows = 0;
     const outs: Live[] = [];
     const feed = (one: Live, count: number): void => {
@@ -176,13 +201,17 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
       uniforms[outs.length] = uniform(request.seed, sampled.length);
       outs.push(one);
     };
-    const prefilling = [...live].filter((one) => pendingOf(one) > 1);
-    for (const one of live) if (pendingOf(one) === 1) feed(one, 1);
+    const prefilling = mine.filter((one) => pendingOf(one) > 1);
+    for (const one of mine) if (pendingOf(one) === 1) feed(one, 1);
     for (const one of prefilling) feed(one, Math.min(pendingOf(one), capacity - rows));
     return { rows, outs };
   };
 
-  const run = (rows: number, outRows: number): Promise<{ sampled: ArrayLike<number>; logprobs: ArrayLike<number> }> =>
+  const run = (
+    { executable }: Served,
+    rows: number,
+    outRows: number,
+  ): Promise<{ sampled: ArrayLike<number>; logprobs: ArrayLike<number> }> =>
     lock(async () => {
       backend.write(plan.tokens, tokens.subarray(0, rows));
       backend.write(plan.positions, positions.subarray(0, rows));
@@ -225,9 +254,12 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
 
   const tick = async (): Promise<void> => {
     try {
-      const { rows, outs } = schedule();
-      const { sampled, logprobs } = await run(rows, outs.length);
-      for (const [i, one] of outs.entries()) deliver(one, sampled[i]!, logprobs[i]!);
+      for (const served of new Set([...live].map((one) => one.served))) {
+        const { rows, outs } = schedule(served);
+        if (rows === 0) continue; // its requests ended while another adapter ran
+        const { sampled, logprobs } = await run(served, rows, outs.length);
+        for (const [i, one] of outs.entries()) deliver(one, sampled[i]!, logprobs[i]!);
+      }
     } catch (error) {
       // What stands in the cache after a failed run is unknown.
       slots.forget();
@@ -260,10 +292,24 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
     loopEnd = loop();
   };
 
+  const servedFor = (name: string | undefined): Served => {
+    const served = name === undefined ? main : named.get(name);
+    if (served) return served;
+    const known = named.size > 0 ? [...named.keys()].join(", ") : "none";
+    throw new EngineError("bad-request", `generate: adapter is a loaded one (${known}), got ${JSON.stringify(name)}; load it first`);
+  };
+
+  /** Frees an adapter that no name leads to any more, after its last completion. */
+  const retire = async (served: Served | undefined): Promise<void> => {
+    if (!served) return;
+    await Promise.allSettled(served.uses);
+    await lock(async () => served.executable.dispose());
+  };
+
   return {
     limits,
     get policyVersion() {
-      return policyVersion;
+      return main.version;
     },
     get load() {
       return { live: live.size, queued: queue.length };
@@ -271,10 +317,32 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
     async generate(request) {
       if (isDisposed) throw disposedError();
       checkRequest(request, limits);
-      return new Promise((resolve, reject) => {
-        queue.push({ request, stop: new Set(request.stopTokens), resolve, reject, tokens: [], logprobs: [] });
+      const served = servedFor(request.adapter);
+      const completion = new Promise<Completion>((resolve, reject) => {
+        queue.push({ request, served, stop: new Set(request.stopTokens), resolve, reject, tokens: [], logprobs: [] });
         wake();
       });
+      const use: Promise<unknown> = completion.then(
+        () => served.uses.delete(use),
+        () => served.uses.delete(use),
+      );
+      served.uses.add(use);
+      return completion;
+    },
+    async add({ name, plan: { plan }, version, write }) {
+      const executable = await lock(async () => {
+        const compiled = await backend.compile(plan);
+        write();
+        return compiled;
+      });
+      const previous = named.get(name);
+      named.set(name, { executable, uses: new Set(), version });
+      await retire(previous);
+    },
+    async remove(name) {
+      const served = servedFor(name);
+      named.delete(name);
+      await retire(served);
     },
     publish(copy, version) {
       const mine = publishing.then(async () => {
@@ -288,7 +356,7 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
           if (isDisposed) throw disposedError();
           await lock(copy);
           slots.forget();
-          policyVersion = version;
+          main.version = version;
         } finally {
           isPaused = false;
           onDrained = () => {};
@@ -304,7 +372,7 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
       rejectAll(disposedError());
       await loopEnd;
       await publishing;
-      executable.dispose();
+      for (const { executable } of [main, ...named.values()]) executable.dispose();
     },
   };
 };

@@ -11,11 +11,13 @@ export interface Slot {
   readonly tokens: Int32Array;
   /** Positions 0 … held − 1 have valid K and V. */
   held: number;
+  /** The adapter that computed them: another one's are no use to it. */
+  owner: unknown;
 }
 
 export interface Slots {
-  /** A free row, the one that already holds most of this prompt; undefined when all are taken. held < prompt.length. */
-  take(prompt: Int32Array): Slot | undefined;
+  /** A free row, the one that already holds most of this prompt for this owner; undefined when all are taken. held < prompt.length. */
+  take(prompt: Int32Array, owner?: unknown): Slot | undefined;
   release(slot: Slot): void;
   /** Nothing held counts any more: K and V depend on the adapter. */
   forget(): void;
@@ -23,7 +25,8 @@ export interface Slots {
 }
 
 /** Length of the common beginning of the prompt and what the slot holds. */
-const common = (slot: Slot, prompt: Int32Array): number => {
+const common = (slot: Slot, prompt: Int32Array, owner: unknown): number => {
+  if (slot.owner !== owner) return 0;
   // The last prompt token is always fed: its logits are where sampling starts.
   const limit = Math.min(slot.held, prompt.length - 1);
   let length = 0;
@@ -32,14 +35,19 @@ const common = (slot: Slot, prompt: Int32Array): number => {
 };
 
 export const createSlots = (count: number, positions: number): Slots => {
-  const all: Slot[] = Array.from({ length: count }, (_, index) => ({ index, tokens: new Int32Array(positions), held: 0 }));
+  const all: Slot[] = Array.from({ length: count }, (_, index) => ({
+    index,
+    tokens: new Int32Array(positions),
+    held: 0,
+    owner: undefined,
+  }));
   const free = new Set(all);
   return {
-    take(prompt) {
+    take(prompt, owner) {
       let best: Slot | undefined;
       let bestCommon = -1;
       for (const slot of free) {
-        const length = common(slot, prompt);
+        const length = common(slot, prompt, owner);
         // Among equals the row that loses least.
         if (length > bestCommon || (length === bestCommon && slot.held < best!.held)) {
           best = slot;
@@ -49,6 +57,7 @@ export const createSlots = (count: number, positions: number): Slots => {
       if (!best) return undefined;
       free.delete(best);
       best.held = bestCommon;
+      best.owner = owner;
       return best;
     },
     release(slot) {

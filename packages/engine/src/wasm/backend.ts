@@ -7,7 +7,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray } from "../plan/backend.ts";
-import { checkAllocate } from "../plan/checkAllocate.ts";
+import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { encodePlan, scratchBytes } from "./encode.ts";
@@ -232,6 +232,11 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         );
       checkAllocate(tensor, data, addresses.has(tensor));
       store(tensor, data);
+    },
+    fill: async (tensor, words, offset = 0) => {
+      const { heap } = alive("fill");
+      checkFill(tensor, words, offset, addresses.has(tensor));
+      new Uint32Array(heap.memory.buffer).set(words, addressOf(tensor) / 4 + offset);
     },
     compile,
     write: (tensor, data, offset = 0) => {

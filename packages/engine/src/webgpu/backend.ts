@@ -7,7 +7,7 @@ import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
-import { checkAllocate } from "../plan/checkAllocate.ts";
+import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
@@ -90,6 +90,13 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     if (data) await buffers.upload(buffer, data);
   };
 
+  const fill = async (tensor: Tensor, words: Uint32Array, offset = 0): Promise<void> => {
+    check("fill");
+    checkFill(tensor, words, offset, storage.has(tensor));
+    await buffers.upload(bufferOf(tensor), words, offset);
+    check("fill");
+  };
+
   const bindingOf = (tensor: Tensor, arena: Arena): GPUBufferBinding => {
     if (tensor === SCRATCH) return { buffer: scratchBuffer! };
     const size = sizeOf(tensor) * 4;
@@ -112,7 +119,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const compile = async (plan: Plan): Promise<Executable> => {
     check("compile");
     const arena = planArena(plan);
-    const dispatches = plan.steps.flatMap(lower);
+    const dispatches = plan.steps.flatMap((step) => lower(step, open.target));
     // From the steps, not the kernels: an operand that a kernel leaves out (old of crossEntropy) can be written all the same.
     const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
     const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));
@@ -139,7 +146,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
       paramsBytes += params.size;
     } catch (cause) {
       releaseIo(io);
-      throw cause instanceof EngineError ? cause : open.failure("compile", cause);
+      throw cause instanceof EngineError ? cause : await open.failure("compile", cause);
     }
 
     let bound: readonly GPUBindGroup[] = [];
@@ -226,6 +233,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     device: info,
     maxTensorBytes: Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize),
     allocate,
+    fill,
     compile,
     write,
     read,

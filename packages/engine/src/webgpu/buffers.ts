@@ -1,7 +1,7 @@
 // Every storage buffer of a backend: limits checked first, memory asked for inside error scopes, bytes counted.
 
 import { EngineError } from "../errors.ts";
-import type { HostArray } from "../plan/backend.ts";
+import type { TensorData } from "../plan/backend.ts";
 import type { OpenDevice } from "./device.ts";
 
 // WebGPU's flag values; the globals that name them do not exist in Node.
@@ -16,14 +16,17 @@ const mebibytes = (bytes: number): string => `${bytes} bytes (${(bytes / 2 ** 20
 export interface Buffers {
   /** A zeroed storage buffer. `isBoundWhole`: it must fit one binding, not only one buffer. */
   create(name: string, byteLength: number, options?: { isBoundWhole?: boolean }): Promise<GPUBuffer>;
-  upload(buffer: GPUBuffer, data: HostArray): Promise<void>;
+  /** Writes `data` from element `offset` (default 0) on. */
+  upload(buffer: GPUBuffer, data: TensorData, offset?: number): Promise<void>;
   destroy(buffer: GPUBuffer): void;
   readonly byteLength: number;
 }
 
-export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
+export const createBuffers = ({ device, check, failure }: OpenDevice): Buffers => {
   const live = new Set<GPUBuffer>();
   let byteLength = 0;
+  /** Handed to writeBuffer since the queue was last seen empty. */
+  let stagedBytes = 0;
 
   const destroy = (buffer: GPUBuffer): void => {
     if (!live.delete(buffer)) return;
@@ -44,7 +47,10 @@ export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
       device.pushErrorScope("validation");
       device.pushErrorScope("out-of-memory");
       const buffer = device.createBuffer({ label: name, size, usage: USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST });
-      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
+      const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]).catch(async (cause: unknown) => {
+        buffer.destroy();
+        throw await failure(`allocating "${name}"`, cause);
+      });
       const error = errors.find((found) => found !== null);
       if (error) {
         buffer.destroy();
@@ -58,12 +64,16 @@ export const createBuffers = ({ device, check }: OpenDevice): Buffers => {
       byteLength += size;
       return buffer;
     },
-    upload: async (buffer, data): Promise<void> => {
+    upload: async (buffer, data, offset = 0): Promise<void> => {
       const step = UPLOAD_BYTES / 4;
-      for (let from = 0, pieces = 1; from < data.length; from += step, pieces++) {
-        const part = data.subarray(from, from + step) as HostArray & { buffer: ArrayBuffer };
-        device.queue.writeBuffer(buffer, from * 4, part);
-        if (pieces % UPLOADS_IN_FLIGHT === 0) await device.queue.onSubmittedWorkDone();
+      for (let from = 0; from < data.length; from += step) {
+        const part = data.subarray(from, from + step) as TensorData & { buffer: ArrayBuffer };
+        device.queue.writeBuffer(buffer, (offset + from) * 4, part);
+        // Counted over all uploads: a checkpoint comes in thousands of small ones.
+        stagedBytes += part.byteLength;
+        if (stagedBytes < UPLOAD_BYTES * UPLOADS_IN_FLIGHT) continue;
+        stagedBytes = 0;
+        await device.queue.onSubmittedWorkDone();
       }
     },
     destroy,

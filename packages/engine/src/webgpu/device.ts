@@ -1,14 +1,24 @@
 // From a browser's or Dawn's `GPU` to a device that says what happened to it. WebGPU reports most trouble late and elsewhere
-// (uncaptured errors, a `lost` promise); here it is kept and thrown as EngineError("device") by the next call.
-// No optional feature is asked for: every kernel runs on what WebGPU promises. Software adapters are allowed and named.
+// (uncaptured errors, a `lost` promise); here it is kept and thrown by the next call: EngineError("lost") when the device went away, else "device".
+// Optional features are taken where the adapter has them; every kernel also has a variant that runs on what WebGPU promises.
+// Software adapters are allowed and named.
 
 import { EngineError } from "../errors.ts";
+import type { Feature, Target } from "./kernels/target.ts";
 
 export interface DeviceOptions {
   /** Default "high-performance": on laptops the other GPU is many times slower. */
   readonly powerPreference?: GPUPowerPreference;
   /** How this platform waits for the device. Default: it just does; node/webgpu.ts keeps Dawn from polling a core busy meanwhile. */
   readonly wait?: <T>(pending: Promise<T>) => Promise<T>;
+  /** Optional features that may be used. Default: all that the adapter has. */
+  readonly features?: readonly Feature[];
+  /** Bytes of the largest storage binding, at most the adapter's. Default: the adapter's. */
+  readonly bindingBytes?: number;
+  /** Lets kernels in that round more than f32 does. Default false. */
+  readonly allowsInexact?: boolean;
+  /** Which of several kernel variants to use (the tuner's choice). Default: the first candidate. */
+  readonly choose?: Target["choose"];
   /** Called once when the device goes away without dispose(): driver reset, sleep, memory pressure. */
   readonly onLost?: (error: EngineError) => void;
 }
@@ -17,25 +27,40 @@ export interface OpenDevice {
   readonly device: GPUDevice;
   /** "WebGPU, NVIDIA H100 PCIe"; software adapters say so. */
   readonly description: string;
+  /** What kernels may be made for. */
+  readonly target: Target;
   /** Awaits what the device will settle. */
   wait<T>(pending: Promise<T>): Promise<T>;
   /** Throws the first failure that was seen, if any. */
   check(where: string): void;
-  /** What an operation that rejected on a dead device means. */
-  failure(where: string, cause: unknown): EngineError;
+  /** What an operation that rejected means. A rejection may come a moment before the loss that explains it, which is waited for. */
+  failure(where: string, cause: unknown): Promise<EngineError>;
   /** Destroys the device and waits until it is gone. */
   close(): Promise<void>;
 }
 
+const LOSS_DELAY_MS = 100;
+const FEATURES: readonly Feature[] = ["shader-f16", "subgroups"];
+
+const SOFTWARE = " (software)";
+
 const describe = ({ description, vendor, architecture, device, isFallbackAdapter }: GPUAdapterInfo): string => {
   const name = description || [vendor, architecture, device].filter(Boolean).join(" ") || "unnamed adapter";
-  return `WebGPU, ${name}${isFallbackAdapter || /llvmpipe|swiftshader|lavapipe/i.test(`${name} ${architecture}`) ? " (software)" : ""}`;
+  return `WebGPU, ${name}${isFallbackAdapter || /llvmpipe|swiftshader|lavapipe/i.test(`${name} ${architecture}`) ? SOFTWARE : ""}`;
 };
 
 /** Needs nothing but a `GPU`: `navigator.gpu`, or what Dawn's create() returns. */
 export const openDevice = async (
   gpu: GPU,
-  { powerPreference = "high-performance", onLost, wait = (pending) => pending }: DeviceOptions = {},
+  {
+    powerPreference = "high-performance",
+    features = FEATURES,
+    bindingBytes = Number.POSITIVE_INFINITY,
+    allowsInexact = false,
+    choose,
+    onLost,
+    wait = (pending) => pending,
+  }: DeviceOptions = {},
 ): Promise<OpenDevice> => {
   const adapter = await gpu.requestAdapter({ powerPreference });
   if (!adapter) {
@@ -45,10 +70,12 @@ export const openDevice = async (
     );
   }
   const description = describe(adapter.info);
+  const usable = features.filter((feature) => adapter.features.has(feature));
   let device: GPUDevice;
   try {
     device = await adapter.requestDevice({
       label: "fulgurite",
+      requiredFeatures: usable,
       requiredLimits: {
         maxBufferSize: adapter.limits.maxBufferSize,
         maxStorageBufferBindingSize: adapter.limits.maxStorageBufferBindingSize,
@@ -69,26 +96,35 @@ export const openDevice = async (
     if (isClosed) return;
     // Loss explains whatever else was reported just before it.
     failed = new EngineError(
-      "device",
+      "lost",
       `webgpu: ${description} was lost (${reason}: ${message}); create another backend and load the last state`,
     );
     onLost?.(failed);
   });
 
+  const { maxBufferSize, maxStorageBufferBindingSize } = device.limits;
   return {
     device,
     description,
+    target: {
+      features: new Set(usable),
+      isSoftware: description.endsWith(SOFTWARE),
+      bindingBytes: Math.min(bindingBytes, maxBufferSize, maxStorageBufferBindingSize),
+      allowsInexact,
+      ...(choose && { choose }),
+    },
     wait,
     check: (where): void => {
       if (isClosed) throw new EngineError("disposed", `${where}: the backend was disposed; create another one`);
-      if (failed) throw new EngineError("device", `${where}: ${failed.message}`, { cause: failed });
+      if (failed) throw new EngineError(failed.code, `${where}: ${failed.message}`, { cause: failed });
     },
-    failure: (where, cause): EngineError =>
-      isClosed
-        ? new EngineError("disposed", `${where}: the backend was disposed meanwhile; create another one`, { cause })
-        : new EngineError("device", `${where}: ${failed?.message ?? `${description} failed; dispose the backend and create another one`}`, {
-            cause: failed ?? cause,
-          }),
+    failure: async (where, cause): Promise<EngineError> => {
+      if (!isClosed && failed?.code !== "lost")
+        await Promise.race([lost, new Promise<void>((resolve) => void setTimeout(resolve, LOSS_DELAY_MS))]);
+      if (isClosed) return new EngineError("disposed", `${where}: the backend was disposed meanwhile; create another one`, { cause });
+      const message = failed?.message ?? `${description} failed; dispose the backend and create another one`;
+      return new EngineError(failed?.code ?? "device", `${where}: ${message}`, { cause: failed ?? cause });
+    },
     close: async (): Promise<void> => {
       isClosed = true;
       device.destroy();

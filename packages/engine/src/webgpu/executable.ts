@@ -119,7 +119,7 @@ export const createReplay = ({
       try {
         await wait(inFlight.shift()!);
       } catch (cause) {
-        throw failure("run", cause);
+        throw await failure("run", cause);
       }
       check("run");
     }

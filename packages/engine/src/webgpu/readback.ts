@@ -63,7 +63,7 @@ export const createReadback = ({ device, check, failure, wait }: OpenDevice): Re
           await readPiece(source, offset + from, into.subarray(from / 4, (from + LARGEST) / 4));
         }
       } catch (cause) {
-        throw failure("read", cause);
+        throw await failure("read", cause);
       }
       check("read");
     },

@@ -6,6 +6,7 @@
 import { TraceError, type TraceErrorCode } from "../errors.ts";
 import { mintId } from "../ids.ts";
 import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "../itemCodec.ts";
+import { withManifest } from "../manifest.ts";
 import type { StoreOptions } from "../store.ts";
 import { checkedResource, checkedTask, redactedItems, redactedSpan } from "../values.ts";
 import type {
@@ -297,8 +298,8 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   }
 
   type SentResource = Omit<Resource, "files"> & { readonly files: unknown };
-  const received = (resource: SentResource): Resource =>
-    Object.freeze({ ...resource, files: decodeFiles(resource.files, `store ${baseUrl}: resource ${resource.name}`) });
+  const received = (resource: SentResource): Promise<Resource> =>
+    withManifest({ ...resource, files: decodeFiles(resource.files, `store ${baseUrl}: resource ${resource.name}`) }, `store ${baseUrl}`);
 
   return {
     enqueue: async (tasks) => {
@@ -343,6 +344,8 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       const { resource } = await get<{ resource: SentResource | null }>("/resource", search);
       return resource === null ? undefined : received(resource);
     },
+    unpublish: async (name, version) =>
+      (await post<{ unpublished: boolean }>("/unpublish", { name, version, requestId: requestId() })).unpublished,
     async *resources() {
       yield* (await list("/resources")) as ResourceEntry[];
     },

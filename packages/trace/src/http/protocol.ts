@@ -15,6 +15,7 @@
 //   POST /resources      { resource, requestId? }                     → { resource }    likewise
 //   GET  /resources                                                   → NDJSON, without files
 //   GET  /resource       ?name=&version=                              → { resource }, null where there is none
+//   POST /unpublish      { name, version, requestId? }                → { unpublished } likewise
 //   PUT  /state          ?name=                bytes                  → 204
 //   GET  /state          ?name=                                       → bytes, 204 where there is none
 //   GET  /states                                                      → { names }

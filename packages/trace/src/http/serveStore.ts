@@ -375,6 +375,13 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         return json({ resource: resource === undefined ? null : encodeResource(resource) });
       },
     },
+    "/unpublish": {
+      POST: async ({ body }) => {
+        const given = await body();
+        const [name, version] = [textIn(given, "name"), numberIn(given, "version")];
+        return json({ unpublished: await once("unpublish", given.requestId, () => store.unpublish(name, version)) });
+      },
+    },
     "/state": {
       PUT: async ({ search, bytes }) => {
         await store.putState(needed(search, "name"), await bytes());

@@ -1,9 +1,10 @@
 // The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else.
 
 import type { IDBPTransaction } from "idb";
+import { manifestOfSync } from "../manifest.ts";
 import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
-import type { ResourceEntry, RolloutStatus } from "../vocabulary.ts";
+import type { Resource, ResourceEntry, RolloutStatus } from "../vocabulary.ts";
 import type { StoreSchema } from "./schema.ts";
 
 export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "counters"] as const;
@@ -12,6 +13,10 @@ type RowStore = Exclude<(typeof ROW_STORES)[number], "counters">;
 
 const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const satisfies readonly RolloutStatus[];
 const LAST = Number.POSITIVE_INFINITY;
+
+/** Releases before manifests wrote none. */
+const entryOf = (row: Omit<Resource, "manifest"> & Partial<Resource>): ResourceEntry =>
+  withoutFiles({ ...row, manifest: row.manifest ?? manifestOfSync(row.files) });
 
 /** `keepSeqs` is the transaction's last write. */
 export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepSeqs(): Promise<void> } => {
@@ -32,6 +37,11 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
     Math.max((await counters.get("rolloutSeq")) ?? 0, (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
   const lastSpanSeq = async (): Promise<number> =>
     Math.max((await counters.get("spanSeq")) ?? 0, (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
+
+  const resource = async (name: string, version?: number): Promise<Resource | undefined> => {
+    if (version !== undefined) return resources.get([name, version]);
+    return (await resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"))?.value;
+  };
 
   return {
     rollout: (id) => rollouts.get(id),
@@ -60,15 +70,16 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
         : spans.index("byAttempt").getAll(IDBKeyRange.bound([rolloutId, attemptId, afterSeq], [rolloutId, attemptId, LAST], true), limit),
     lastRolloutSeq,
     lastSpanSeq,
-    resource: async (name, version) => {
-      if (version !== undefined) return resources.get([name, version]);
-      return (await resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"))?.value;
+    resource,
+    resourceEntry: async (name, version) => {
+      const row = await resource(name, version);
+      return row && entryOf(row);
     },
     resources: async (after, limit) => {
       const found: ResourceEntry[] = [];
       const range = after === undefined ? undefined : IDBKeyRange.lowerBound([...after], true);
       for (let cursor = await resources.openCursor(range); cursor && found.length < limit; cursor = await cursor.continue())
-        found.push(withoutFiles(cursor.value));
+        found.push(entryOf(cursor.value));
       return found;
     },
     stats: async () => {
@@ -101,6 +112,7 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
       await write.objectStore("attempts").delete(ofRollout);
       await write.objectStore("rollouts").delete(id);
     },
+    removeResource: async (name, version) => write.objectStore("resources").delete([name, version]),
     keepSeqs: async () => {
       if (given.rolloutSeq > 0) await keepSeq("rolloutSeq", given.rolloutSeq);
       if (given.spanSeq > 0) await keepSeq("spanSeq", given.spanSeq);

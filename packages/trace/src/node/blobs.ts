@@ -4,11 +4,11 @@
 //   state/<sha256 of the name>     line (codec.ts) {"magic":"fulgurite-state","v":1,"name","byteLength","sha256"}, then the bytes
 
 import { createHash } from "node:crypto";
-import { readdir, readFile, stat, unlink } from "node:fs/promises";
-import { join } from "node:path";
+import { mkdir, readdir, readFile, rename, unlink } from "node:fs/promises";
+import { basename, join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { type BlobRef, decodeLine, encodeLine } from "./codec.ts";
-import { isMissing, replaceFile } from "./durable.ts";
+import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 
 const NEWLINE = 0x0a;
 const STATE_MAGIC = "fulgurite-state";
@@ -19,25 +19,74 @@ const sha256 = (bytes: Uint8Array | string): string => createHash("sha256").upda
 const damaged = (path: string, rule: string, got: unknown): TraceError =>
   new TraceError("corrupt", `${path}: ${rule}, got ${got}; restore the file from a copy`);
 
-/** On disk when resolved. */
-export const keepBlob = async (folder: string, bytes: Uint8Array): Promise<BlobRef> => {
-  const hash = sha256(bytes);
-  const path = join(folder, hash);
-  const known = await stat(path).catch((error) => {
+const readBlob = (path: string): Promise<Buffer | undefined> =>
+  readFile(path).catch((error) => {
     if (!isMissing(error)) throw error;
+    return undefined;
   });
-  if (known?.size !== bytes.length) await replaceFile(path, bytes);
-  return { sha256: hash, byteLength: bytes.length };
+
+/** `bytes` of that hash are on disk when resolved. A file of that name that is damaged is replaced. */
+export const keepBlob = async (folder: string, bytes: Uint8Array, hash: string): Promise<void> => {
+  const path = join(folder, hash);
+  const known = await readBlob(path);
+  if (known === undefined || sha256(known) !== hash) await replaceFile(path, bytes);
 };
 
-/** @throws TraceError "corrupt" when the bytes are not those. */
-export const loadBlob = async (folder: string, ref: BlobRef): Promise<Uint8Array> => {
+/** @throws TraceError "corrupt" when the bytes are not those; a damaged file is moved to `quarantine`, and `onReport` hears where it is. */
+export const loadBlob = async (
+  folder: string,
+  ref: BlobRef,
+  quarantine: string,
+  onReport: (message: string) => void,
+): Promise<Uint8Array> => {
   const path = join(folder, ref.sha256);
-  const bytes = await readFile(path).catch((error) => {
-    throw isMissing(error) ? damaged(path, `a blob of ${ref.byteLength} bytes`, "no file") : error;
-  });
-  if (sha256(bytes) !== ref.sha256) throw damaged(path, "bytes of that SHA-256", sha256(bytes));
-  return new Uint8Array(bytes);
+  const bytes = await readBlob(path);
+  if (bytes === undefined) throw damaged(path, `a blob of ${ref.byteLength} bytes`, "no file");
+  const hash = sha256(bytes);
+  if (hash === ref.sha256) return new Uint8Array(bytes);
+  const kept = join(quarantine, `${basename(path)}.${hash.slice(0, 8)}`);
+  try {
+    await mkdir(quarantine, { recursive: true });
+    await rename(path, kept);
+    await syncFolder(quarantine);
+    await syncFolder(folder);
+    onReport(`${path}: bytes of that SHA-256, got ${hash}; the file is set aside as ${kept}, and publishing the same again puts it right`);
+  } catch (error) {
+    onReport(`${path}: bytes of that SHA-256, got ${hash}; the file could not be set aside (${error})`); // it stays, and is refused each time
+  }
+  throw damaged(path, "bytes of that SHA-256", hash);
+};
+
+/** For bytes that no resource names any more. */
+export const removeBlobs = async (folder: string, hashes: Iterable<string>): Promise<void> => {
+  for (const hash of hashes)
+    await unlink(join(folder, hash)).catch((error) => {
+      if (!isMissing(error)) throw error;
+    });
+};
+
+/** Counts the resources that name each blob, so that what an unpublished one alone named can be deleted. */
+export interface BlobUses {
+  add(refs: Iterable<BlobRef>): void;
+  remove(refs: Iterable<BlobRef>): void;
+  /** Named once, and by nobody now; each is given out once. */
+  takeUnused(): string[];
+}
+
+export const createBlobUses = (): BlobUses => {
+  const counts = new Map<string, number>();
+  const count = (refs: Iterable<BlobRef>, change: 1 | -1): void => {
+    for (const { sha256 } of refs) counts.set(sha256, (counts.get(sha256) ?? 0) + change);
+  };
+  return {
+    add: (refs) => count(refs, 1),
+    remove: (refs) => count(refs, -1),
+    takeUnused: () => {
+      const unused = [...counts].filter(([, uses]) => uses <= 0).map(([hash]) => hash);
+      for (const hash of unused) counts.delete(hash);
+      return unused;
+    },
+  };
 };
 
 export const keepState = async (folder: string, name: string, bytes: Uint8Array): Promise<void> => {

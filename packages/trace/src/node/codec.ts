@@ -4,8 +4,9 @@
 //   header = {"magic":"fulgurite-log","v":1,"firstSeq":n,"createdMs":ms}
 //   record = {"seq":n,"kind":"rollout"|"attempt"|"span"|"resource","data":{…}}       seq: of the log, from 1, rising by 1
 //          | {"seq":n,"kind":"gone","data":{"rolloutId"}}                            what is before it of that rollout is void
+//          | {"seq":n,"kind":"unpublished","data":{"name","version"}}                what is before it of that resource's version is void
 //          | {"seq":n,"kind":"dropped","data":{"firstSeq","rolloutSeq","spanSeq"}}   in place of the records firstSeq … n, all of
-//                                                                                    rollouts that are gone; their highest seqs
+//                                                                                    what is gone; their highest seqs
 //   line     offset 0     8 bytes   CRC-32 (IEEE 802.3) of the JSON bytes, lower-case hexadecimal
 //            offset 8     1 byte    0x20
 //            offset 9     n bytes   JSON (JSON.stringify emits no raw 0x0A)
@@ -33,7 +34,7 @@ export interface BlobRef {
   readonly byteLength: number;
 }
 
-export type StoredResource = Omit<Resource, "files"> & { readonly files: Readonly<Record<string, BlobRef>> };
+export type StoredResource = Omit<Resource, "files" | "manifest"> & { readonly files: Readonly<Record<string, BlobRef>> };
 
 /** What a line says, typed arrays already decoded. */
 export type LogData =
@@ -41,7 +42,8 @@ export type LogData =
   | { readonly kind: "attempt"; readonly data: Attempt }
   | { readonly kind: "span"; readonly data: StoredSpan }
   | { readonly kind: "resource"; readonly data: StoredResource }
-  | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } };
+  | { readonly kind: "gone"; readonly data: { readonly rolloutId: string } }
+  | { readonly kind: "unpublished"; readonly data: { readonly name: string; readonly version: number } };
 
 /** Written by compaction only. The seqs are 0 where no rollout or span was among the records. */
 export interface Dropped {
@@ -86,7 +88,15 @@ export const encodeRecord = (record: LogRecord): Buffer =>
       : { seq: record.seq, kind: record.kind, data: record.data },
   );
 
-const KINDS: readonly unknown[] = ["rollout", "attempt", "span", "resource", "gone", "dropped"] satisfies LogRecord["kind"][];
+const KINDS: readonly unknown[] = [
+  "rollout",
+  "attempt",
+  "span",
+  "resource",
+  "gone",
+  "unpublished",
+  "dropped",
+] satisfies LogRecord["kind"][];
 
 const freeze = <T>(value: T): T => {
   if (typeof value === "object" && value !== null) for (const item of Object.values(Object.freeze(value))) freeze(item);

@@ -1,6 +1,6 @@
 // Taking what is gone off the disk. Files are handled from the oldest on, each replaced or removed in one durable step, so a
-// crash leaves a log that reads the same: records that were still to be dropped are void by the `gone` record after them, and
-// that record itself is dropped only when nothing before it needs it any more.
+// crash leaves a log that reads the same: records that were still to be dropped are void by the record after them that says what
+// is gone, and that record itself is dropped only when nothing before it needs it any more.
 //
 // In place of dropped records stands a line that says which numbers they had. A file of nothing else is deleted, and the line
 // is added to the file before it; until the old file is unlinked that line is void (it is beyond the next file's first number).
@@ -18,7 +18,7 @@ export interface Compacted {
   readonly records: number;
 }
 
-/** What the log knows of its files, oldest first, and the number of each rollout's last `gone` record. */
+/** What the log knows of its files, oldest first, and the number of the last record that says of an owner that it is gone. */
 export interface LogContents {
   readonly folder: string;
   readonly files: Map<string, Contents>;
@@ -61,30 +61,29 @@ const removeSegment = async ({ folder, files }: LogContents, name: string, befor
   files.delete(name);
 };
 
-/** Deletes the files whose rollouts are all gone, but not `current`. Returns their names. */
+/** Deletes the files whose owners are all gone, but not `current`. Returns their names. */
 export const removeSpent = async (log: LogContents, current: string | undefined): Promise<string[]> => {
   const { files, goneAt } = log;
   const removed: string[] = [];
-  const needed = new Set<string>(); // gone rollouts that a kept file still has records of
+  const needed = new Set<string>(); // gone owners that a kept file still has records of
   let before: string | undefined;
-  for (const [name, { rollouts, gone, hasResources }] of [...files]) {
+  for (const [name, { owners, gone }] of [...files]) {
     const isSpent =
       name !== current &&
-      !hasResources &&
-      rollouts.size + gone.size > 0 && // else it is already nothing but a dropped line
-      [...rollouts].every(([id, seq]) => isVoid(goneAt, id, seq)) &&
+      owners.size + gone.size > 0 && // else it is already nothing but a dropped line
+      [...owners].every(([id, seq]) => isVoid(goneAt, id, seq)) &&
       ![...gone].some((id) => needed.has(id));
     if (isSpent) {
       await removeSegment(log, name, before);
       removed.push(name);
       if (!files.has(name)) continue;
-    } else for (const id of rollouts.keys()) if (goneAt.has(id)) needed.add(id);
+    } else for (const id of owners.keys()) if (goneAt.has(id)) needed.add(id);
     before = name;
   }
   return removed;
 };
 
-/** Rewrites every file without the records of rollouts that are gone. Nobody may hold a place in them. */
+/** Rewrites every file without the records of what is gone. Nobody may hold a place in them. */
 export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promise<Compacted> => {
   const { folder, files, goneAt } = log;
   const sizeOf = async (): Promise<number> => {
@@ -136,7 +135,7 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
       const rewritten = Buffer.concat(lines);
       contents.end = rewritten.length;
       files.set(name, contents);
-      if (contents.rollouts.size > 0 || contents.hasResources) await replaceFile(path, rewritten);
+      if (contents.owners.size > 0) await replaceFile(path, rewritten);
       else await removeSegment(log, name, before);
     }
     if (files.has(name)) before = name;
@@ -145,7 +144,6 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
 };
 
 const isKept = (record: LogRecord, goneAt: ReadonlyMap<string, number>): boolean => {
-  if (record.kind === "dropped" || record.kind === "gone") return false;
   const owner = ownerOf(record);
-  return owner === undefined || !isVoid(goneAt, owner, record.seq);
+  return owner !== undefined && !isVoid(goneAt, owner, record.seq);
 };

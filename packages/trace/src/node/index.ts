@@ -6,8 +6,8 @@
 // Rollouts, attempts and the places of spans are in memory; the spans themselves are read back from the log on demand.
 //
 // forget: no method gives a forgotten rollout back, here or after reopening. A log file is deleted as soon as all of its
-// rollouts are gone; in a file shared with rollouts that live, the bytes stay until compactFileStore. Damaged files that were
-// set aside in quarantine/ are a person's to delete.
+// rollouts are gone; in a file shared with rollouts that live, the bytes stay until compactFileStore. unpublish deletes the
+// blobs that no other version names. Damaged files that were set aside in quarantine/ are a person's to delete.
 
 import { mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -17,7 +17,7 @@ import { applyRecord } from "../records.ts";
 import type { Backend, StoreRecord, Transaction } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Resource, Store, StoredSpan } from "../vocabulary.ts";
-import { keepBlob, keepState, loadBlob, loadState, removeTemporary, stateNames } from "./blobs.ts";
+import { createBlobUses, keepBlob, keepState, loadBlob, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
 import type { BlobRef, LogData, StoredResource } from "./codec.ts";
 import type { Compacted } from "./compaction.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
@@ -82,14 +82,24 @@ export const compactFileStore = async (
   return lockFolder(folder, async () => {
     await checkMeta(join(folder, "meta.json"), clock());
     for (const name of SUBFOLDERS) await removeTemporary(join(folder, name));
+    const uses = createBlobUses();
+    const published = new Map<string, StoredResource>();
     const log = await openSegmentLog(join(folder, "log"), join(folder, "quarantine"), {
       rotateBytes: Number.POSITIVE_INFINITY,
       io: platformIo,
       clock,
       onReport,
-      onRecord: async () => {},
+      onRecord: async (record) => {
+        if (record.kind !== "resource" && record.kind !== "unpublished") return;
+        const key = JSON.stringify([record.data.name, record.data.version]);
+        const known = published.get(key);
+        if (record.kind === "resource") published.set(key, record.data);
+        if (record.kind === "resource") uses.add(Object.values(record.data.files));
+        else if (known) uses.remove(Object.values(known.files));
+      },
     });
     try {
+      await removeBlobs(join(folder, "blobs"), uses.takeUnused()); // a crash may have kept them; the log is about to forget their names
       return await log.rewriteAll(signal);
     } finally {
       await log.close();
@@ -124,17 +134,24 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
 
     const places = new WeakMap<StoredSpan, Place>();
     const manifests = new WeakMap<Resource, StoredResource>();
+    const blobUses = createBlobUses();
     let log: SegmentLog;
     const rows = createMemoryRows<Place, StoredResource>({
       keepSpan: (span) => places.get(span) as Place,
       loadSpans: (kept) => Promise.all(kept.map(async (place) => (await log.read(place)).data as StoredSpan)),
-      keepResource: (resource) => manifests.get(resource) as StoredResource,
+      keepResource: (resource) => {
+        const stored = manifests.get(resource) as StoredResource;
+        blobUses.add(Object.values(stored.files));
+        return stored;
+      },
       loadResource: async (stored) => {
         const files: [string, Uint8Array][] = [];
-        for (const [path, ref] of Object.entries(stored.files)) files.push([path, await loadBlob(inside("blobs"), ref)]);
-        return { ...stored, files: Object.fromEntries(files) };
+        for (const [path, ref] of Object.entries(stored.files))
+          files.push([path, await loadBlob(inside("blobs"), ref, inside("quarantine"), onReport)]);
+        return { ...stored, manifest: stored.files, files: Object.fromEntries(files) };
       },
-      entryOf: (stored) => ({ ...stored }),
+      dropResource: (stored) => blobUses.remove(Object.values(stored.files)),
+      entryOf: (stored) => ({ ...stored, manifest: stored.files }),
     });
 
     // a rollout's first record may be off the disk while its others, and the word that it is gone, are still to come
@@ -149,7 +166,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         if (record.kind === "gone") orphans.delete(record.data.rolloutId);
         let known: StoreRecord;
         if (record.kind === "resource") {
-          known = { kind: "resource", data: { ...record.data, files: {} } };
+          known = { kind: "resource", data: { ...record.data, manifest: record.data.files, files: {} } };
           manifests.set(known.data, record.data);
         } else known = record;
         if (known.kind === "span") places.set(known.data, place);
@@ -164,13 +181,21 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
     for (const report of [...orphans.values()].flat()) onReport(report);
     const removeSpent = () =>
       log.removeSpent().catch((error) => onReport(`${inside("log")}: a file whose rollouts are all gone could not be deleted (${error})`));
-    await removeSpent();
+    const removeUnusedBlobs = () =>
+      removeBlobs(inside("blobs"), blobUses.takeUnused()).catch((error) =>
+        onReport(`${inside("blobs")}: files that no resource names any more could not be deleted (${error})`),
+      );
+    const sweep = async (): Promise<void> => {
+      await removeSpent();
+      await removeUnusedBlobs();
+    };
+    await sweep(); // of a process that died before it came to it
 
     const toLogData = async (record: StoreRecord): Promise<LogData> => {
       if (record.kind !== "resource") return record;
-      const files: [string, BlobRef][] = [];
-      for (const [path, bytes] of Object.entries(record.data.files)) files.push([path, await keepBlob(inside("blobs"), bytes)]);
-      const data: StoredResource = { ...record.data, files: Object.fromEntries(files) };
+      const { manifest, files, ...rest } = record.data; // the log's `files` are the manifest
+      for (const [path, bytes] of Object.entries(files)) await keepBlob(inside("blobs"), bytes, (manifest[path] as BlobRef).sha256);
+      const data: StoredResource = { ...rest, files: manifest };
       manifests.set(record.data, data);
       return { kind: "resource", data };
     };
@@ -188,12 +213,13 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
     const inTurn = createQueue();
     const stateInTurn = createQueue();
     const backend: Backend = {
+      checksFiles: true, // loadBlob does
       transact: async (_mode, body) => {
         let hasGone = false;
         const watched: Transaction = {
           ...transaction,
           log: async (records) => {
-            hasGone = records.some(({ kind }) => kind === "gone");
+            hasGone = records.some(({ kind }) => kind === "gone" || kind === "unpublished");
             await transaction.log?.(records);
           },
         };
@@ -205,7 +231,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
           return { answer, safe };
         });
         await safe;
-        if (hasGone) await inTurn(() => log.settled().then(removeSpent, () => {})); // a failed log tells whoever writes next
+        if (hasGone) await inTurn(() => log.settled().then(sweep, () => {})); // a failed log tells whoever writes next
         return answer;
       },
       putState: (name, bytes) => stateInTurn(() => keepState(inside("state"), name, bytes)),

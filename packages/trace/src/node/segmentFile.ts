@@ -66,10 +66,10 @@ export interface Contents {
   /** Where its last acknowledged line ends. */
   end: number;
   lastSeq: number;
-  /** Rollouts with records here, each with the number of its last one. */
-  readonly rollouts: Map<string, number>;
+  /** Owners of records here (ownerOf), each with the number of its last one. */
+  readonly owners: Map<string, number>;
+  /** Owners that records here say are gone. */
   readonly gone: Set<string>;
-  hasResources: boolean;
   rolloutSeq: number;
   spanSeq: number;
 }
@@ -77,25 +77,33 @@ export interface Contents {
 export const createContents = (end: number): Contents => ({
   end,
   lastSeq: 0,
-  rollouts: new Map(),
+  owners: new Map(),
   gone: new Set(),
-  hasResources: false,
   rolloutSeq: 0,
   spanSeq: 0,
 });
 
-/** Whose record it is; a resource is nobody's. */
+const ofRollout = (id: string): string => `rollout ${id}`;
+const ofResource = ({ name, version }: { readonly name: string; readonly version: number }): string => `resource ${version} ${name}`;
+
+/** What a record is deleted with: its rollout, or the resource's version that it is. */
 export const ownerOf = (record: LogRecord): string | undefined => {
   switch (record.kind) {
     case "rollout":
-      return record.data.id;
+      return ofRollout(record.data.id);
     case "attempt":
     case "span":
-      return record.data.rolloutId;
+      return ofRollout(record.data.rolloutId);
+    case "resource":
+      return ofResource(record.data);
     default:
       return undefined;
   }
 };
+
+/** The owner that a record says is gone: what is before it of that owner is void. */
+export const goneOf = (record: LogRecord): string | undefined =>
+  record.kind === "gone" ? ofRollout(record.data.rolloutId) : record.kind === "unpublished" ? ofResource(record.data) : undefined;
 
 /** The highest seqs of rollouts and spans that go with a record. */
 export const seqsOf = (record: LogRecord): { rolloutSeq: number; spanSeq: number } => ({
@@ -109,7 +117,7 @@ export const note = (contents: Contents, record: LogRecord): void => {
   contents.rolloutSeq = Math.max(contents.rolloutSeq, rolloutSeq);
   contents.spanSeq = Math.max(contents.spanSeq, spanSeq);
   const owner = ownerOf(record);
-  if (owner !== undefined) contents.rollouts.set(owner, record.seq);
-  if (record.kind === "gone") contents.gone.add(record.data.rolloutId);
-  if (record.kind === "resource") contents.hasResources = true;
+  if (owner !== undefined) contents.owners.set(owner, record.seq);
+  const gone = goneOf(record);
+  if (gone !== undefined) contents.gone.add(gone);
 };

@@ -12,7 +12,7 @@ import { TraceError } from "../errors.ts";
 import { decodeRecord, encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
 import { type Compacted, type LogContents, removeSpent, rewriteAll } from "./compaction.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
-import { type Contents, createContents, firstSeqOf, nameOf, note, SEGMENT, scan, truncate } from "./segmentFile.ts";
+import { type Contents, createContents, firstSeqOf, goneOf, nameOf, note, SEGMENT, scan, truncate } from "./segmentFile.ts";
 
 /** Where a record is: its line in memory until it is on disk, then a part of a file. */
 export interface Place {
@@ -43,7 +43,7 @@ export interface SegmentLog {
   /** Resolves when all that was added before is on disk. @throws TraceError "storage" once the log is failed. */
   settled(): Promise<void>;
   read(place: Place): Promise<LogRecord>;
-  /** Deletes the files whose rollouts are all gone. Nothing may be added or read meanwhile. */
+  /** Deletes the files whose owners are all gone. Nothing may be added or read meanwhile. */
   removeSpent(): Promise<void>;
   /** Rewrites the files without what is gone. Places from before are no longer true: for a log that nothing is read from. */
   rewriteAll(signal?: AbortSignal): Promise<Compacted>;
@@ -78,7 +78,8 @@ export const openSegmentLog = async (
   const contents: LogContents = { folder, files, goneAt };
   const take = (name: string, record: LogRecord): void => {
     note(files.get(name) as Contents, record);
-    if (record.kind === "gone") goneAt.set(record.data.rolloutId, record.seq);
+    const gone = goneOf(record);
+    if (gone !== undefined) goneAt.set(gone, record.seq);
   };
   let current: { name: string; handle: FileHandle; end: number } | undefined;
 

@@ -24,6 +24,7 @@ export interface Verification {
 }
 
 const NEWLINE = 0x0a;
+const resourceKey = ({ name, version }: { readonly name: string; readonly version: number }): string => JSON.stringify([name, version]);
 
 const namesIn = async (folder: string): Promise<string[]> =>
   (
@@ -51,7 +52,7 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
   };
 
   const names = (await namesIn(join(folder, "log"))).filter((name) => SEGMENT.test(name));
-  const refs = new Map<string, BlobRef>();
+  const manifests = new Map<string, readonly BlobRef[]>(); // by resource
   let records = 0;
   let lastSeq = 0;
   for (const [index, name] of names.entries()) {
@@ -73,11 +74,13 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
         if (firstSeq > lastSeq + 1) problems.push(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
         lastSeq = record.seq;
         records += 1;
-        if (record.kind === "resource") for (const ref of Object.values(record.data.files)) refs.set(ref.sha256, ref);
+        if (record.kind === "resource") manifests.set(resourceKey(record.data), Object.values(record.data.files));
+        if (record.kind === "unpublished") manifests.delete(resourceKey(record.data));
       }
     });
   }
 
+  const refs = new Map([...manifests.values()].flat().map((ref) => [ref.sha256, ref]));
   let blobs = 0;
   const kept = await namesIn(join(folder, "blobs"));
   for (const name of kept) {

@@ -9,8 +9,9 @@ import { linear, linearBackward, weightGrad } from "./linear.ts";
 import { rmsNorm, rmsNormBackward } from "./norm.ts";
 import { adamW, sumSquares } from "./optimizer.ts";
 import { copy, embed, gatherRows, glu, gluBackward, kvAppend, rope, scatterRows, zero } from "./rows.ts";
+import { PORTABLE, type Target } from "./target.ts";
 
-const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>) => Dispatch[] } = {
+const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>, target: Target) => Dispatch[] } = {
   embed,
   rmsNorm,
   rmsNormBackward,
@@ -38,4 +39,6 @@ const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>
   copy,
 };
 
-export const lower = (step: Step): Dispatch[] => (LOWERINGS[step.op] as (step: Step) => Dispatch[])(step);
+/** The step's dispatches on such a device; by default on any. */
+export const lower = (step: Step, target: Target = PORTABLE): Dispatch[] =>
+  (LOWERINGS[step.op] as (step: Step, target: Target) => Dispatch[])(step, target);
