@@ -1,6 +1,6 @@
 // A disk that fails when told to, and the bundle of a child process that can be killed.
 import { join } from "node:path";
-import type { LogIo } from "@fulgurite/trace/node";
+import { type LogIo, platformIo } from "@fulgurite/trace/node";
 import { build } from "vite";
 
 /** What the disk does instead of its work, and what the caller hears. */
@@ -21,6 +21,7 @@ export const createFailingIo = (
   let fired = 0;
   const synced = new Map<number, number>();
   const io: LogIo = {
+    ...platformIo,
     write: async (handle, bytes, position) => {
       call += 1;
       const fault = faultAt(call).find(isWrite);

@@ -401,7 +401,7 @@ const failingIo = (fails: (call: number) => boolean) =>
   createFailingIo((call) =>
     fails(call)
       ? [
-          { call: "write", landed: "half", code: "ENOSPC" },
+          { call: "write", landed: "half", code: "EIO" },
           { call: "datasync", unsynced: "dropped", code: "EIO" },
         ]
       : [],
@@ -424,7 +424,7 @@ const liveOn = async (folder: string, io: LogIo): Promise<{ acknowledged: string
       );
   } catch (caught) {
     error = caught instanceof TraceError ? caught.code : String(caught);
-    expect(await codeOf(store.stats())).toBe("storage"); // once failed, it says so to everyone
+    expect(await codeOf(store.stats())).toBe("storage"); // once broken, it says so to everyone
   }
   await store.close();
   return { acknowledged, error, reports };

@@ -73,13 +73,14 @@ export const encodeLine = (value: unknown): Buffer => {
   return line;
 };
 
+/** Is every bit of a line, without its newline, what was written? */
+const isWhole = (line: Buffer): boolean =>
+  line.length > JSON_AT &&
+  line[JSON_AT - 1] === SPACE &&
+  crc32(line.subarray(JSON_AT)).toString(16).padStart(8, "0") === line.toString("latin1", 0, JSON_AT - 1);
+
 /** The JSON value of a line without its newline; undefined if any bit of it is not what was written. */
-export const decodeLine = (line: Buffer): unknown => {
-  if (line.length <= JSON_AT || line[JSON_AT - 1] !== SPACE) return undefined;
-  const sum = line.toString("latin1", 0, JSON_AT - 1);
-  if (crc32(line.subarray(JSON_AT)).toString(16).padStart(8, "0") !== sum) return undefined;
-  return JSON.parse(line.toString("utf8", JSON_AT));
-};
+export const decodeLine = (line: Buffer): unknown => (isWhole(line) ? JSON.parse(line.toString("utf8", JSON_AT)) : undefined);
 
 export const encodeRecord = (record: LogRecord): Buffer =>
   encodeLine(
@@ -101,6 +102,15 @@ const KINDS: readonly unknown[] = [
 const freeze = <T>(value: T): T => {
   if (typeof value === "object" && value !== null) for (const item of Object.values(Object.freeze(value))) freeze(item);
   return value;
+};
+
+const SEQ_FIRST = /^\{"seq":(\d{1,16}),/;
+
+/** The number of a record without decoding the rest of it; undefined for a damaged line. @throws as decodeRecord. */
+export const decodeSeq = (line: Buffer): number | undefined => {
+  if (!isWhole(line)) return undefined;
+  const found = SEQ_FIRST.exec(line.toString("latin1", JSON_AT, JSON_AT + 32));
+  return found ? Number(found[1]) : decodeRecord(line)?.seq;
 };
 
 /** undefined for a damaged line. @throws TraceError "corrupt" for a whole one that is no record of this version. */

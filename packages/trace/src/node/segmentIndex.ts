@@ -34,13 +34,15 @@ export interface Entry {
   record: Place | undefined;
   /** Of its rollout; 0 for what is none. */
   rolloutSeq: number;
+  /** Its rollout was enqueued here: what came before it is of one that was lost. */
+  begins: boolean;
   readonly attempts: Map<string, Place>;
   readonly spans: IndexedSpan[];
   /** By attempt: the ids of its spans. */
   readonly spanIds: Map<string, Set<string>>;
 }
 
-const createEntry = (): Entry => ({ record: undefined, rolloutSeq: 0, attempts: new Map(), spans: [], spanIds: new Map() });
+const createEntry = (): Entry => ({ record: undefined, rolloutSeq: 0, begins: false, attempts: new Map(), spans: [], spanIds: new Map() });
 
 /** The first index of `items` whose seq is beyond `seq`, by halving. */
 export const firstBeyond = (items: { readonly length: number }, seqAt: (index: number) => number, seq: number): number => {
@@ -81,11 +83,15 @@ export class SegmentIndex {
   note(record: LogRecord, place: Place): void {
     const owner = ownerOf(record);
     if (owner !== undefined) {
+      if (record.kind === "rollout" && record.data.status !== "cancelled") this.owners.delete(owner);
       const entry = this.#entry(owner);
       if (record.kind === "span") this.#noteSpan(entry, record.data.attemptId, record.data.id, record.data.seq, place);
       else if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
       else entry.record = place;
-      if (record.kind === "rollout") this.#noteRollout(entry, owner, record.data.seq);
+      if (record.kind === "rollout") {
+        entry.begins ||= record.data.status !== "cancelled";
+        this.#noteRollout(entry, owner, record.data.seq);
+      }
     }
     const gone = goneOf(record);
     if (gone !== undefined) this.gone.add(gone);
@@ -122,7 +128,7 @@ export class SegmentIndex {
     for (const owner of later.gone) this.gone.add(owner);
     for (const [owner, entry] of later.owners) {
       const mine = this.owners.get(owner);
-      if (mine === undefined) {
+      if (mine === undefined || entry.begins) {
         this.owners.set(owner, entry);
         continue;
       }

@@ -7,7 +7,7 @@ import { TraceError } from "../errors.ts";
 import { readState } from "./blobs.ts";
 import type { BlobRef } from "./codec.ts";
 import { isMissing } from "./durable.ts";
-import { firstSeqOf, SEGMENT, scan } from "./segmentFile.ts";
+import { firstSeqOf, recordAt, SEGMENT, scan } from "./segmentFile.ts";
 
 export interface Verification {
   readonly files: number;
@@ -68,7 +68,8 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
         if (bytes.indexOf(NEWLINE, found.end) >= 0) problems.push(`${tail}, with an ended line: damaged, or never acknowledged`);
         else notes.push(`${tail} were never acknowledged; opening the store cuts them off`);
       }
-      for (const { record } of found.records) {
+      for (const line of found.lines) {
+        const record = recordAt(bytes, line);
         if (record.seq <= lastSeq) continue;
         const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
         if (firstSeq > lastSeq + 1) problems.push(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
