@@ -1,7 +1,5 @@
-// A disk that fails when told to, and the bundle of a child process that can be killed.
-import { join } from "node:path";
+// A disk that fails when told to.
 import { type LogIo, platformIo } from "@fulgurite/trace/node";
-import { build } from "vite";
 
 /** What the disk does instead of its work, and what the caller hears. */
 export type DiskFault =
@@ -44,21 +42,4 @@ export const createFailingIo = (
     },
   };
   return { io, calls: () => call, fired: () => fired };
-};
-
-/** Bundles a file of this folder for Node, with the packages' sources. Returns the path to run. */
-export const bundleChild = async (name: string, outDir: string): Promise<string> => {
-  await build({
-    configFile: false,
-    logLevel: "silent",
-    ssr: { noExternal: true, resolve: { conditions: ["@fulgurite/source", "node", "import", "default"] } },
-    build: {
-      ssr: join(import.meta.dirname, `${name}.ts`),
-      outDir,
-      emptyOutDir: false,
-      target: "node20",
-      rollupOptions: { output: { entryFileNames: `${name}.mjs` } },
-    },
-  });
-  return join(outDir, `${name}.mjs`);
 };

@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
 import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
-import { bundleChild, createFailingIo } from "./disk.ts";
+import { bundleChild } from "../bundle.ts";
+import { createFailingIo } from "./disk.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -485,7 +486,7 @@ test("what a file that was left after a failed sync says is void from the next f
 // ---- kill -9 --------------------------------------------------------------------------------------------------------------
 
 test("kill -9 in an append loop, again and again: all that was acknowledged is recovered, once", async () => {
-  const program = await bundleChild("filesChild", join(root, "child"));
+  const program = await bundleChild(import.meta.dirname, "filesChild", join(root, "child"));
   const folder = newFolder();
   const acknowledged = new Set<string>();
   for (let life = 0; life < 4; life++) {

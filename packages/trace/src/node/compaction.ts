@@ -10,7 +10,7 @@ import { open, readFile, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { type Dropped, encodeRecord, type LogRecord } from "./codec.ts";
 import { replaceFile, syncFolder, writeAll } from "./durable.ts";
-import { type Contents, createContents, firstSeqOf, goneOf, note, ownerOf, recordAt, scan, seqsOf } from "./segmentFile.ts";
+import { type Contents, createContents, firstSeqOf, goneOf, note, outlineAt, ownerOf, scan, seqsOf } from "./segmentFile.ts";
 import type { Place } from "./segmentIndex.ts";
 
 export interface Compacted {
@@ -110,7 +110,7 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
       run = undefined;
     };
     for (const line of scanned.lines) {
-      const record = recordAt(bytes, line);
+      const record = outlineAt(bytes, line);
       if (isKept(record, goneAt)) {
         endRun();
         lines.push(bytes.subarray(line.start, line.end + 1));

@@ -1,9 +1,12 @@
 // A store in a folder, for one process at a time; others reach it over HTTP.
 //
-//   <folder>/lock  meta.json  log/<first seq, 16 digits>.log  blobs/<sha256>  state/<sha256>  quarantine/<what was damaged>
+//   <folder>/lock  meta.json  log/<first seq, 16 digits>.log  index/manifest  index/<first seq, 16 digits>.idx
+//           blobs/<sha256>  state/<sha256>  quarantine/<what was damaged>
 //
 // What a method answered is on disk (fdatasync) before it resolves, reads included: nothing is ever seen and then lost.
-// Rollouts, attempts and the places of spans are in memory; the spans themselves are read back from the log on demand.
+// The log is the only truth. Rollouts that have not ended are in memory; what is in a file that is no longer written is found
+// through its sidecar in index/, and opening begins from the manifest. Either may be deleted: it is made anew from the log.
+// On a full disk what is asked for is refused ("full") and leaves no trace; everything else goes on.
 //
 // forget: no method gives a forgotten rollout back, here or after reopening. A log file is deleted as soon as all of its
 // rollouts are gone; in a file shared with rollouts that live, the bytes stay until compactFileStore. unpublish deletes the
@@ -171,14 +174,15 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         // the next body may run while this one's records are on their way: that is the group commit
         const { answer, safe } = await inTurn(async () => {
           mine = state;
-          const { log, rows } = mine;
-          const answer = await body({
+          const { log, rows, add } = mine;
+          const answer = body({
             ...rows,
             log: async (records) => {
               hasGone = records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-              await mine.add(records);
+              await add(records);
             },
           });
+          await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
           await rows.release();
           const safe = log.settled();
           safe.catch(() => {}); // awaited below, perhaps a moment after it failed
@@ -193,7 +197,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
               () => {},
             ),
           );
-        return answer;
+        return await answer;
       } catch (error) {
         if (!(error instanceof TraceError && error.code === "full" && mine.log.hasFailed())) throw error;
         await startAgain(mine);

@@ -1,7 +1,7 @@
 // One file of the log: its name, what can be read of it, and what it holds.
 
 import { open } from "node:fs/promises";
-import { decodeHeader, decodeRecord, decodeSeq, type LogRecord } from "./codec.ts";
+import { decodeHeader, decodeOutline, decodeSeq, type LogRecord } from "./codec.ts";
 
 const NEWLINE = 0x0a;
 export const SEGMENT: RegExp = /^(\d{16})\.log$/;
@@ -18,7 +18,7 @@ interface Line {
 
 export interface Scan {
   readonly header: boolean;
-  /** Of whole records below the limit; recordAt decodes them. */
+  /** Of whole records below the limit; outlineAt decodes them. */
   readonly lines: readonly Line[];
   /** Damaged lines that stand before a whole record. */
   readonly damaged: number;
@@ -53,8 +53,8 @@ export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
   return { header, lines, damaged, end };
 };
 
-/** @throws TraceError "corrupt" for a record of another version. */
-export const recordAt = (bytes: Buffer, { start, end }: Line): LogRecord => decodeRecord(bytes.subarray(start, end)) as LogRecord;
+/** Of a line that scan found; a span's attributes are left as they are written. @throws TraceError "corrupt" for a record of another version. */
+export const outlineAt = (bytes: Buffer, { start, end }: Line): LogRecord => decodeOutline(bytes.subarray(start, end));
 
 export const truncate = async (path: string, byteLength: number): Promise<void> => {
   const handle = await open(path, "r+");

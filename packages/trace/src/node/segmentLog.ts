@@ -15,7 +15,7 @@ import { decodeRecord, encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type Lo
 import { fullDisk, isFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
-import { firstSeqOf, goneOf, nameOf, recordAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
+import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
 import { type Place, SegmentIndex } from "./segmentIndex.ts";
 import { checkedFrom, checkOf, type Extent, encodeSidecar, restamped } from "./sidecar.ts";
 
@@ -82,7 +82,7 @@ export const sidecarName = (firstSeq: number): string => nameOf(firstSeq).replac
 export const indexBytes = (bytes: Buffer, path: string, name: string): SegmentIndex => {
   const index = new SegmentIndex();
   for (const line of scan(bytes, path, Number.POSITIVE_INFINITY).lines) {
-    const record = recordAt(bytes, line);
+    const record = outlineAt(bytes, line);
     index.note(record, { file: name, offset: line.start, byteLength: line.end - line.start });
     const gone = goneOf(record);
     if (gone !== undefined) index.drop(gone);
@@ -270,7 +270,7 @@ export const createSegmentLog = (
     }
     for (const line of lines) {
       if (line.seq <= lastSeq) continue;
-      const record = recordAt(bytes, line);
+      const record = outlineAt(bytes, line);
       const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
       if (firstSeq > lastSeq + 1) onReport(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
       lastSeq = record.seq;
