@@ -5,6 +5,8 @@
     python3 families.py --check                     computes everything again and compares (1e-4 relative)
     python3 families.py --check-adapter FAMILY DIR  loads an adapter that Fulgurite exported into peft and compares it with
                                                     families/<FAMILY>/trained.safetensors: parameters, then log-probs
+    python3 families.py --check-merged FAMILY DIR   loads a merged folder that Fulgurite exported (f32, bf16 or f16) into transformers and
+                                                    compares it with peft's merge_and_unload: every tensor, then log-probs
 
 Made with Python 3.11, torch 2.15.0 (CPU, f32, one thread), transformers 5.23.0, peft 0.21.2. Nothing is downloaded.
 
@@ -13,12 +15,15 @@ A folder is a checkpoint and a PEFT directory as those libraries write them (tra
                             two greedy completions by transformers' generate, with its cache
     gradients.safetensors   d loss / d A and d B of every linear before the first step, under peft's names
     trained.safetensors     A and B after three steps
+    merged.safetensors      the seven linears of the last block after merge_and_unload in f32, under the checkpoint's names
 Weights are rounded to bfloat16, which is how they are stored; all arithmetic is f32. Sequences run one at a time, unpadded, with
 eager attention. loss = −Σ weight·log p(next token), weights of both signs. Windows are shorter than the sequences, every
 LoRA B is random, and AdamW's eps is large enough that gradients of rounding size cannot flip a step.
 
 Adapters exported by the engine: `ADAPTERS_OUT=DIR npx vitest run --project node tests/golden/families.test.ts` writes DIR/<family>;
 --check-adapter then holds them to peft. All five passed on 2026-11-22: identical keys, log-probs within 5e-5 after three steps.
+Merged folders: MERGED_OUT=DIR, with merge.test.ts, writes DIR/<family>-<dtype>. All fifteen passed on 2026-11-22: f32 within 1e-7 of
+each tensor's largest number, of 16-bit numbers at most 9 in 55 040 rounded the other way.
 """
 import json
 import pathlib
@@ -171,6 +176,17 @@ def compute(family):
     return expected, first, gradients, lora(peft)
 
 
+def merge(family):
+    """peft's own merge, in f32: the state dict of an ordinary model."""
+    return make_adapter(make_base(family), family).merge_and_unload()
+
+
+def last_block(state):
+    depth = max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
+    return {name: p.detach().clone() for name, p in state.items()
+            if name.startswith(f"model.layers.{depth}.") and name.endswith("_proj.weight")}
+
+
 def write(family):
     folder = HERE / family
     shutil.rmtree(folder, ignore_errors=True)
@@ -191,6 +207,7 @@ def write(family):
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(gradients, folder / "gradients.safetensors", metadata={"format": "pt"})
     save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
+    save_file(last_block(merge(family).state_dict()), folder / "merged.safetensors", metadata={"format": "pt"})
     (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
     print(f"{family}: loss {expected['steps'][0]['loss']}, gradient norm {expected['steps'][0]['gradNorm']}, "
           f"{sum(f.stat().st_size for f in folder.iterdir()) / 1024:.0f} KiB")
@@ -209,7 +226,8 @@ def check(family):
     flat = lambda e: {"greedy": torch.tensor([c["tokens"] + c["logprobs"] for c in e["greedy"]]), "logprobs": torch.tensor(sum((d["logprobs"] for d in e["data"]), [])), "norms": torch.tensor([s["gradNorm"] for s in e["steps"]])}
     error = max(worst(flat(expected), flat(stored)),
                 worst({k.replace(".default", ""): v for k, v in first.items()}, load_file(folder / "adapter_model.safetensors")),
-                worst(gradients, load_file(folder / "gradients.safetensors")), worst(trained, load_file(folder / "trained.safetensors")))
+                worst(gradients, load_file(folder / "gradients.safetensors")), worst(trained, load_file(folder / "trained.safetensors")),
+                worst(last_block(merge(family).state_dict()), load_file(folder / "merged.safetensors")))
     print(f"{family}: {error:.1e}")
     return error < 1e-4
 
@@ -232,11 +250,34 @@ def check_adapter(family, directory):
     return parameters < 1e-3 and logprobs < 1e-3
 
 
+def check_merged(family, directory):
+    """From files alone, by transformers' loader; the stored dtype is the one that config.json names."""
+    dtype = AutoConfig.from_pretrained(directory).dtype
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    want = merge(family)
+    stored = {name: p for file in pathlib.Path(directory).glob("*.safetensors") for name, p in load_file(file).items()}
+    assert stored.keys() == {name for name in want.state_dict() if name != "lm_head.weight" or not want.config.tie_word_embeddings}, sorted(stored)
+    cast = {name: want.state_dict()[name].to(dtype) for name in stored}
+    assert all(p.dtype == dtype for p in stored.values())
+    other = sum((stored[name] != cast[name]).sum().item() for name in stored)
+    error = worst({name: p.float() for name, p in stored.items()}, {name: p.float() for name, p in cast.items()})
+    with torch.no_grad():
+        for p in want.parameters():
+            p.copy_(p.to(dtype))
+        logprobs = max((next_token(theirs, d["tokens"])[0] - next_token(want, d["tokens"])[0]).abs().max().item() for d in make_data(family))
+    total = sum(p.numel() for p in stored.values())
+    print(f"{family} {dtype}: {len(stored)} tensors, {other} of {total} numbers differ, by {error:.0e} of the largest, log-probs {logprobs:.0e}")
+    # f32: the order of a sum; 16 bits: a number in ten thousand falls on the other side of a tie
+    return error < {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype] and other < total * (1 if dtype == torch.float32 else 1e-3) and logprobs < 1e-2
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     mode = sys.argv[1:]
     if mode[:1] == ["--check-adapter"] and len(mode) == 3:
         sys.exit(0 if check_adapter(mode[1], mode[2]) else 1)
+    if mode[:1] == ["--check-merged"] and len(mode) == 3:
+        sys.exit(0 if check_merged(mode[1], mode[2]) else 1)
     if mode == ["--check"]:
         sys.exit(0 if all([check(family) for family in FAMILIES]) else 1)
     assert not mode, __doc__

@@ -1,11 +1,10 @@
 // The five families against PyTorch, transformers and peft: tiny random checkpoints with a random adapter, files as those
 // libraries write them. families.py made the numbers and says how.
 
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Datum, PeftFiles } from "../../packages/engine/src/contract.ts";
+import type { Datum } from "../../packages/engine/src/contract.ts";
 import { initLora, partOf } from "../../packages/engine/src/lora/init.ts";
 import { type Adapter, fromPeft, peftName, toPeft } from "../../packages/engine/src/lora/peft.ts";
 import { FAMILIES, type Family, LINEARS } from "../../packages/engine/src/model/spec.ts";
@@ -18,40 +17,14 @@ import { createReferenceBackend } from "../../packages/engine/src/reference/back
 import { loadModel } from "../../packages/engine/src/weights/load.ts";
 import { readSafetensors, toFloat32 } from "../../packages/engine/src/weights/safetensors.ts";
 import { BACKENDS } from "../unit/engine/backends.ts";
+import { peftFiles, readExpected, readFamily, worst } from "./familyFiles.ts";
 
 /** Largest |got − want| relative to the largest |want| of a tensor. f32 on both sides, so rounding alone gives 10⁻⁶. */
 const LIMIT = 1e-4;
 
-interface Expected {
-  readonly lora: { readonly rank: number; readonly alpha: number };
-  readonly adam: {
-    readonly learningRate: number;
-    readonly beta1: number;
-    readonly beta2: number;
-    readonly eps: number;
-    readonly weightDecay: number;
-    readonly gradClipNorm: number;
-  };
-  readonly data: readonly {
-    readonly tokens: readonly number[];
-    readonly weights: readonly number[];
-    readonly logprobs: readonly number[];
-    readonly entropies: readonly number[];
-  }[];
-  readonly greedy: readonly {
-    readonly prompt: readonly number[];
-    readonly tokens: readonly number[];
-    readonly logprobs: readonly number[];
-  }[];
-  readonly steps: readonly { readonly loss: number; readonly gradNorm: number }[];
-}
-
-const read = (family: Family, file: string): Uint8Array =>
-  Uint8Array.from(readFileSync(join(fileURLToPath(new URL("./families", import.meta.url)), family, file)));
-
 /** A safetensors file under peft's names. */
 const tensorsOf = (family: Family, file: string): Map<string, Float32Array> =>
-  new Map([...readSafetensors(read(family, file), file).tensors].map(([name, tensor]) => [name, toFloat32(tensor, file)]));
+  new Map([...readSafetensors(readFamily(family, file), file).tensors].map(([name, tensor]) => [name, toFloat32(tensor, file)]));
 
 /** The same of a flat buffer. */
 const named = (values: Float32Array, layout: LoraTensors): Map<string, Float32Array> =>
@@ -64,28 +37,15 @@ const named = (values: Float32Array, layout: LoraTensors): Map<string, Float32Ar
     ),
   );
 
-const worst = (got: ArrayLike<number>, want: ArrayLike<number>): number => {
-  expect(got.length).toBe(want.length);
-  const scale = Math.max(...Array.from(want, Math.abs));
-  expect(scale).toBeGreaterThan(0);
-  return Math.max(...Array.from(got, (value, i) => Math.abs(value - want[i]!))) / scale;
-};
-
 const worstOf = (got: ReadonlyMap<string, Float32Array>, want: ReadonlyMap<string, Float32Array>): number => {
   expect([...got.keys()].sort()).toEqual([...want.keys()].sort());
   return Math.max(...[...want].map(([name, values]) => worst(got.get(name)!, values)));
 };
 
-const readExpected = (family: Family): Expected => JSON.parse(new TextDecoder().decode(read(family, "expected.json")));
-
-/** The adapter as peft wrote it. */
-const peftFiles = (family: Family): PeftFiles =>
-  Object.fromEntries(["adapter_config.json", "adapter_model.safetensors"].map((file) => [file, read(family, file)]));
-
-const open = async (backend: Backend, family: Family, config = read(family, "config.json")) => {
+const open = async (backend: Backend, family: Family, config = readFamily(family, "config.json")) => {
   const expected = readExpected(family);
   const { lora } = expected;
-  const { spec, weights } = await loadModel({ config, weights: read(family, "model.safetensors") }, backend);
+  const { spec, weights } = await loadModel({ config, weights: readFamily(family, "model.safetensors") }, backend);
   const layout = loraTensors(spec, lora, "lora.p");
   const base = { name: family, configSha256: "", weightsSha256: "" };
   const fresh: Adapter = { values: initLora(layout, 0), layout, lora, base };
@@ -109,7 +69,7 @@ const open = async (backend: Backend, family: Family, config = read(family, "con
 const adaptersOut = process.env.ADAPTERS_OUT;
 
 test("there is a folder for every family", () => {
-  for (const family of FAMILIES) expect(JSON.parse(new TextDecoder().decode(read(family, "config.json"))).model_type).toBe(family);
+  for (const family of FAMILIES) expect(JSON.parse(new TextDecoder().decode(readFamily(family, "config.json"))).model_type).toBe(family);
 });
 
 /** What the fixtures can tell apart: one value of config.json changed, by far more than rounding, makes other log-probs. */
@@ -140,7 +100,7 @@ const CHANGES: readonly (readonly [Family, object])[] = [
   ["gemma3_text", { rope_parameters: { full_attention: { ...full, factor: 1 }, sliding_attention: sliding } }],
 ];
 test.each(CHANGES)("the fixture of %s does not fit a config with %j", async (family, change) => {
-  const config = { ...JSON.parse(new TextDecoder().decode(read(family, "config.json"))), ...change };
+  const config = { ...JSON.parse(new TextDecoder().decode(readFamily(family, "config.json"))), ...change };
   const { trainer, data, expected } = await open(createReferenceBackend(), family, new TextEncoder().encode(JSON.stringify(config)));
   const { logprobs } = await trainer.forward(data);
   expect(Math.max(...logprobs.map((got, i) => worst(got, expected.data[i]!.logprobs)))).toBeGreaterThan(10 * LIMIT);
@@ -198,7 +158,7 @@ for (const { name, create, skip } of BACKENDS) {
 
         test("greedy completions of a published policy, sampled together, are those of transformers' generate", async () => {
           const { lora, greedy } = readExpected(family);
-          const model = { config: read(family, "config.json"), weights: read(family, "model.safetensors") };
+          const model = { config: readFamily(family, "config.json"), weights: readFamily(family, "model.safetensors") };
           const policy = await createPolicy({ backend: await create(), model, lora, maxContext: 32, slots: 2, microBatchTokens: 32 });
           await policy.trainer.importAdapter(peftFiles(family));
           await policy.publish(1);

@@ -5,6 +5,7 @@ import { calculatorDemo } from "@fulgurite/demo-calculator";
 import { type Rollout, rewardOf, type Store, type StoredSpan, toTransitions } from "@fulgurite/trace";
 import { computed, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import {
+  describeMemory,
   type ExperimentRecord,
   experiment,
   type LoadedPolicy,
@@ -49,6 +50,8 @@ const ROWS_SHOWN = 200;
 export const state: Signal<State> = signal<State>("loading");
 export const problem: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const settings: Signal<Settings> = signal<Settings>({ recipe: "default", seed: 1, device: "auto" });
+/** What the policy holds, by item; told before its weights are loaded. */
+export const memory: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const device: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const record: Signal<ExperimentRecord | undefined> = signal<ExperimentRecord | undefined>(undefined);
 export const progress: Signal<Progress | undefined> = signal<Progress | undefined>(undefined);
@@ -117,7 +120,13 @@ const ensurePolicy = async (): Promise<LoadedPolicy> => {
   await policy?.dispose();
   policy = undefined;
   device.value = undefined;
-  policy = await loadPolicy("spark", { device: wanted, seed: settings.value.seed });
+  policy = await loadPolicy("spark", {
+    device: wanted,
+    seed: settings.value.seed,
+    onMemory: (budget) => {
+      memory.value = describeMemory(budget);
+    },
+  });
   loadedDevice = wanted;
   device.value = policy.device.description;
   return policy;

@@ -9,11 +9,23 @@ import type { Backend } from "./plan/backend.ts";
 export type * from "./contract.ts";
 export type { BackendOptions } from "./device.ts";
 export { EngineError, type EngineErrorCode } from "./errors.ts";
-export { type AdapterBase, fromPeft, toPeft } from "./lora/peft.ts";
+export type { AdapterBase, BaseModel } from "./lora/base.ts";
+export { type FileToWrite, type MergedModel, type MergeOptions, mergedFolder, openMerged } from "./lora/merge.ts";
+export { fromPeft, toPeft } from "./lora/peft.ts";
+export {
+  describeMemory,
+  fitMemory,
+  limitsOf,
+  type MemoryLimits,
+  type MemoryOptions,
+  type MemorySettings,
+  memoryOf,
+  type PolicyMemory,
+} from "./memory.ts";
 export { parseConfig } from "./model/families.ts";
 export type { LoraSpec, ModelSpec } from "./model/spec.ts";
 export type { Backend } from "./plan/backend.ts";
-export { createPolicy, memoryOf, type PolicyMemory, type PolicyOptions } from "./policy.ts";
+export { createPolicy, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
 export type { WeightFiles } from "./weights/checkpoint.ts";
 export { readSafetensors, toFloat32, writeSafetensors } from "./weights/safetensors.ts";

@@ -1,9 +1,10 @@
 // What `npm i fulgurite` gives: a few functions with good defaults. Everything else is one package name further.
 
 export type { Agent, AgentContext, OpenAIOptions } from "@fulgurite/agent";
-export type { DeviceKind, LoraSpec, PeftFiles, Policy } from "@fulgurite/engine";
+export { type DeviceKind, describeMemory, type LoraSpec, type PeftFiles, type Policy, type PolicyMemory } from "@fulgurite/engine";
 export { type Algorithm, type Evaluation, type GrpoOptions, grpo, reinforce, rloo, type StepReport } from "@fulgurite/rl";
 export type { Store } from "@fulgurite/trace";
+export { collectGarbage } from "./collectGarbage.ts";
 export { type EvaluateOptions, evaluate } from "./evaluate.ts";
 export {
   type Demo,

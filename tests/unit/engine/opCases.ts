@@ -4,6 +4,8 @@
 
 import type { Backend, HostArray, TensorData } from "../../../packages/engine/src/plan/backend.ts";
 import {
+  LANE,
+  LANE_WIDTH,
   type OpName,
   operandsOf,
   type PackedDtype,
@@ -730,6 +732,32 @@ for (const [n, width] of [
   });
 }
 
+for (const [n, width] of [
+  [1, 32],
+  [3, 20],
+] as const) {
+  const at = layout(n, { spare: 2 });
+  add(`kvCopy, ${n} pairs of slots, rows of ${width}`, (b) => {
+    // Slots 0 … 2 give (slot 2 twice), 3 … 5 get; lengths 11 (all), 4, 0.
+    const [kCache, vCache] = [b.whole("kCache", [6, 11, width], "kv"), b.whole("vCache", [6, 11, width], "kv")];
+    b.output(kCache);
+    b.output(vCache);
+    return {
+      step: {
+        op: "kvCopy",
+        rows: at.rows,
+        from: b.indices("from", at, (row) => [2, 0, 2][row]!),
+        to: b.indices("to", at, (row) => [4, 5, 3][row]!),
+        length: b.indices("length", at, (row) => [11, 4, 0][row]!),
+        kCache,
+        vCache,
+      },
+      vars: at.vars,
+      tolerance: 0,
+    };
+  });
+}
+
 /* ---- head ---- */
 
 const TEMPERATURES = [1, 0.7, 2, 1.5];
@@ -839,6 +867,54 @@ add("sample, a uniform at either end never picks a token without mass", (b) => {
     vars: at.vars,
   };
 });
+
+for (const [n, stops] of [
+  [1, 0],
+  [9, 3],
+] as const) {
+  // At rest; the last token; a stop token; a seed above 2³¹; the others have tokens left.
+  const at = layout(n, { count: "outRows" });
+  const width = LANE_WIDTH + stops;
+  const wide = (b: Builder, name: string, fill: (row: number, column: number) => number): Tensor => {
+    const tensor: Tensor = { name, shape: [at.rows.capacity, width], dtype: "i32", home: "io" };
+    b.inputs.set(
+      tensor,
+      Int32Array.from({ length: sizeOf(tensor) }, (_, i) => (i < n * width ? fill(Math.floor(i / width), i % width) : WILD_INDEX)),
+    );
+    return b.output(tensor);
+  };
+  add(`advance, ${n} lanes with ${stops} stop tokens`, (b) => {
+    const lane = (row: number): Record<keyof typeof LANE, number> => ({
+      slot: 20 - row,
+      position: 100 + row,
+      left: n === 1 ? 7 : [0, 1, 5, 6, 7][row % 5]!,
+      count: row % 4,
+      seed: row % 2 === 0 ? 3 + row : -1 - row,
+      drawn: 1000 * row,
+    });
+    const names = Object.keys(LANE) as (keyof typeof LANE)[];
+    return {
+      step: {
+        op: "advance",
+        rows: at.rows,
+        token: b.indices("token", at, (row) => 40_000 + row),
+        logprob: b.rowsIn("logprob", 0, at),
+        lanes: wide(b, "lanes", (row, column) => {
+          const name = names.find((key) => LANE[key] === column);
+          // Row 2 stops at the middle one of its stop tokens, row 3 has another's.
+          return name ? lane(row)[name] : [-1, 40_002, -1][column - LANE_WIDTH]!;
+        }),
+        history: b.output(b.whole("history", [at.rows.capacity, 4, 2], "io", () => SENTINEL)),
+        tokens: b.rowsOut("tokens", 0, at, "i32"),
+        positions: b.rowsOut("positions", 0, at, "i32"),
+        slots: b.rowsOut("slots", 0, at, "i32"),
+        uniform: b.rowsOut("uniform", 0, at),
+      },
+      vars: at.vars,
+      tolerance: 0,
+    };
+  });
+}
 
 /** [logprob, old, advantage], one row for every branch; none lies on a kink. clipLow .2, clipHigh .28, dualClip 3. */
 export const LOSS_ROWS: readonly (readonly [number, number, number])[] = [
@@ -1113,4 +1189,5 @@ export const ROWWISE: ReadonlySet<OpName> = new Set<OpName>([
   "tokenLoss",
   "logprobBackward",
   "sample",
+  "advance",
 ]);

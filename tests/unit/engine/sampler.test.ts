@@ -1,25 +1,10 @@
 import { afterEach, describe, expect, test } from "vitest";
-import type { Completion, GenerateRequest } from "../../../packages/engine/src/contract.ts";
-import { initLora } from "../../../packages/engine/src/lora/init.ts";
-import { inferPlan, kvCache } from "../../../packages/engine/src/model/plans.ts";
-import { loraTensors } from "../../../packages/engine/src/model/tensors.ts";
-import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
-import { createLock } from "../../../packages/engine/src/plan/lock.ts";
+import type { GenerateRequest } from "../../../packages/engine/src/contract.ts";
 import { pcg, uniform } from "../../../packages/engine/src/random.ts";
-import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
-import { createSampler, type LocalSampler } from "../../../packages/engine/src/sampler/sampler.ts";
 import { createSlots } from "../../../packages/engine/src/sampler/slots.ts";
-import { loadModel } from "../../../packages/engine/src/weights/load.ts";
-import { tinyLlama } from "./tinyLlama.ts";
+import { neighbours, type OpenedSampler, type OpenOptions, openSampler, plain, request } from "./openSampler.ts";
 
-interface Opened {
-  readonly sampler: LocalSampler;
-  readonly backend: Backend;
-  /** Rows of every run so far. */
-  readonly runs: { rows: number; outRows: number }[];
-}
-
-const opened: Opened[] = [];
+const opened: OpenedSampler[] = [];
 afterEach(async () => {
   for (const { sampler, backend } of opened.splice(0)) {
     await sampler.dispose();
@@ -27,58 +12,11 @@ afterEach(async () => {
   }
 });
 
-const open = async ({ slots = 4, rows = 16, positions = 48, wrap = (backend: Backend): Backend => backend } = {}): Promise<Opened> => {
-  const runs: Opened["runs"] = [];
-  const reference = createReferenceBackend();
-  const backend = wrap({
-    ...reference,
-    compile: async (plan) => {
-      const executable = await reference.compile(plan);
-      return {
-        ...executable,
-        run: (vars) => {
-          runs.push({ rows: vars.rows!, outRows: vars.outRows! });
-          return executable.run(vars);
-        },
-      };
-    },
-  });
-  const { spec, weights } = await loadModel(tinyLlama(), backend);
-  const lora = { rank: 4, alpha: 8 };
-  const tensors = loraTensors(spec, lora, "served");
-  await backend.allocate(
-    tensors.flat,
-    initLora(tensors, 1).map((x, i) => x + (uniform(3, i) - 0.5) * 0.2),
-  );
-  const cache = kvCache(spec, { slots, positions });
-  const plan = inferPlan(spec, weights, { tensors, spec: lora }, cache, { rows, outRows: slots });
-  const result = { backend, runs, sampler: await createSampler({ backend, spec, plan, cache, lock: createLock() }) };
+const open = async (options: OpenOptions = {}): Promise<OpenedSampler> => {
+  const result = await openSampler(options);
   opened.push(result);
   return result;
 };
-
-const request = (overrides: Partial<GenerateRequest> = {}): GenerateRequest => ({
-  prompt: Int32Array.of(5, 9, 2, 30),
-  maxTokens: 8,
-  temperature: 1,
-  stopTokens: [],
-  seed: 7,
-  ...overrides,
-});
-
-/** Different lengths, prompts, temperatures and seeds; some stop early. */
-const neighbours = (count: number): GenerateRequest[] =>
-  Array.from({ length: count }, (_, i) =>
-    request({
-      prompt: Int32Array.from({ length: 1 + ((i * 7) % 23) }, (_, j) => pcg(i * 100 + j) % 48),
-      maxTokens: 1 + ((i * 5) % 13),
-      temperature: [0, 0.5, 1, 2][i % 4]!,
-      stopTokens: i % 3 === 0 ? [1, 2, 3, 4, 5] : [],
-      seed: i * 1000,
-    }),
-  );
-
-const plain = ({ tokens, logprobs, finishReason }: Completion): unknown => ({ tokens: [...tokens], logprobs: [...logprobs], finishReason });
 
 describe("random numbers", () => {
   test("pcg is the published hash", () => {
@@ -359,7 +297,7 @@ describe("faults", () => {
       wrap: (backend) => ({
         ...backend,
         read: async (tensor, length) =>
-          tensor.name === "logprob" ? new Float32Array(length ?? 1).fill(Number.NaN) : backend.read(tensor, length),
+          tensor.name === "history" ? new Float32Array(length ?? 1).fill(Number.NaN) : backend.read(tensor, length),
       }),
     });
     await expect(sampler.generate(request())).rejects.toMatchObject({ code: "device" });

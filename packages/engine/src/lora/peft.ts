@@ -15,21 +15,13 @@ import type { LoraTensors } from "../model/tensors.ts";
 import { parseJson } from "../weights/json.ts";
 import { readSafetensors, type Safetensors, type TensorToWrite, toFloat32, writeSafetensors } from "../weights/safetensors.ts";
 import { sha256 } from "../weights/sha256.ts";
+import type { AdapterBase } from "./base.ts";
 import { partOf } from "./init.ts";
 
 const WEIGHTS = "adapter_model.safetensors";
 const CONFIG = "adapter_config.json";
 const SIDECAR = "fulgurite.json";
 const FORMAT_VERSION = 1;
-
-/** Which model an adapter belongs to. Hashes are lower-case hex SHA-256 of the files as they were loaded. */
-export interface AdapterBase {
-  /** Hugging Face id or path, for people and for PEFT; null if unknown. */
-  readonly name: string | null;
-  readonly configSha256: string;
-  readonly weightsSha256: string;
-  readonly tokenizerSha256?: string | undefined;
-}
 
 /** An adapter's numbers with what is needed to read them. `values` is the flat buffer that `layout` describes. */
 export interface Adapter {

@@ -3,7 +3,7 @@
 // The head works in chunks of output rows, so that [rows, V] logits never exist for a whole batch.
 
 import { EngineError } from "../errors.ts";
-import { type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
+import { LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
 import { emitDecoderBackward } from "./backward.ts";
 import {
   activation,
@@ -27,7 +27,7 @@ export interface KvCache {
 
 export interface InferPlan {
   readonly plan: Plan;
-  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed. */
+  /** [rows] i32: token, position and cache slot of each row. Prefill and decode rows may be mixed; a run leaves those of the next in the first rows. */
   readonly tokens: Tensor;
   readonly positions: Tensor;
   readonly slots: Tensor;
@@ -40,6 +40,19 @@ export interface InferPlan {
   /** [outRows] i32 and f32, out. */
   readonly token: Tensor;
   readonly logprob: Tensor;
+  /** [outRows, LANE_WIDTH + STOP_TOKENS] i32, by LANE. All zero: every run stands for itself. */
+  readonly lanes: Tensor;
+  /** [outRows, steps, 2], out: what each lane sampled, token and log-prob, by its count. */
+  readonly history: Tensor;
+}
+
+/** Copies the beginnings of cache rows, all layers. rows: pairs. */
+export interface PrefixPlan {
+  readonly plan: Plan;
+  /** [slots] i32: cache rows, and how many positions of them. */
+  readonly from: Tensor;
+  readonly to: Tensor;
+  readonly length: Tensor;
 }
 
 export interface ScorePlan {
@@ -75,6 +88,11 @@ export interface Capacity {
   readonly outRows: number;
 }
 
+export interface InferCapacity extends Capacity {
+  /** Runs of one burst, the columns of its history; default 16. */
+  readonly steps?: number;
+}
+
 export interface TrainCapacity extends Capacity {
   /** Output rows whose logits exist at once; a multiple of 64, default 128. */
   readonly headChunk?: number;
@@ -83,6 +101,9 @@ export interface TrainCapacity extends Capacity {
 }
 
 const DEFAULT_HEAD_CHUNK = 128;
+const DEFAULT_STEPS = 16;
+/** Stop tokens of a lane that the device knows. A model has one to three; the sampler sees the others when it reads. */
+export const STOP_TOKENS = 10;
 
 const io = (name: string, length: number, dtype: Tensor["dtype"] = "f32"): Tensor => ({ name, shape: [length], dtype, home: "io" });
 
@@ -109,7 +130,7 @@ export const inferPlan = (
   weights: ModelTensors,
   lora: Lora,
   cache: KvCache,
-  capacity: Capacity,
+  capacity: InferCapacity,
   shared?: InferPlan,
 ): InferPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: capacity.rows };
@@ -123,8 +144,10 @@ export const inferPlan = (
     uniform: io("uniform", capacity.outRows),
     token: io("token", capacity.outRows, "i32"),
     logprob: io("logprob", capacity.outRows),
+    lanes: { name: "lanes", shape: [capacity.outRows, LANE_WIDTH + STOP_TOKENS], dtype: "i32", home: "io" },
+    history: { name: "history", shape: [capacity.outRows, capacity.steps ?? DEFAULT_STEPS, 2], dtype: "f32", home: "io" },
   };
-  const { tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob } = tensors;
+  const { tokens, positions, slots, outIndex, inverseTemperature, uniform, token, logprob, lanes, history } = tensors;
 
   const steps: Step[] = [];
   const { x } = emitDecoder(steps, spec, weights, lora, {
@@ -144,9 +167,17 @@ export const inferPlan = (
   steps.push(
     { op: "linear", rows: outRows, x: n, w: weights.head, y: z, scale: 1 },
     { op: "sample", rows: outRows, z, inverseTemperature, uniform, token, logprob },
+    { op: "advance", rows: outRows, token, logprob, lanes, history, tokens, positions, slots, uniform },
   );
   const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
   return { ...tensors, plan };
+};
+
+export const prefixPlan = (cache: KvCache): PrefixPlan => {
+  const rows: Rows = { count: "rows", base: 0, capacity: cache.slots };
+  const [from, to, length] = [io("from", cache.slots, "i32"), io("to", cache.slots, "i32"), io("length", cache.slots, "i32")];
+  const steps = cache.layers.map(({ k: kCache, v: vCache }): Step => ({ op: "kvCopy", rows, from, to, length, kCache, vCache }));
+  return { plan: { name: `prefix, ${cache.slots} slots`, steps }, from, to, length };
 };
 
 /** The part of a row-shaped tensor that belongs to a chunk. */

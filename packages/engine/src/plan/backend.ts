@@ -11,8 +11,12 @@ export type TensorData = HostArray | Uint32Array;
 
 export interface Backend {
   readonly device: DeviceInfo;
+  /** Tensors lie in the host's own memory: reading one is a copy, not a wait for a device. */
+  readonly isHostMemory?: boolean;
   /** Bytes of the largest tensor that it can hold. Absent: none but its memory's. */
   readonly maxTensorBytes?: number;
+  /** Bytes of the largest arena. Absent: no limit but its memory's. */
+  readonly maxArenaBytes?: number;
   /** Gives a weights, state or kv tensor (not a view) its storage, filled with data, else zeros. Once for each tensor. */
   allocate(tensor: Tensor, data?: TensorData): Promise<void>;
   /**

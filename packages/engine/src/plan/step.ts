@@ -57,6 +57,23 @@ export interface Rows {
   readonly capacity: number;
 }
 
+/** Columns of a lane, one request that is being sampled. Its stop tokens follow. */
+export const LANE = {
+  /** Row of the cache. */
+  slot: 0,
+  /** Where the token that is sampled next will be fed. */
+  position: 1,
+  /** Tokens that may still be sampled; 0: the lane is at rest. */
+  left: 2,
+  /** Tokens in its row of the history. */
+  count: 3,
+  /** u32, as i32. */
+  seed: 4,
+  /** Tokens sampled so far: the index of the next uniform number. */
+  drawn: 5,
+} as const;
+export const LANE_WIDTH = 6;
+
 export type LossName = "crossEntropy" | "importanceSampling" | "ppoClip";
 
 export type Activation = "silu" | "tanhGelu";
@@ -140,6 +157,11 @@ export type Step =
     }
   /** kCache[slots[t], positions[t]] = k[t]; the same for v.   k, v [T,K·C] · slots, positions [T] i32 · kCache, vCache [S,P,K·C] (kv) */
   | { op: "kvAppend"; rows: Rows; k: Tensor; v: Tensor; slots: Tensor; positions: Tensor; kCache: Tensor; vCache: Tensor }
+  /**
+   * kCache[to[n], p] = kCache[from[n], p] for p < length[n]; the same for v. No slot stands twice in `to`, none in `to` and `from`.
+   * from, to, length [N] i32 · kCache, vCache inout [S,P,K·C] (kv)
+   */
+  | { op: "kvCopy"; rows: Rows; from: Tensor; to: Tensor; length: Tensor; kCache: Tensor; vCache: Tensor }
   /** Row t attends to positions 0 … positions[t] of slot slots[t], or to the last `window` of them (kvAppend of this run has already happened).   q, o [T,H·C] */
   | {
       op: "attentionCached";
@@ -195,6 +217,25 @@ export type Step =
    * inverseTemperature 0: token = argmax z (ties: lowest j), logprob at temperature 1.   z [N,V] · uniform [N] in [0,1) · token [N] i32 · logprob [N]
    */
   | { op: "sample"; rows: Rows; z: Tensor; inverseTemperature: Tensor; uniform: Tensor; token: Tensor; logprob: Tensor }
+  /**
+   * Makes the rows of the next run from the tokens that were sampled, so that no token waits for the host. Lane n has what LANE names and
+   * then S stop tokens (−1: none). Where its `left` is 0 nothing of row n changes; elsewhere history[n, count] = (token, logprob);
+   * tokens[n] = token; positions[n] = position; slots[n] = slot; uniform[n] = uniform(seed, drawn + 1) of random.ts, bit for bit;
+   * position, count and drawn grow by 1; left becomes 0 at a stop token, else left − 1.   count < M
+   * token [N] i32 · logprob [N] · lanes [N, LANE_WIDTH + S] i32 inout · history [N, M, 2] (ids are exact in f32) · tokens, positions, slots [T] i32, T ≥ N · uniform [N]
+   */
+  | {
+      op: "advance";
+      rows: Rows;
+      token: Tensor;
+      logprob: Tensor;
+      lanes: Tensor;
+      history: Tensor;
+      tokens: Tensor;
+      positions: Tensor;
+      slots: Tensor;
+      uniform: Tensor;
+    }
   /** sum[0] = Σ x². Fixed order.   x [n] · sum [1] */
   | { op: "sumSquares"; x: Tensor; sum: Tensor }
   /**
@@ -229,6 +270,7 @@ export const OPERANDS: Operands = {
   attentionBackwardQ: { reads: ["q", "k", "v", "dO", "lse", "delta", "start"], writes: ["dq"] },
   attentionBackwardKv: { reads: ["q", "k", "v", "dO", "lse", "delta", "end"], writes: ["dk", "dv"] },
   kvAppend: { reads: ["k", "v", "slots", "positions"], writes: ["kCache", "vCache"] },
+  kvCopy: { reads: ["from", "to", "length", "kCache", "vCache"], writes: ["kCache", "vCache"] },
   attentionCached: { reads: ["q", "kCache", "vCache", "slots", "positions"], writes: ["o"] },
   glu: { reads: ["gate", "up"], writes: ["y"] },
   gluBackward: { reads: ["gate", "up", "dy"], writes: ["gate", "up"] },
@@ -238,6 +280,10 @@ export const OPERANDS: Operands = {
   tokenLoss: { reads: ["logprob", "old", "advantage", "lossParams"], writes: ["tokenLoss", "dLogprob"] },
   logprobBackward: { reads: ["z", "target", "inverseTemperature", "lse", "dLogprob"], writes: ["z"] },
   sample: { reads: ["z", "inverseTemperature", "uniform"], writes: ["token", "logprob"] },
+  advance: {
+    reads: ["token", "logprob", "lanes"],
+    writes: ["lanes", "history", "tokens", "positions", "slots", "uniform"],
+  },
   sumSquares: { reads: ["x"], writes: ["sum"] },
   adamW: { reads: ["p", "g", "m", "v", "sumSquares"], writes: ["p", "m", "v"] },
   zero: { reads: [], writes: ["x"] },

@@ -146,6 +146,7 @@ export const createReferenceBackend = (): ReferenceBackend => {
 
   return {
     device,
+    isHostMemory: true,
     values,
     allocate,
     fill,

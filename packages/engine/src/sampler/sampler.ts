@@ -1,15 +1,15 @@
-// Continuous batching over one plan. Requests queue; a free row of the cache takes the next one at once. Every tick feeds one
-// token for each request that decodes and as much prompt of the others as the plan has room for, so a long prompt never
-// stalls the running ones for more than a tick. Every request whose last token was fed gets one sampled token.
-// Requests may name one of several adapters: a tick runs once for each adapter that has live requests.
+// Continuous batching over one plan. Requests queue; a free row of the cache takes the next one at once. The device works in
+// bursts of several runs (burst.ts): a sampled token feeds the next run where it is, and the host looks once a burst, hands
+// out the tokens, lets finished rows go and admits waiting requests. Requests may name one of several adapters: each that has
+// live requests gets its burst.
 //
 // Kept promises
-// - Token j depends on the seed, j and the logits, never on the neighbours: the uniform number is hashed on the host.
+// - Token j depends on the seed, j and the logits, never on the neighbours, on the burst it came in, or on who fed its prompt.
 // - A completion has one adapter version: publish stops admission, waits for the live ones, then copies.
-// - A tick leaves the event loop one turn. An abort is seen at the next tick.
+// - Between two bursts the event loop has one turn. An abort is seen at the end of a burst.
 //
-// Left out: top-k, top-p and penalties (samplerLogprobs must be those of the whole distribution), stop strings (the caller
-// has the tokenizer), and feeding a token on the device without a readback.
+// Left out: top-k, top-p and penalties (samplerLogprobs must be those of the whole distribution), and stop strings (the
+// caller has the tokenizer).
 
 import type { Completion, FinishReason, GenerateRequest, Sampler } from "../contract.ts";
 import { EngineError } from "../errors.ts";
@@ -18,7 +18,9 @@ import type { ModelSpec } from "../model/spec.ts";
 import type { Backend, Executable } from "../plan/backend.ts";
 import type { Lock } from "../plan/lock.ts";
 import { sizeOf } from "../plan/step.ts";
-import { uniform } from "../random.ts";
+import { type Burst, burstSteps, type Lane, scheduleBurst } from "./burst.ts";
+import { checkRequest } from "./checkRequest.ts";
+import { createSamplingDevice, type LaneState } from "./device.ts";
 import { createSlots, type Slot } from "./slots.ts";
 import { createTurn } from "./turn.ts";
 
@@ -29,6 +31,10 @@ export interface SamplerParts {
   readonly plan: InferPlan;
   readonly cache: KvCache;
   readonly lock: Lock;
+  /** Tokens of a request between two looks of the host. Changes no completion. Default: what wastes least, at most the plan's steps. */
+  readonly burst?: number;
+  /** false: every prompt is fed whole. Changes no completion. Default true. */
+  readonly sharesPrefixes?: boolean;
 }
 
 /** An adapter that requests can ask for by name, beside the published one. */
@@ -77,48 +83,32 @@ interface Live extends Request {
   readonly slot: Slot;
 }
 
-/** Below it, 1/τ times a logit leaves what f32 holds; who wants less wants 0. */
-const MIN_TEMPERATURE = 1e-3;
-const U32 = 2 ** 32;
-
-const checkRequest = (
-  { prompt, maxTokens, temperature, stopTokens, seed }: GenerateRequest,
-  { maxContext, vocabSize }: Sampler["limits"],
-): void => {
-  const bad = (rule: string, got: unknown, advice: string): EngineError =>
-    new EngineError("bad-request", `generate: ${rule}, got ${got}; ${advice}`);
-  const isToken = (id: unknown): boolean => Number.isInteger(id) && (id as number) >= 0 && (id as number) < vocabSize;
-  if (!(prompt instanceof Int32Array) || prompt.length === 0)
-    throw bad("prompt is an Int32Array of at least one token", prompt, "pass the ids of the tokenizer");
-  const wrong = prompt.findIndex((id) => !isToken(id));
-  if (wrong >= 0) throw bad(`prompt tokens are 0 … ${vocabSize - 1}`, `${prompt[wrong]} at ${wrong}`, "use the tokenizer of this model");
-  if (!Number.isInteger(maxTokens) || maxTokens < 1) throw bad("maxTokens is a positive integer", maxTokens, "ask for at least one token");
-  if (prompt.length + maxTokens > maxContext)
-    throw bad(
-      `prompt + maxTokens ≤ ${maxContext} (maxContext)`,
-      `${prompt.length} + ${maxTokens}`,
-      "shorten one of them or create the policy with a larger maxContext",
-    );
-  if (temperature !== 0 && !(temperature >= MIN_TEMPERATURE && temperature < Number.POSITIVE_INFINITY))
-    throw bad(`temperature is 0 or ≥ ${MIN_TEMPERATURE}`, temperature, "use 0 for the most likely token");
-  if (!Array.isArray(stopTokens) || !stopTokens.every(isToken))
-    throw bad(`stopTokens are among 0 … ${vocabSize - 1}`, stopTokens, "use the tokenizer of this model");
-  if (!Number.isInteger(seed) || seed < 0 || seed >= U32) throw bad("seed is an integer 0 … 2^32 − 1", seed, "take it modulo 2^32");
-};
+/** Where somebody watches the tokens come, so many come at once. */
+const LISTENED_STEPS = 4;
+/**
+ * A look of the host, in steps: measured for memory that is its own; on a device it is the wait for the last run, the way back
+ * and the way in. And the multiply-adds of a burst: a run in host memory holds up the thread, and with it every abort.
+ */
+const HOST_LOOK = { cost: 1 / 8, work: 2.5e8 };
+const DEVICE_LOOK = { cost: 1, work: Number.POSITIVE_INFINITY };
+/** How far the share of last tokens looks back, in tokens, and what it is taken to be before there were any. */
+const MEMORY = 1000;
+const FIRST_END_RATE = 1 / 64;
 
 /**
- * Allocates the cache, compiles the plan and starts serving version 0. Owns the executable, not the backend.
+ * Allocates the cache, compiles the plans and starts serving version 0. Owns the executables, not the backend.
  * Throws EngineError("device") when memory is short.
  */
-export const createSampler = async ({ backend, spec, plan, cache, lock }: SamplerParts): Promise<LocalSampler> => {
+export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> => {
+  const { backend, spec, plan, cache, lock, sharesPrefixes = true } = parts;
   const limits = { maxContext: Math.min(cache.positions, spec.maxPositions), vocabSize: spec.vocab };
-  const capacity = sizeOf(plan.tokens);
-  for (const { k, v } of cache.layers) {
-    await backend.allocate(k);
-    await backend.allocate(v);
-  }
+  const device = await createSamplingDevice(backend, plan, cache);
   const main: Served = { executable: await backend.compile(plan.plan), uses: new Set(), version: 0 };
   const named = new Map<string, Served>();
+  const maxSteps = Math.min(parts.burst ?? device.maxSteps, device.maxSteps);
+  const look = backend.isHostMemory ? HOST_LOOK : DEVICE_LOOK;
+  /** Multiply-adds of a row. */
+  const rowWork = plan.plan.steps.reduce((sum, step) => sum + (step.op === "linear" ? sizeOf(step.w) : 0), 0);
 
   const slots = createSlots(cache.slots, cache.positions);
   const live = new Set<Live>();
@@ -129,14 +119,8 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
   let loopEnd: Promise<void> = Promise.resolve();
   let publishing: Promise<unknown> = Promise.resolve();
   let onDrained: () => void = () => {};
-
-  // Host mirrors of the plan's inputs, filled from the start in every tick.
-  const tokens = new Int32Array(capacity);
-  const positions = new Int32Array(capacity);
-  const slotOfRow = new Int32Array(capacity);
-  const outIndex = new Int32Array(cache.slots);
-  const inverseTemperature = new Float32Array(cache.slots);
-  const uniforms = new Float32Array(cache.slots);
+  /** Of the sampled tokens, those that ended their completion; both fade. */
+  const seen = { tokens: MEMORY, ends: MEMORY * FIRST_END_RATE };
 
   const disposedError = (): EngineError =>
     new EngineError("disposed", "sampler: the policy is alive, got a disposed one; create a new policy");
@@ -147,6 +131,7 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
   const leave = (one: Live): void => {
     live.delete(one);
     slots.release(one.slot);
+    seen.ends++;
   };
 
   const rejectAll = (error: unknown): void => {
@@ -173,71 +158,50 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
     while (queue.length > 0) {
       const slot = slots.take(queue[0]!.request.prompt, queue[0]!.served);
       if (!slot) return;
+      if (!sharesPrefixes) slot.held = 0;
       live.add({ ...queue.shift()!, slot });
     }
   };
 
-  /** Tokens that are known but not fed: 1 while decoding, more while the prompt is fed. */
-  const pendingOf = ({ request, tokens, slot }: Live): number => request.prompt.length + tokens.length - slot.held;
+  /** Tokens of a request that may be sampled before the host has to look: 1 for whoever chooses the next token on the host. */
+  const stepsOf = ({ request }: Live): number => (request.onToken ? Math.min(LISTENED_STEPS, maxSteps) : maxSteps);
 
-  /** Fills the host mirrors with rows of one adapter. Returns their number and, in order, the requests that get a token. */
-  const schedule = (served: Served): { rows: number; outs: Live[] } => {
+  const schedule = (served: Served): Burst<Live> => {
     const mine = [...live].filter((one) => one.served === served);
-    let rows = 0;
-    const outs: Live[] = [];
-    const feed = (one: Live, count: number): void => {
-      const { request, tokens: sampled, slot } = one;
-      for (let i = 0; i < count; i++, rows++) {
-        const position = slot.held++;
-        const token = position < request.prompt.length ? request.prompt[position]! : sampled[position - request.prompt.length]!;
-        slot.tokens[position] = token;
-        tokens[rows] = token;
-        positions[rows] = position;
-        slotOfRow[rows] = slot.index;
-      }
-      if (pendingOf(one) > 0) return;
-      outIndex[outs.length] = rows - 1;
-      inverseTemperature[outs.length] = request.temperature === 0 ? 0 : 1 / request.temperature;
-      uniforms[outs.length] = uniform(request.seed, sampled.length);
-      outs.push(one);
-    };
-    const prefilling = mine.filter((one) => pendingOf(one) > 1);
-    for (const one of mine) if (pendingOf(one) === 1) feed(one, 1);
-    for (const one of prefilling) feed(one, Math.min(pendingOf(one), capacity - rows));
-    return { rows, outs };
+    const best = parts.burst ?? Math.min(burstSteps(seen.ends / seen.tokens, look.cost), look.work / (rowWork * mine.length));
+    const steps = mine.reduce((most, one) => Math.min(most, stepsOf(one)), best);
+    const sources = sharesPrefixes ? slots.all.filter(({ owner }) => owner === served) : [];
+    return scheduleBurst(mine, { capacity: device.capacity, steps, sources });
   };
 
-  const run = (
-    { executable }: Served,
-    rows: number,
-    outRows: number,
-  ): Promise<{ sampled: ArrayLike<number>; logprobs: ArrayLike<number> }> =>
-    lock(async () => {
-      backend.write(plan.tokens, tokens.subarray(0, rows));
-      backend.write(plan.positions, positions.subarray(0, rows));
-      backend.write(plan.slots, slotOfRow.subarray(0, rows));
-      if (outRows > 0) {
-        backend.write(plan.outIndex, outIndex.subarray(0, outRows));
-        backend.write(plan.inverseTemperature, inverseTemperature.subarray(0, outRows));
-        backend.write(plan.uniform, uniforms.subarray(0, outRows));
-      }
-      await executable.run({ rows, outRows });
-      if (outRows === 0) return { sampled: [], logprobs: [] };
-      // both are asked for before either is awaited: on a GPU that is one wait instead of two
-      const [sampled, logprobs] = await Promise.all([backend.read(plan.token, outRows), backend.read(plan.logprob, outRows)]);
-      return { sampled, logprobs };
-    });
+  const stateOf = ({ sequence, isDecoding }: Lane<Live>): LaneState => {
+    const { request, tokens, slot } = sequence;
+    const { prompt, maxTokens, seed, temperature, stopTokens } = request;
+    return {
+      slot: slot.index,
+      position: prompt.length + tokens.length,
+      last: isDecoding ? tokens.at(-1)! : undefined,
+      left: maxTokens - tokens.length,
+      drawn: tokens.length,
+      seed,
+      temperature,
+      stopTokens,
+    };
+  };
 
+  /** One token more; what it ends leaves. */
   const deliver = (one: Live, token: number, logprob: number): void => {
-    const { request, stop } = one;
-    // An abort or a dispose may have come while the plan ran.
-    if (!live.has(one)) return;
+    const { request, stop, slot } = one;
+    seen.tokens++;
     try {
       if (!Number.isFinite(logprob) || token < 0 || token >= limits.vocabSize)
         throw new EngineError(
           "device",
           `sampler: logits are finite, got token ${token} with log-prob ${logprob}; the adapter has diverged: load an earlier state`,
         );
+      // The token before it was fed to make it.
+      const fed = one.tokens.at(-1);
+      if (fed !== undefined) slot.tokens[slot.held++] = fed;
       one.tokens.push(token);
       one.logprobs.push(logprob);
       request.onToken?.(token, logprob);
@@ -246,20 +210,33 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
       one.reject(error);
       return;
     }
-    const finishReason = stop.has(token) ? "stop" : one.tokens.length === request.maxTokens ? "length" : undefined;
-    if (!finishReason) return;
+    const isStop = stop.has(token);
+    if (!isStop && one.tokens.length < request.maxTokens) return;
     leave(one);
-    finish(one, finishReason);
+    finish(one, isStop ? "stop" : "length");
+  };
+
+  const work = async (served: Served): Promise<void> => {
+    const { lanes, runs } = schedule(served);
+    if (runs.length === 0) return; // its requests ended while another adapter ran
+    for (const { copies } of runs) for (const { from } of copies) slots.touch(from);
+    const burst = { lanes: lanes.map(stateOf), runs, isEnded: () => isDisposed };
+    const sampled = await lock(() => device.run(served.executable, burst));
+    for (const [n, { sequence: one, sampled: count }] of lanes.entries()) {
+      // It may end before `count` (a stop token, a listener that throws), and an abort or a dispose may have come meanwhile.
+      for (let j = 0; j < count && live.has(one) && !one.request.signal?.aborted; j++) {
+        const at = 2 * (n * device.maxSteps + j);
+        deliver(one, sampled[at]!, sampled[at + 1]!);
+      }
+    }
+    const fade = MEMORY / Math.max(seen.tokens, MEMORY);
+    seen.tokens *= fade;
+    seen.ends *= fade;
   };
 
   const tick = async (): Promise<void> => {
     try {
-      for (const served of new Set([...live].map((one) => one.served))) {
-        const { rows, outs } = schedule(served);
-        if (rows === 0) continue; // its requests ended while another adapter ran
-        const { sampled, logprobs } = await run(served, rows, outs.length);
-        for (const [i, one] of outs.entries()) deliver(one, sampled[i]!, logprobs[i]!);
-      }
+      for (const served of new Set([...live].map((one) => one.served))) await work(served);
     } catch (error) {
       // What stands in the cache after a failed run is unknown.
       slots.forget();
@@ -373,6 +350,7 @@ export const createSampler = async ({ backend, spec, plan, cache, lock }: Sample
       await loopEnd;
       await publishing;
       for (const { executable } of [main, ...named.values()]) executable.dispose();
+      device.dispose();
     },
   };
 };

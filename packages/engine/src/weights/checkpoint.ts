@@ -64,14 +64,26 @@ const TOWERS: readonly { readonly prefix: string; readonly plain: string }[] = [
   { prefix: "language_model.", plain: "" },
 ];
 
-/** The language model alone, under its own names; a plain text checkpoint as it is. The head may lie outside the tower. */
+/**
+ * What a checkpoint's tensors are called in the language model alone; undefined for a vision tower's. In a plain text checkpoint
+ * names stay as they are. The head may lie outside the tower.
+ */
+export const textNames = (names: Iterable<string>): ((name: string) => string | undefined) => {
+  const all = [...names];
+  const tower = TOWERS.find(({ prefix }) => all.some((name) => name.startsWith(prefix)));
+  if (!tower) return (name) => name;
+  return (name) => {
+    if (name.startsWith(tower.prefix)) return tower.plain + name.slice(tower.prefix.length);
+    return name === "lm_head.weight" ? name : undefined;
+  };
+};
+
 const textTower = (tensors: Checkpoint["tensors"]): Checkpoint["tensors"] => {
-  const tower = TOWERS.find(({ prefix }) => [...tensors.keys()].some((name) => name.startsWith(prefix)));
-  if (!tower) return tensors;
+  const nameOf = textNames(tensors.keys());
   return new Map(
     [...tensors].flatMap(([name, stored]) => {
-      if (name.startsWith(tower.prefix)) return [[tower.plain + name.slice(tower.prefix.length), stored] as const];
-      return name === "lm_head.weight" ? [[name, stored] as const] : [];
+      const plain = nameOf(name);
+      return plain === undefined ? [] : [[plain, stored] as const];
     }),
   );
 };
@@ -80,11 +92,17 @@ const textTower = (tensors: Checkpoint["tensors"]): Checkpoint["tensors"] => {
 const singleOf = (files: WeightFiles): Uint8Array | undefined =>
   files instanceof Uint8Array ? files : files[INDEX] ? undefined : files[SINGLE];
 
-/** Reads every header and checks it; no value is converted. Throws EngineError("bad-file"). */
-export const readCheckpoint = (files: WeightFiles): Checkpoint => {
+/** Every tensor of the files, other towers' too, under the name it has there. Throws EngineError("bad-file"). */
+export const readStored = (files: WeightFiles): Checkpoint => {
   const single = singleOf(files);
-  if (single) return { file: SINGLE, tensors: textTower(readFile(single, SINGLE)) };
-  return { file: INDEX, tensors: textTower(readShards(files as Readonly<Record<string, Uint8Array>>)) };
+  if (single) return { file: SINGLE, tensors: readFile(single, SINGLE) };
+  return { file: INDEX, tensors: readShards(files as Readonly<Record<string, Uint8Array>>) };
+};
+
+/** The language model. Reads every header and checks it; no value is converted. Throws EngineError("bad-file"). */
+export const readCheckpoint = (files: WeightFiles): Checkpoint => {
+  const { file, tensors } = readStored(files);
+  return { file, tensors: textTower(tensors) };
 };
 
 /**

@@ -20,7 +20,7 @@ export const WEIGHT_FORMATS: readonly WeightFormat[] = ["f32", "f16", "bf16", "q
 /** Values that share a scale; widths of packed weights are multiples of it. */
 export const GROUP = 32;
 
-const VALUES_PER_WORD: Readonly<Record<PackedDtype, number>> = { f16: 2, bf16: 2, q8: 4, q4: 8 };
+export const VALUES_PER_WORD: Readonly<Record<PackedDtype, number>> = { f16: 2, bf16: 2, q8: 4, q4: 8 };
 /** The largest integer of a quantised value. */
 const LARGEST = { q8: 127, q4: 7 } as const;
 const SCALE_ALIGNMENT = 64;
@@ -59,7 +59,7 @@ const bits = new Uint32Array(1);
 const float = new Float32Array(bits.buffer);
 
 /** f32 → bfloat16 bits, ties to even. Exact for values that came from bfloat16. */
-const toBrain = (value: number): number => {
+export const toBrain = (value: number): number => {
   float[0] = value;
   return ((bits[0]! + 0x7fff + ((bits[0]! >>> 16) & 1)) >>> 16) & 0xffff;
 };

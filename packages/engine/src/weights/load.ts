@@ -6,7 +6,8 @@ import { ropeTable } from "../model/rope.ts";
 import type { ModelSpec } from "../model/spec.ts";
 import { gainsOf, type ModelTensors, modelTensors, storedTensors } from "../model/tensors.ts";
 import type { Backend } from "../plan/backend.ts";
-import { readCheckpoint, type WeightFiles } from "./checkpoint.ts";
+import type { Tensor } from "../plan/step.ts";
+import { type Checkpoint, readCheckpoint, type WeightFiles } from "./checkpoint.ts";
 import { parseJson } from "./json.ts";
 import { toFloat32 } from "./safetensors.ts";
 
@@ -25,24 +26,14 @@ export interface Model {
 const CONFIG = "config.json";
 
 /** Tensors that other tools leave in checkpoints and that repeat what config.json says. */
-const isRedundant = (name: string, spec: ModelSpec): boolean =>
+export const isRedundant = (name: string, spec: ModelSpec): boolean =>
   name.endsWith("rotary_emb.inv_freq") || (spec.tiedHead && name === "lm_head.weight");
 
 const list = (names: readonly string[]): string =>
   names.length > 8 ? `${names.slice(0, 8).join(", ")} and ${names.length - 8} more` : names.join(", ");
 
-/**
- * Every file check comes before the first allocation but the values', which are checked tensor by tensor; a caller that
- * gets an error disposes the backend. `maxContext` shortens the rope table to the positions that will be used.
- * Throws EngineError("bad-file" | "unsupported" | "device").
- */
-export const loadModel = async (files: ModelFiles, backend: Backend, options: { readonly maxContext?: number } = {}): Promise<Model> => {
-  const full = parseConfig(parseJson(files.config, CONFIG), CONFIG);
-  const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, options.maxContext ?? full.maxPositions) };
-  const weights = modelTensors(spec);
-  const { file, tensors: stored } = readCheckpoint(files.weights);
-
-  const wanted = storedTensors(weights);
+/** Whether a checkpoint is that of the config: complete, with nothing else in it, every shape as it should be. Throws EngineError("bad-file"). */
+export const checkTensors = ({ file, tensors: stored }: Checkpoint, wanted: readonly Tensor[], spec: ModelSpec): void => {
   const names = new Set(wanted.map((tensor) => tensor.name));
   const missing = [...names].filter((name) => !stored.has(name));
   if (missing.length > 0)
@@ -65,6 +56,21 @@ export const loadModel = async (files: ModelFiles, backend: Backend, options: { 
         `${shard}: ${name} is [${shape}] by ${CONFIG}, got [${got}]; take weights and config.json from one model`,
       );
   }
+};
+
+/**
+ * Every file check comes before the first allocation but the values', which are checked tensor by tensor; a caller that
+ * gets an error disposes the backend. `maxContext` shortens the rope table to the positions that will be used.
+ * Throws EngineError("bad-file" | "unsupported" | "device").
+ */
+export const loadModel = async (files: ModelFiles, backend: Backend, options: { readonly maxContext?: number } = {}): Promise<Model> => {
+  const full = parseConfig(parseJson(files.config, CONFIG), CONFIG);
+  const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, options.maxContext ?? full.maxPositions) };
+  const weights = modelTensors(spec);
+  const checkpoint = readCheckpoint(files.weights);
+  const { tensors: stored } = checkpoint;
+  const wanted = storedTensors(weights);
+  checkTensors(checkpoint, wanted, spec);
 
   const gains = new Set(gainsOf(weights));
   for (const tensor of wanted) {

@@ -9,6 +9,7 @@
 
 import * as z from "zod";
 import { EngineError } from "../errors.ts";
+import { toBrain } from "./formats.ts";
 import { halves, toHalf } from "./half.ts";
 
 export type StoredDtype = "F32" | "F16" | "BF16";
@@ -167,66 +168,109 @@ export const toFloat32 = (tensor: StoredTensor, file: string): Float32Array<Arra
   return values;
 };
 
-export interface TensorToWrite {
+/** `infinity`: the bits of the exponent, all ones in what the format cannot hold (NaN never comes here). */
+const SHORT: Readonly<
+  Record<"F16" | "BF16", { readonly round: (value: number) => number; readonly infinity: number; readonly largest: string }>
+> = {
+  F16: { round: toHalf, infinity: 0x7c00, largest: "65504" },
+  BF16: { round: toBrain, infinity: 0x7f80, largest: "3.39e38" },
+};
+
+/** Values as a file of that dtype holds them. Throws EngineError("bad-request") for one that it cannot hold. `name` is for the message. */
+export const encodeValues = (data: Float32Array, dtype: StoredDtype, name: string): Uint8Array<ArrayBuffer> => {
+  if (dtype === "F32") return new Uint8Array(data.slice().buffer);
+  const { round, infinity, largest } = SHORT[dtype];
+  const bits = new Uint16Array(data.length);
+  for (let i = 0; i < data.length; i++) {
+    bits[i] = round(data[i]!);
+    if ((bits[i]! & infinity) === infinity)
+      throw new EngineError(
+        "bad-request",
+        `writeSafetensors: values of ${shown(name)} fit in ${dtype} (|x| ≤ ${largest}), got ${data[i]}; write F32`,
+      );
+  }
+  return new Uint8Array(bits.buffer);
+};
+
+/** A tensor of a file that is yet to be written. */
+export interface TensorEntry {
   readonly name: string;
+  readonly dtype: StoredDtype;
   readonly shape: readonly number[];
-  readonly data: Float32Array;
 }
 
+export const entryByteLength = ({ shape, dtype }: TensorEntry): number => shape.reduce((a, b) => a * b, 1) * WIDTH[dtype];
+
+/** The reference implementation's order, so that every tensor is aligned: F32 first, then by name. */
+const DTYPE_ORDER: readonly StoredDtype[] = ["F32", "BF16", "F16"];
+const before = (a: TensorEntry, b: TensorEntry): number =>
+  DTYPE_ORDER.indexOf(a.dtype) - DTYPE_ORDER.indexOf(b.dtype) || (a.name < b.name ? -1 : a.name > b.name ? 1 : 0);
+
 /**
- * Writes what the reference implementation writes for the same tensors, byte for byte: metadata first, tensors sorted by
- * name, compact JSON padded with spaces to 8 bytes. Throws EngineError("bad-request") when a shape and its data disagree,
- * a name stands twice, or a value does not fit in F16.
+ * The beginning of a safetensors file and the order in which the bytes of its tensors follow, without gaps: what the reference
+ * implementation writes for the same tensors, byte for byte. Throws EngineError("bad-request") when a name stands twice.
  */
-export const writeSafetensors = (
-  tensors: readonly TensorToWrite[],
+export const layOut = <Entry extends TensorEntry>(
+  entries: readonly Entry[],
   metadata: Readonly<Record<string, string>> = {},
-  dtype: "F32" | "F16" = "F32",
-): Uint8Array<ArrayBuffer> => {
-  const sorted = [...tensors].sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
+): { readonly header: Uint8Array<ArrayBuffer>; readonly order: readonly Entry[]; readonly byteLength: number } => {
+  const order = [...entries].sort(before);
+  const names = new Set<string>(["__metadata__"]);
   const header: [string, unknown][] = Object.keys(metadata).length > 0 ? [["__metadata__", metadata]] : [];
   let end = 0;
-  for (const [i, { name, shape, data }] of sorted.entries()) {
-    const count = shape.reduce((a, b) => a * b, 1);
-    if (name === "__metadata__" || name === sorted[i + 1]?.name)
+  for (const entry of order) {
+    const { name, dtype, shape } = entry;
+    if (names.has(name))
       throw new EngineError(
         "bad-request",
         `writeSafetensors: names are unique and not __metadata__, got ${shown(name)}; rename the tensor`,
       );
-    if (count !== data.length)
-      throw new EngineError(
-        "bad-request",
-        `writeSafetensors: ${shown(name)} of shape ${shown(shape)} has ${count} values, got ${data.length}; pass matching data`,
-      );
+    names.add(name);
     const begin = end;
-    end += count * WIDTH[dtype];
+    end += entryByteLength(entry);
     header.push([name, { dtype, shape, data_offsets: [begin, end] }]);
   }
   // Written entry by entry: an object would move integer-like names to the front.
   const json = `{${header.map(([name, value]) => `${JSON.stringify(name)}:${JSON.stringify(value)}`).join(",")}}`;
   const text = new TextEncoder().encode(json);
   const headerLength = Math.ceil(text.length / 8) * 8;
-  const file = new Uint8Array(8 + headerLength + end).fill(0x20, 8, 8 + headerLength);
-  const view = new DataView(file.buffer);
-  view.setBigUint64(0, BigInt(headerLength), true);
-  file.set(text, 8);
-  let at = 8 + headerLength;
-  for (const { name, data } of sorted) {
-    if (dtype === "F32") {
-      file.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength), at);
-      at += data.byteLength;
-      continue;
-    }
-    for (const value of data) {
-      const bits = toHalf(value);
-      if ((bits & 0x7c00) === 0x7c00)
-        throw new EngineError(
-          "bad-request",
-          `writeSafetensors: values of ${shown(name)} fit in F16 (|x| ≤ 65504), got ${value}; write F32`,
-        );
-      view.setUint16(at, bits, true);
-      at += 2;
-    }
+  const bytes = new Uint8Array(8 + headerLength).fill(0x20, 8);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(headerLength), true);
+  bytes.set(text, 8);
+  return { header: bytes, order, byteLength: bytes.length + end };
+};
+
+export interface TensorToWrite {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly data: Float32Array;
+}
+
+/** A whole file in memory (layOut: piece by piece). Throws EngineError("bad-request") like it, and when a shape and its data disagree. */
+export const writeSafetensors = (
+  tensors: readonly TensorToWrite[],
+  metadata: Readonly<Record<string, string>> = {},
+  dtype: "F32" | "F16" = "F32",
+): Uint8Array<ArrayBuffer> => {
+  for (const { name, shape, data } of tensors) {
+    const count = shape.reduce((a, b) => a * b, 1);
+    if (count !== data.length)
+      throw new EngineError(
+        "bad-request",
+        `writeSafetensors: ${shown(name)} of shape ${shown(shape)} has ${count} values, got ${data.length}; pass matching data`,
+      );
+  }
+  const { header, order, byteLength } = layOut(
+    tensors.map((tensor) => ({ ...tensor, dtype })),
+    metadata,
+  );
+  const file = new Uint8Array(byteLength);
+  file.set(header);
+  let at = header.length;
+  for (const { name, data } of order) {
+    const bytes = encodeValues(data, dtype, name);
+    file.set(bytes, at);
+    at += bytes.length;
   }
   return file;
 };

@@ -30,6 +30,7 @@ import { createSegmentLog, type LogFolders, type LogIo, platformIo } from "./seg
 import { type Verification, verifyFolder } from "./verify.ts";
 
 export type { Compacted } from "./compaction.ts";
+export { type Listener, type ListenOptions, listen } from "./listen.ts";
 export { type LogIo, platformIo } from "./segmentLog.ts";
 export type { Verification } from "./verify.ts";
 

@@ -36,7 +36,15 @@ const attend = (
 /** First key that key `last` of a sequence that begins at `first` sees through a window. */
 const firstSeen = (first: number, last: number, window = Number.POSITIVE_INFINITY): number => Math.max(first, last - window + 1);
 
-type AttentionOp = "rope" | "attention" | "attentionDelta" | "attentionBackwardQ" | "attentionBackwardKv" | "kvAppend" | "attentionCached";
+type AttentionOp =
+  | "rope"
+  | "attention"
+  | "attentionDelta"
+  | "attentionBackwardQ"
+  | "attentionBackwardKv"
+  | "kvAppend"
+  | "kvCopy"
+  | "attentionCached";
 
 export const attentionOperations: Operations<AttentionOp> = {
   rope: (step, valuesOf, vars) => {
@@ -149,6 +157,17 @@ export const attentionOperations: Operations<AttentionOp> = {
         kCache[row + c] = k[t * width + c]!;
         vCache[row + c] = v[t * width + c]!;
       }
+    }
+  },
+
+  kvCopy: (step, valuesOf, vars) => {
+    const [, capacity, width] = step.kCache.shape as [number, number, number];
+    const [from, to, length] = [valuesOf(step.from), valuesOf(step.to), valuesOf(step.length)];
+    const n = rowCount(step.rows, vars);
+    for (let r = 0; r < n; r++) {
+      const begin = from[r]! * capacity * width;
+      for (const cache of [valuesOf(step.kCache), valuesOf(step.vCache)])
+        cache.copyWithin(to[r]! * capacity * width, begin, begin + length[r]! * width);
     }
   },
 

@@ -2,7 +2,8 @@
 // Formulas and sources of the losses: docs/architecture.md, "Losses".
 
 import { rowCount } from "../../plan/rowCount.ts";
-import type { LossName } from "../../plan/step.ts";
+import { LANE, LANE_WIDTH, type LossName } from "../../plan/step.ts";
+import { uniform } from "../../random.ts";
 import type { Operations, Values } from "../operation.ts";
 
 /** log Σ_j exp(inverse·z_j) over one row of V logits. */
@@ -47,7 +48,7 @@ const tokenLossOf = (
   };
 };
 
-export const headOperations: Operations<"logprob" | "tokenLoss" | "logprobBackward" | "sample"> = {
+export const headOperations: Operations<"logprob" | "tokenLoss" | "logprobBackward" | "sample" | "advance"> = {
   logprob: (step, valuesOf, vars) => {
     const vocab = step.z.shape[1]!;
     const [z, target, inverses] = [valuesOf(step.z), valuesOf(step.target), valuesOf(step.inverseTemperature)];
@@ -117,6 +118,27 @@ export const headOperations: Operations<"logprob" | "tokenLoss" | "logprobBackwa
       }
       token[r] = picked;
       logprob[r] = inverse * z[row + picked]! - total;
+    }
+  },
+
+  advance: (step, valuesOf, vars) => {
+    const [lanes, history] = [valuesOf(step.lanes), valuesOf(step.history)];
+    const [token, logprob, uniforms] = [valuesOf(step.token), valuesOf(step.logprob), valuesOf(step.uniform)];
+    const [tokens, positions, slots] = [valuesOf(step.tokens), valuesOf(step.positions), valuesOf(step.slots)];
+    const [width, most] = [step.lanes.shape[1]!, step.history.shape[1]!];
+    const n = rowCount(step.rows, vars);
+    for (let r = 0; r < n; r++) {
+      const lane = lanes.subarray(r * width, (r + 1) * width);
+      if (lane[LANE.left] === 0) continue;
+      history.set([token[r]!, logprob[r]!], 2 * (r * most + lane[LANE.count]!));
+      tokens[r] = token[r]!;
+      positions[r] = lane[LANE.position]!;
+      slots[r] = lane[LANE.slot]!;
+      lane[LANE.position]!++;
+      lane[LANE.count]!++;
+      lane[LANE.drawn]!++;
+      uniforms[r] = uniform(lane[LANE.seed]! >>> 0, lane[LANE.drawn]!);
+      lane[LANE.left] = lane.subarray(LANE_WIDTH).includes(token[r]!) ? 0 : lane[LANE.left]! - 1;
     }
   },
 };

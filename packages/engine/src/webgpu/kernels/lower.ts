@@ -1,6 +1,7 @@
 // Step → dispatches: the table is complete or it does not compile.
 
 import type { OpName, Step } from "../../plan/step.ts";
+import { advance } from "./advance.ts";
 import { attention, attentionCached } from "./attention.ts";
 import { attentionBackwardKv, attentionBackwardQ, attentionDelta } from "./attentionBackward.ts";
 import { logprob, logprobBackward, sample, tokenLoss } from "./head.ts";
@@ -8,7 +9,7 @@ import type { Dispatch } from "./kernel.ts";
 import { linear, linearBackward, weightGrad } from "./linear.ts";
 import { rmsNorm, rmsNormBackward } from "./norm.ts";
 import { adamW, sumSquares } from "./optimizer.ts";
-import { copy, embed, gatherRows, glu, gluBackward, kvAppend, rope, scatterRows, zero } from "./rows.ts";
+import { copy, embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rope, scatterRows, zero } from "./rows.ts";
 import { PORTABLE, type Target } from "./target.ts";
 
 const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>, target: Target) => Dispatch[] } = {
@@ -24,6 +25,7 @@ const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>
   attentionBackwardQ,
   attentionBackwardKv,
   kvAppend,
+  kvCopy,
   attentionCached,
   glu,
   gluBackward,
@@ -33,6 +35,7 @@ const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>
   tokenLoss,
   logprobBackward,
   sample,
+  advance,
   sumSquares,
   adamW,
   zero,

@@ -1,24 +1,48 @@
-// Moves and element-wise maps: embed, gatherRows, scatterRows, kvAppend, zero, copy, rope, glu and its gradient. One thread an element.
+// Moves and element-wise maps: embed, gatherRows, scatterRows, kvAppend, kvCopy, zero, copy, rope, glu and its gradient. One thread an element.
 
 import { type Activation, type Step, sizeOf } from "../../plan/step.ts";
+import { isPacked, packedLayout } from "../../weights/formats.ts";
+import { elementOf, type Matrix, reader } from "../../wgsl/matrix.ts";
+import { shardsOf } from "../shards.ts";
 import { columnsOf, type Dispatch, flat, flatGroups, kernel } from "./kernel.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-export const embed = ({ rows, table, tokens, y, scale }: Of<"embed">): Dispatch[] => {
+/** A table in shards: each dispatch makes the rows whose tokens lie in its shard. */
+export const embed = ({ rows, table, tokens, y, scale }: Of<"embed">, target: Target): Dispatch[] => {
   const D = columnsOf(table);
-  return [
+  const format = isPacked(table.dtype) ? table.dtype : "f32";
+  const read = isPacked(table.dtype) ? "quad_table(token, column - column % 4u)[column % 4u]" : "fetch_table(token, column)";
+  const matrix: Matrix = { name: "table", rows: "params.V", columns: "params.D", depth: "columns", format, scaleWord: "params.scaleWord" };
+  return shardsOf(table, target.bindingBytes).map(({ tensor, first }) =>
     kernel({
-      label: "embed",
-      bindings: { table: { tensor: table, as: "f32" }, tokens: { tensor: tokens, as: "i32" }, y: { tensor: y, as: "f32" } },
-      body: flat("params.rows * params.D", "y[i] = params.scale * table[u32(tokens[i / params.D]) * params.D + i % params.D];"),
+      label: `embed ${format}`,
+      bindings: {
+        table: { tensor, as: elementOf(format) },
+        tokens: { tensor: tokens, as: "i32" },
+        y: { tensor: y, as: "f32" },
+      },
+      body:
+        reader(matrix) +
+        flat(
+          "params.rows * params.D",
+          `let token = u32(tokens[i / params.D]) - params.first;
+  let column = i % params.D;
+  if (token < params.V) { y[i] = params.scale * ${read}; }`,
+        ),
       rows,
-      sizes: { D },
+      sizes: {
+        V: tensor.shape[0]!,
+        D,
+        first,
+        scaleWord: isPacked(tensor.dtype) ? packedLayout(tensor.dtype, sizeOf(tensor)).scaleWord : 0,
+      },
       numbers: { scale },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
-  ];
+  );
 };
 
 export const gatherRows = ({ rows, x, index, y }: Of<"gatherRows">): Dispatch[] => {
@@ -85,6 +109,38 @@ export const kvAppend = ({ rows, k, v, slots, positions, kCache, vCache }: Of<"k
       rows,
       groups: (n) => flatGroups(n * W),
       work: 2 * W,
+    }),
+  ];
+};
+
+/** Pairs of slots; a thread for each element that a slot has, and those beyond the length return. */
+export const kvCopy = ({ rows, from, to, length, kCache, vCache }: Of<"kvCopy">): Dispatch[] => {
+  const [, P, W] = kCache.shape as [number, number, number];
+  return [
+    kernel({
+      label: "kvCopy",
+      bindings: {
+        source: { tensor: from, as: "i32" },
+        goal: { tensor: to, as: "i32" },
+        length: { tensor: length, as: "i32" },
+        kCache: { tensor: kCache, as: "u32" },
+        vCache: { tensor: vCache, as: "u32" },
+      },
+      body: flat(
+        "params.rows * params.P * params.W",
+        `let perSlot = params.P * params.W;
+  let pair = i / perSlot;
+  let e = i % perSlot;
+  if (e >= u32(length[pair]) * params.W) { return; }
+  let a = u32(source[pair]) * perSlot + e;
+  let b = u32(goal[pair]) * perSlot + e;
+  kCache[b] = kCache[a];
+  vCache[b] = vCache[a];`,
+      ),
+      sizes: { P, W },
+      rows,
+      groups: (n) => flatGroups(n * P * W),
+      work: 2 * P * W,
     }),
   ];
 };
