@@ -349,6 +349,7 @@ describe.skipIf(skip !== undefined)(`on a device${skip ? ` (skipped: ${skip})` :
     const { gpu, release } = await openTestGpu();
     const counts = { maps: 0, submits: 0 };
     const watched = {
+      wgslLanguageFeatures: gpu.wgslLanguageFeatures,
       requestAdapter: async (options?: GPURequestAdapterOptions) => {
         const adapter = (await gpu.requestAdapter(options))!;
         const requestDevice = async (descriptor?: GPUDeviceDescriptor): Promise<GPUDevice> => {
