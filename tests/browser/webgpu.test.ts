@@ -49,6 +49,8 @@ const CASES = [
   "attentionBackwardKv, sequences of 40+100, 2/1 heads of 8, window 66",
   "attentionCached, sequences of 40+100, 2/1 heads of 8, window 66",
   "kvAppend, 37 rows of 20",
+  "kvCopy, 3 pairs of slots, rows of 20",
+  "advance, 9 lanes with 3 stop tokens",
   "logprob, 5 rows, vocabulary 83, base 0",
   "logprobBackward, 5 rows, vocabulary 83, base 0",
   "sample, 5 rows, vocabulary 83, base 0",
@@ -60,6 +62,12 @@ const CASES = [
   "copy, 1000 elements",
   "adamW, later step, decay and clipping",
   "adamW, a norm that is NaN changes nothing",
+  ...["f16", "bf16", "q8", "q4"].flatMap((dtype) => [
+    `linear, 37 rows, 96 to 33, ${dtype} weights`,
+    `linear, weights so small that their scales are subnormal halves, ${dtype} weights`,
+    `linearBackward, 37 rows, 33 to 96, overwrites, ${dtype} weights`,
+    `embed, 5 rows of 64 out of 50, ${dtype} weights`,
+  ]),
 ];
 
 const worst = (got: HostArray, want: HostArray): number => {

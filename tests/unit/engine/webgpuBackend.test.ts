@@ -199,7 +199,7 @@ describe.skipIf(skip !== undefined)(`the WebGPU backend in Node${why}`, () => {
 
   test("a tensor above the device's limit is refused with both numbers", async () => {
     const backend = await createTestBackend();
-    const failing = backend.allocate(tensor("huge", "weights", 2 ** 20, 2 ** 15));
+    const failing = backend.allocate(tensor("huge", "state", 2 ** 20, 2 ** 15));
     await expect(failing).rejects.toMatchObject({
       code: "device",
       message: expect.stringMatching(/limit of \d+ bytes.*got 137438953472 bytes/),

@@ -7,11 +7,15 @@ import { loraTensors, modelTensors } from "../../../packages/engine/src/model/te
 import type { Plan } from "../../../packages/engine/src/plan/step.ts";
 import { type Dispatch, PARAMS_BYTES, SHARED_PARAMS } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
 import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
+import { PORTABLE, type Target } from "../../../packages/engine/src/webgpu/kernels/target.ts";
 import { opCases } from "./opCases.ts";
 import { TINY, TINY_SWITCHED } from "./tinyModel.ts";
 
+/** Short texts: a software device compiles slowly. */
+const SOFTWARE: Target = { ...PORTABLE, isSoftware: true };
+
 /** Everything that a policy compiles when it samples, scores, learns with one loss and publishes. */
-const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
+const kernelsOf = (spec: ModelSpec, lora: LoraSpec, target: Target = SOFTWARE): Dispatch[] => {
   const weights = modelTensors(spec);
   const tensors = (name: string) => loraTensors(spec, lora, name);
   const [p, served, g, m, v] = [tensors("p"), tensors("served"), tensors("g"), tensors("m"), tensors("v")];
@@ -26,16 +30,23 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec): Dispatch[] => {
     optimPlan(p, g, m, v).plan,
     { name: "publish", steps: [{ op: "copy", x: p.flat, y: served.flat }] },
   ];
-  return plans.flatMap(({ steps }) => steps.flatMap((step) => lower(step)));
+  return plans.flatMap(({ steps }) => steps.flatMap((step) => lower(step, target)));
 };
 
 const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));
 
-test("a policy needs 35 kernels, and another model needs the same ones", () => {
+test("a policy needs 35 kernels on a software device, and another model needs the same ones", () => {
   const tiny = textsOf(kernelsOf(TINY, { rank: 4, alpha: 8 }));
   const other: ModelSpec = { ...TINY, width: 90, layers: 3, heads: 6, kvHeads: 3, headWidth: 30, feedForward: 111, vocab: 1001 };
   expect(tiny.size).toBe(35);
   expect(textsOf(kernelsOf(other, { rank: 7, alpha: 3 }))).toEqual(tiny);
+});
+
+test("on a GPU kernels come in variants for row counts and shapes: a policy of half a billion weights needs 48", () => {
+  const qwen: ModelSpec = { ...TINY, width: 896, layers: 24, heads: 14, kvHeads: 2, headWidth: 64, feedForward: 4864, vocab: 151936 };
+  const texts = textsOf(kernelsOf(qwen, { rank: 16, alpha: 32 }, PORTABLE));
+  expect(texts.size).toBe(48);
+  expect(textsOf(kernelsOf({ ...qwen, layers: 2 }, { rank: 8, alpha: 32 }, PORTABLE))).toEqual(texts);
 });
 
 test("windows, head norms, tanh-GELU, scales and rope bases are numbers: they add no kernel", () => {
@@ -45,13 +56,15 @@ test("windows, head norms, tanh-GELU, scales and rope bases are numbers: they ad
   expect(textsOf(kernelsOf(numbers, lora))).toEqual(plain);
   // A linear with a bias, and a norm that adds to the residual.
   const added = kernelsOf(TINY_SWITCHED, lora).filter(({ source }) => !plain.has(source));
-  expect(new Set(added.map(({ label }) => label))).toEqual(new Set(["linear 32x32 bias", "rmsNorm residual"]));
+  expect(new Set(added.map(({ label }) => label))).toEqual(new Set(["linear 32x32 f32 bias", "rmsNorm residual"]));
 });
 
 test("labels name a kernel: one label, one text", () => {
   for (const spec of [TINY, TINY_SWITCHED]) {
-    const kernels = kernelsOf(spec, { rank: 4, alpha: 8 });
-    expect(new Set(kernels.map(({ label }) => label)).size).toBe(textsOf(kernels).size);
+    for (const target of [SOFTWARE, PORTABLE]) {
+      const kernels = kernelsOf(spec, { rank: 4, alpha: 8 }, target);
+      expect(new Set(kernels.map(({ label }) => label)).size).toBe(textsOf(kernels).size);
+    }
   }
 });
 

@@ -1,7 +1,7 @@
 // The WebGPU executor: a plan becomes dispatches (kernels/), pipelines, bind groups and one array that `run` loops over.
 // Memory: one buffer for each weights, state, kv and io tensor; one arena buffer that all plans share, activations at the offsets of
 // plan/arena.ts; one scratch buffer for partial sums inside a step. Views are ranges of a binding.
-// Left out: weights cut into shards. A tensor above the device's binding limit is refused with both numbers.
+// A weight [rows, width] above the device's binding limit lies in shards (shards.ts); any other tensor above it is refused with both numbers.
 
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
@@ -9,6 +9,7 @@ import { type Arena, planArena } from "../plan/arena.ts";
 import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
+import { byteLengthOf } from "../weights/formats.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
@@ -16,6 +17,7 @@ import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
+import { type Piece, piecesOf, type Shard, shardsOf } from "./shards.ts";
 
 export interface WebGpuOptions extends DeviceOptions {
   /** Every launch is validated by itself, and errors name it. Many times slower. */
@@ -23,6 +25,9 @@ export interface WebGpuOptions extends DeviceOptions {
   /** Called at the end of dispose(), when the device is gone: node/webgpu.ts lets go of Dawn here. */
   readonly onDispose?: () => void;
 }
+
+/** Packed words are bound four at a time, so their buffers end at a multiple of 16 bytes. */
+const bindingBytesOf = (tensor: Tensor): number => Math.ceil(byteLengthOf(tensor) / 16) * 16;
 
 const rootOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
@@ -35,6 +40,8 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const readback = createReadback(open);
   const { pipelineFor, layoutFor } = createPipelines(open);
   const storage = new Map<Tensor, GPUBuffer>();
+  /** Weights that lie in shards; `storage` has the shards. */
+  const cuts = new Map<Tensor, readonly Shard[]>();
   /** How many executables use an io tensor; at none its buffer is freed. */
   const ioUsers = new Map<Tensor, number>();
   const inFlight: InFlight = [];
@@ -47,6 +54,11 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const bufferOf = (tensor: Tensor): GPUBuffer => {
     const buffer = storage.get(rootOf(tensor));
     if (!buffer) {
+      if (cuts.has(tensor))
+        throw new EngineError(
+          "device",
+          `webgpu: "${tensor.name}" must fit this device's binding limit of ${open.target.bindingBytes} bytes where it is used, got ${byteLengthOf(tensor)}; only embed and linear layers read a weight in shards`,
+        );
       throw new EngineError(
         "bad-request",
         `webgpu backend: "${tensor.name}" (home ${tensor.home}) has no storage; allocate it, or compile the plan that uses it`,
@@ -77,29 +89,43 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     scratchBuffer = await grown(`scratch (plan "${plan.name}")`, oldScratch, scratchBytes, true);
   };
 
+  const upload = async (pieces: readonly Piece[]): Promise<void> => {
+    for (const { shard, part, offset } of pieces) await buffers.upload(bufferOf(shard), part, offset);
+  };
+
   const allocate = async (tensor: Tensor, data?: TensorData): Promise<void> => {
     check("allocate");
-    if (data instanceof Uint32Array)
-      throw new EngineError(
-        "unsupported",
-        `webgpu backend: weights are f32, got "${tensor.name}" in ${tensor.dtype}; load the model as f32`,
-      );
-    checkAllocate(tensor, data, storage.has(tensor));
-    const buffer = await buffers.create(tensor.name, sizeOf(tensor) * 4);
-    storage.set(tensor, buffer);
-    if (data) await buffers.upload(buffer, data);
+    checkAllocate(tensor, data, storage.has(tensor) || cuts.has(tensor));
+    const shards = shardsOf(tensor, open.target.bindingBytes);
+    // Known before the first wait: a second call must be refused meanwhile. A failure gives everything back.
+    if (shards.length > 1) cuts.set(tensor, shards);
+    try {
+      for (const shard of shards) {
+        const buffer = await buffers.create(shard.tensor.name, bindingBytesOf(shard.tensor));
+        storage.set(shard.tensor, buffer);
+      }
+      if (data) await upload(piecesOf(tensor, shards, data));
+    } catch (cause) {
+      for (const shard of shards) {
+        const buffer = storage.get(shard.tensor);
+        storage.delete(shard.tensor);
+        if (buffer) buffers.destroy(buffer);
+      }
+      cuts.delete(tensor);
+      throw cause;
+    }
   };
 
   const fill = async (tensor: Tensor, words: Uint32Array, offset = 0): Promise<void> => {
     check("fill");
-    checkFill(tensor, words, offset, storage.has(tensor));
-    await buffers.upload(bufferOf(tensor), words, offset);
+    checkFill(tensor, words, offset, storage.has(tensor) || cuts.has(tensor));
+    await upload(piecesOf(tensor, shardsOf(tensor, open.target.bindingBytes), words, offset));
     check("fill");
   };
 
   const bindingOf = (tensor: Tensor, arena: Arena): GPUBufferBinding => {
     if (tensor === SCRATCH) return { buffer: scratchBuffer! };
-    const size = sizeOf(tensor) * 4;
+    const size = tensor.home === "weights" && !tensor.view ? bindingBytesOf(tensor) : sizeOf(tensor) * 4;
     if (tensor.home === "arena") return { buffer: arenaBuffer!, offset: arena.offsetOf(tensor), size };
     return { buffer: bufferOf(tensor), offset: (tensor.view?.offset ?? 0) * 4, size };
   };
@@ -124,7 +150,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
     const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));
     for (const tensor of operands) {
-      if (tensor.home !== "arena" && tensor.home !== "io") bufferOf(tensor);
+      if (tensor.home !== "arena" && tensor.home !== "io" && !cuts.has(tensor)) bufferOf(tensor);
     }
     for (const tensor of io) ioUsers.set(tensor, (ioUsers.get(tensor) ?? 0) + 1);
     const { slots, slotOf } = slotsOf(dispatches);
@@ -221,6 +247,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const dispose = (): Promise<void> => {
     disposal ??= (async () => {
       storage.clear();
+      cuts.clear();
       ioUsers.clear();
       // Destroying the device destroys its buffers and rejects pending maps.
       await open.close();

@@ -16,7 +16,7 @@ const mebibytes = (bytes: number): string => `${bytes} bytes (${(bytes / 2 ** 20
 export interface Buffers {
   /** A zeroed storage buffer. `isBoundWhole`: it must fit one binding, not only one buffer. */
   create(name: string, byteLength: number, options?: { isBoundWhole?: boolean }): Promise<GPUBuffer>;
-  /** Writes `data` from element `offset` (default 0) on. */
+  /** `data` from the buffer's word `offset` on. */
   upload(buffer: GPUBuffer, data: TensorData, offset?: number): Promise<void>;
   destroy(buffer: GPUBuffer): void;
   readonly byteLength: number;

@@ -20,7 +20,7 @@ export const WEIGHT_FORMATS: readonly WeightFormat[] = ["f32", "f16", "bf16", "q
 /** Values that share a scale; widths of packed weights are multiples of it. */
 export const GROUP = 32;
 
-const VALUES_PER_WORD: Readonly<Record<PackedDtype, number>> = { f16: 2, bf16: 2, q8: 4, q4: 8 };
+export const VALUES_PER_WORD: Readonly<Record<PackedDtype, number>> = { f16: 2, bf16: 2, q8: 4, q4: 8 };
 /** The largest integer of a quantised value. */
 const LARGEST = { q8: 127, q4: 7 } as const;
 const SCALE_ALIGNMENT = 64;

@@ -1,58 +1,62 @@
-// One generator for every matrix product: C[m, n] = Σ_r A(m, r)·B(r, n), f32.
-// Tiles of A and B lie depth-major in workgroup memory, so that two vec4 loads feed the 16 multiply-adds of a thread's 4 × 4 results;
-// an operand that is contiguous along the depth is turned on its way there. The sum over r is made of blocks of 16, each summed
-// upwards and then added upwards, whatever the tile: tiles differ in speed, not in order, and the error grows with depth/16 + 16
-// instead of depth.
-// The text is short on purpose: widths are parameters, elements are read and written one by one whatever the width, and loops are
-// bounded by params.block, so that no compiler unrolls them. A software device compiles a product in half a second this way; with
-// widths in the text, vec4 operands and unrolled loops it took up to ten, for each width.
-// Left out until a physical GPU has timed them: larger tiles, vec4 operands, split depth, 16-bit tiles, subgroups.
+// One generator for every matrix product: C[m, n] = Σ_r A(m, r)·B(r, n), f32 accumulators.
+// Tiles of A and B lie depth-major in workgroup memory, so that TM/4 + TN/4 vec4 loads feed the TM·TN multiply-adds of a thread; an operand
+// that is contiguous along the depth is turned on its way there, 4 × 4 at a time.
+// One order of summation for all tiles, for skinny.ts and for split depth: r runs upwards through blocks of 16, block sums are added upwards
+// through slices, slice sums upwards into C; every step is one fma. So variants differ in speed, not in bits, and the error grows with the
+// number of blocks instead of the depth.
+// The text is short on purpose: widths are parameters, and loops are bounded by params.block, so that no compiler unrolls them. A software
+// device compiles a product in half a second this way; with widths in the text and unrolled loops it took up to ten, for each width.
 
 import { BLOCK, MAIN_ARGUMENTS, times } from "../webgpu/kernels/kernel.ts";
+import { type Matrix, reader, readsQuads } from "./matrix.ts";
 
-/** A stored matrix [rows, columns], row-major, bound under `name` as f32. */
-export interface Matrix {
-  readonly name: string;
-  /** WGSL u32 expressions, uniform; what lies beyond reads as 0. */
-  readonly rows: string;
-  readonly columns: string;
-  /** Which of its axes is summed over. */
-  readonly depth: "rows" | "columns";
-}
-
-/** BM × BN results a workgroup of 64 threads, 4 × 4 a thread; both operands' tiles are 16 deep. */
+/** BM × BN results a workgroup, TM × TN a thread (multiples of 4); both operands' tiles are 16 deep. */
 export interface Tile {
   readonly BM: number;
   readonly BN: number;
+  readonly TM: number;
+  readonly TN: number;
 }
 
-const THREADS = 64;
-
-/** m and n: the largest row count (capacity) and the width of C. Narrow ones (LoRA ranks) get narrow tiles. */
-export const tileFor = (m: number, n: number): Tile => {
-  if (n <= 16) return { BM: 64, BN: 16 };
-  return m <= 16 ? { BM: 16, BN: 64 } : { BM: 32, BN: 32 };
-};
-
-const fetch = ({ name, rows, columns }: Matrix): string => `fn fetch_${name}(row: u32, column: u32) -> f32 {
-  if (row >= ${rows} || column >= ${columns}) { return 0.0; }
-  return ${name}[row * ${columns} + column];
-}
-`;
+export const threadsOf = ({ BM, BN, TM, TN }: Tile): number => (BM / TM) * (BN / TN);
 
 /** vec4 to a depth of a tile; one more than needed, so that turned columns fall into different banks. */
 const pitch = (width: number): number => width / 4 + 1;
 
+/** Bytes of workgroup memory; every device has 16384. */
+export const tileBytes = ({ BM, BN }: Tile, isHalf = false): number => BLOCK * (pitch(BM) + pitch(BN)) * (isHalf ? 8 : 16);
+
+interface Load {
+  readonly shared: string;
+  /** Where the tile begins on the operand's other axis, and how wide it is. */
+  readonly first: string;
+  readonly width: number;
+  readonly threads: number;
+  readonly four: string;
+}
+
 /** Fills `shared` from the operand, from `first` of its other axis and r0 of the depth on; neighbouring lanes read neighbouring elements. */
-const load = ({ name, depth }: Matrix, shared: string, first: string, width: number): string => {
-  const quads = width / 4;
+const load = (matrix: Matrix, { shared, first, width, threads, four }: Load): string => {
+  const { name, depth } = matrix;
+  const [quads, row] = [width / 4, pitch(width)];
+  if (depth === "columns" && readsQuads(matrix)) {
+    // Four quads of four rows, turned: a lane stores four depths.
+    return `for (var i = lane; i < params.block / 4u * ${quads}u; i += ${threads}u) {
+      let r = i % 4u * 4u;
+      let across = i / 4u;
+      let turned = transpose(mat4x4f(${times(4, (q) => `quad_${name}(${first} + across * 4u + ${q}u, r0 + r)`, ", ")}));
+      ${times(4, (q) => `${shared}[(r + ${q}u) * ${row}u + across] = ${four}(turned[${q}]);`)}
+    }`;
+  }
   const [r, across] = depth === "columns" ? [`i % ${BLOCK}u`, `i / ${BLOCK}u`] : [`i / ${quads}u`, `i % ${quads}u`];
-  const element = (q: number): string =>
-    depth === "columns" ? `fetch_${name}(${first} + across * 4u + ${q}u, r0 + r)` : `fetch_${name}(r0 + r, ${first} + across * 4u + ${q}u)`;
-  return `for (var i = lane; i < params.block * ${quads}u; i += ${THREADS}u) {
+  const value =
+    depth === "columns"
+      ? `vec4f(${times(4, (q) => `fetch_${name}(${first} + across * 4u + ${q}u, r0 + r)`, ", ")})`
+      : `quad_${name}(r0 + r, ${first} + across * 4u)`;
+  return `for (var i = lane; i < params.block * ${quads}u; i += ${threads}u) {
       let r = ${r};
       let across = ${across};
-      ${shared}[r * ${pitch(width)}u + across] = vec4f(${[0, 1, 2, 3].map(element).join(", ")});
+      ${shared}[r * ${row}u + across] = ${four}(${value});
     }`;
 };
 
@@ -63,43 +67,58 @@ export interface Gemm {
   /** WGSL u32 expressions, uniform over the workgroup; group.z may be used. */
   readonly depthFrom: string;
   readonly depthTo: string;
-  /** Body of `fn store(m: u32, n: u32, slice: u32, v: f32)`: v is C[m, n]; m and n may lie outside. */
+  /** WGSL u32 expression: depth after which the sum is handed to `store`, a multiple of 16. */
+  readonly slice: string;
+  /** Body of `fn store(m: u32, n: u32, z: u32, isFirst: bool, v: f32)`: v is a slice's part of C[m, n]; m and n may lie outside. */
   readonly store: string;
+  /** Tiles in f16 (needs shader-f16): half the workgroup memory, products of rounded factors. */
+  readonly isHalf?: boolean;
 }
 
-/** The WGSL of the product. Workgroups: x over n, y over m, z free (`slice`). */
-export const gemm = ({ tile: { BM, BN }, a, b, depthFrom, depthTo, store }: Gemm): string => {
-  const across = BN / 4;
-  return `${fetch(a)}${fetch(b)}fn store(m: u32, n: u32, slice: u32, v: f32) {
+/** What the text of a gemm with isHalf begins with. */
+export const HALF_PRELUDE = "enable f16;\n";
+
+/** The WGSL of the product. Workgroups: x over n, y over m, z free. */
+export const gemm = ({ tile, a, b, depthFrom, depthTo, slice, store, isHalf = false }: Gemm): string => {
+  const { BM, BN, TM, TN } = tile;
+  const [across, threads, TQ] = [BN / TN, threadsOf(tile), TN / 4];
+  const four = isHalf ? "vec4h" : "vec4f";
+  const each = (line: (i: number, j: number) => string): string => times(TM, (i) => times(TQ, (j) => line(i, j)));
+  return `${reader(a)}${reader(b)}fn store(m: u32, n: u32, z: u32, isFirst: bool, v: f32) {
   ${store}
 }
-var<workgroup> tileA: array<vec4f, ${BLOCK * pitch(BM)}>;
-var<workgroup> tileB: array<vec4f, ${BLOCK * pitch(BN)}>;
-@compute @workgroup_size(${THREADS})
+var<workgroup> tileA: array<${four}, ${BLOCK * pitch(BM)}>;
+var<workgroup> tileB: array<${four}, ${BLOCK * pitch(BN)}>;
+@compute @workgroup_size(${threads})
 fn main(${MAIN_ARGUMENTS}) {
   let tx = lane % ${across}u;
   let ty = lane / ${across}u;
   let m0 = group.y * ${BM}u;
   let n0 = group.x * ${BN}u;
-  ${times(4, (i) => `var c${i} = vec4f();`)}
+  let depthFrom = ${depthFrom};
   let depthTo = ${depthTo};
-  for (var r0 = ${depthFrom}; r0 < depthTo; r0 += params.block) {
-    ${load(a, "tileA", "m0", BM)}
-    ${load(b, "tileB", "n0", BN)}
-    workgroupBarrier();
-    ${times(4, (i) => `var block${i} = vec4f();`)}
-    for (var r = 0u; r < params.block; r++) {
-      let x = tileA[r * ${pitch(BM)}u + ty];
-      let y = tileB[r * ${pitch(BN)}u + tx];
-      ${times(4, (i) => `block${i} += x[${i}] * y;`)}
+  for (var start = depthFrom; start < depthTo; start += ${slice}) {
+    let end = min(start + ${slice}, depthTo);
+    ${each((i, j) => `var c${i}_${j} = vec4f();`)}
+    for (var r0 = start; r0 < end; r0 += params.block) {
+      ${load(a, { shared: "tileA", first: "m0", width: BM, threads, four })}
+      ${load(b, { shared: "tileB", first: "n0", width: BN, threads, four })}
+      workgroupBarrier();
+      ${each((i, j) => `var block${i}_${j} = vec4f();`)}
+      let deep = min(params.block, end - r0);
+      for (var r = 0u; r < deep; r++) {
+        ${times(TM / 4, (i) => `let x${i} = vec4f(tileA[r * ${pitch(BM)}u + ty * ${TM / 4}u + ${i}u]);`)}
+        ${times(TQ, (j) => `let y${j} = vec4f(tileB[r * ${pitch(BN)}u + tx * ${TQ}u + ${j}u]);`)}
+        ${each((i, j) => `block${i}_${j} = fma(vec4f(x${i >> 2}[${i & 3}]), y${j}, block${i}_${j});`)}
+      }
+      ${each((i, j) => `c${i}_${j} += block${i}_${j};`)}
+      workgroupBarrier();
     }
-    ${times(4, (i) => `c${i} += block${i};`)}
-    workgroupBarrier();
-  }
-  // 16 results, as many as a block is deep.
-  var results = array<vec4f, 4>(c0, c1, c2, c3);
-  for (var i = 0u; i < params.block; i++) {
-    store(m0 + ty * 4u + i / 4u, n0 + tx * 4u + i % 4u, group.z, results[i / 4u][i % 4u]);
+    // An array, so that the loop stays one.
+    var results = array<vec4f, ${TM * TQ}>(${times(TM, (i) => times(TQ, (j) => `c${i}_${j}`, ", "), ", ")});
+    for (var i = 0u; i < params.block * ${(TM * TN) / BLOCK}u; i++) {
+      store(m0 + ty * ${TM}u + i / ${TN}u, n0 + tx * ${TN}u + i % ${TN}u, group.z, start == depthFrom, results[i / 4u][i % 4u]);
+    }
   }
 }
 `;

@@ -6,8 +6,8 @@
 
 import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
 
-/** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either. */
-export type Element = "f32" | "i32" | "u32";
+/** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either and the words of packed ones; vec4f and vec4u read four at once. */
+export type Element = "f32" | "i32" | "u32" | "vec4f" | "vec4u";
 
 /** Partial sums between two dispatches of one step. Its contents never outlive the step. */
 export const SCRATCH: Tensor = { name: "scratch", shape: [0], dtype: "f32", home: "arena" };
@@ -93,6 +93,8 @@ export interface KernelParts {
   readonly label: string;
   readonly bindings: Bindings;
   readonly body: string;
+  /** Directives (`enable f16;`), which WGSL wants before everything else. */
+  readonly prelude?: string;
   readonly groups: Dispatch["groups"];
   readonly work: number;
   readonly rows?: Rows;
@@ -107,6 +109,7 @@ export const kernel = ({
   label,
   bindings,
   body,
+  prelude = "",
   groups,
   work,
   rows,
@@ -123,7 +126,7 @@ export const kernel = ({
   );
   return {
     label,
-    source: paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
+    source: prelude + paramsStruct(Object.keys(sizes), Object.keys(numbers)) + declarations.join("") + body,
     bindings: list.map(([, { tensor }]) => tensor),
     access,
     groups,
@@ -141,7 +144,8 @@ export const kernel = ({
 /** The columns of a [rows, columns] tensor; a vector is one column. */
 export const columnsOf = (tensor: Tensor): number => (tensor.shape.length > 1 ? sizeOf(tensor) / tensor.shape[0]! : 1);
 
-export const times = (n: number, line: (i: number) => string): string => Array.from({ length: n }, (_, i) => line(i)).join("\n");
+export const times = (n: number, line: (i: number) => string, separator = "\n"): string =>
+  Array.from({ length: n }, (_, i) => line(i)).join(separator);
 
 /** WebGPU's guaranteed count of workgroups along one axis. */
 const MAX_GROUPS = 65_535;

@@ -2,105 +2,312 @@
 //   y[t, o]  = residual + bias + scale · Σ_i x[t, i]·w[o, i]
 //   dx[t, i] = (dx) + scale · Σ_o dy[t, o]·w[o, i]
 //   dw[o, i] += scale · Σ_t dy[t, o]·x[t, i]
+// The first two come in variants (productVariants.ts) for different row counts; all that a plan may need are dispatches, and each run passes
+// by those that are not for its row count. A weight in shards is a product for each of them.
 // weightGrad of a narrow matrix (LoRA) has few results and many rows: it is cut into slices of 64 rows whose partial sums a second
 // dispatch adds up in order. The slice length depends on the matrix alone, so the same rows give the same bits in every plan.
 
-import type { Step, Tensor } from "../../plan/step.ts";
-import { gemm, tileFor } from "../../wgsl/gemm.ts";
-import { type Bindings, columnsOf, type Dispatch, flat, flatGroups, kernel, SCRATCH } from "./kernel.ts";
+import type { Rows, Step, Tensor } from "../../plan/step.ts";
+import { isPacked, packedLayout, type WeightFormat } from "../../weights/formats.ts";
+import { type Gemm, gemm, HALF_PRELUDE, type Tile } from "../../wgsl/gemm.ts";
+import { elementOf, type Matrix, wideElementOf } from "../../wgsl/matrix.ts";
+import { SKINNY, skinny } from "../../wgsl/skinny.ts";
+import { shardsOf, sliceOf } from "../shards.ts";
+import {
+  type Binding,
+  type Bindings,
+  columnsOf,
+  type Dispatch,
+  flat,
+  flatGroups,
+  foldedGroups,
+  type Groups,
+  kernel,
+  SCRATCH,
+} from "./kernel.ts";
+import { type ProductVariant, productCandidates, rowClasses, type TileVariant } from "./productVariants.ts";
+import { chosen, type Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
-
-/** Sets target[m, n] to `value` where m and n lie inside; e is its element. */
-const storeAt = (target: string, columns: string, value: string): string =>
-  `if (m >= params.rows || n >= ${columns}) { return; }
-  let e = m * ${columns} + n;
-  ${target}[e] = ${value};`;
-
-/** What was there before counts only when asked for: it may be NaN. */
-const added = (target: string): string => `select(0.0, ${target}[e], params.accumulate == 1u)`;
 
 const isSame = (a: Tensor, b: Tensor): boolean =>
   a === b || ((a.view?.of ?? a) === (b.view?.of ?? b) && (a.view?.offset ?? 0) === (b.view?.offset ?? 0));
 
-export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">): Dispatch[] => {
-  const [O, I] = w.shape as [number, number];
-  const tile = tileFor(rows.capacity, O);
-  const inPlace = residual !== undefined && isSame(residual, y);
-  const other = inPlace ? undefined : residual;
-  const bindings: Bindings = {
-    x: { tensor: x, as: "f32" },
-    w: { tensor: w, as: "f32", isFrozen: true },
-    ...(bias && { bias: { tensor: bias, as: "f32" } }),
-    ...(other && { residual: { tensor: other, as: "f32" } }),
-    y: { tensor: y, as: "f32" },
+/** y[m, first + n] (+)= scale · Σ_k a[m, aFirst + k]·w(k, n), w a whole weight or a shard of one. */
+interface Product {
+  readonly op: "linear" | "linearBackward";
+  readonly rows: Rows;
+  readonly a: Tensor;
+  readonly w: Tensor;
+  readonly y: Tensor;
+  readonly bias?: Tensor | undefined;
+  /** Not y itself: that is accumulate. */
+  readonly residual?: Tensor | undefined;
+  readonly accumulate: boolean;
+  readonly scale: number;
+  /** Widths of a and y, and where the product begins in them. */
+  readonly aWidth: number;
+  readonly aFirst: number;
+  readonly yWidth: number;
+  readonly yFirst: number;
+  /** Columns of the product, depth, and the depth's slices. */
+  readonly N: number;
+  readonly K: number;
+  readonly slice: number;
+}
+
+const NOTHING: Groups = [0, 0, 0];
+
+/** Sets `base`: what y[e] holds before slice 0, or what the slices so far have made of it. */
+const base = (isFirst: string, { residual, bias }: Product): string => `var base = y[e];
+  if (${isFirst}) { base = ${residual ? "residual[e]" : "select(0.0, base, params.accumulate == 1u)"}${bias ? " + bias[params.first + n]" : ""}; }`;
+
+const endings = ({ residual, bias, y }: Product): Bindings => ({
+  ...(bias && { bias: { tensor: bias, as: "f32" } }),
+  ...(residual && { residual: { tensor: residual, as: "f32" } }),
+  y: { tensor: y, as: "f32" },
+});
+
+const suffix = ({ residual, bias }: Product): string => `${residual ? " residual" : ""}${bias ? " bias" : ""}`;
+
+const sizesOf = (product: Product) => {
+  const { N, K, aWidth, aFirst, yWidth, yFirst, slice, accumulate, w } = product;
+  const scaleWord = isPacked(w.dtype) ? packedLayout(w.dtype, N * K).scaleWord : 0;
+  return { N, K, slice, pitch: yWidth, first: yFirst, accumulate: accumulate ? 1 : 0, aPitch: aWidth, aFirst, scaleWord };
+};
+
+const STORE_PLACE = `if (m >= params.rows || n >= params.N) { return; }
+  let e = m * params.pitch + params.first + n;`;
+
+const formatOf = (w: Tensor): WeightFormat => (isPacked(w.dtype) ? w.dtype : "f32");
+
+/** The second dispatch of a split depth: slices are added to y in the order in which one workgroup would have. */
+const splitSum = (product: Product, groups: (n: number) => Groups): Dispatch => {
+  const { rows, N, K, slice, scale, yWidth, yFirst, accumulate } = product;
+  return kernel({
+    label: `split sum${suffix(product)}`,
+    bindings: { scratch: { tensor: SCRATCH, as: "f32" }, ...endings(product) },
+    body: flat(
+      "params.rows * params.N",
+      `let m = i / params.N;
+  let n = i % params.N;
+  let e = m * params.pitch + params.first + n;
+  ${base("true", product)}
+  for (var z = 0u; z < params.slices; z++) { base = fma(params.scale, scratch[z * params.rows * params.N + i], base); }
+  y[e] = base;`,
+    ),
+    sizes: { N, slices: Math.ceil(K / slice), pitch: yWidth, first: yFirst, accumulate: accumulate ? 1 : 0 },
+    numbers: { scale },
+    rows,
+    groups,
+    work: (N * K) / slice,
+  });
+};
+
+const isFour = (...numbers: number[]): boolean => numbers.every((number) => number % 4 === 0);
+
+const tiled = (product: Product, variant: TileVariant, { from, to }: { from: number; to: number }): Dispatch[] => {
+  const { op, rows, a, w, scale, N, K, aWidth, aFirst, slice } = product;
+  const { tile, isSplit, isHalf } = variant;
+  const format = formatOf(w);
+  const isForward = op === "linear";
+  const wideA = variant.isWide && isFour(K, aWidth, aFirst);
+  const wideB = variant.isWide && !isPacked(format) && isFour(isForward ? K : N);
+  const read = `${wideA || !variant.isWide ? "" : " narrow a"}${wideB || !variant.isWide || isPacked(format) ? "" : " narrow b"}`;
+  const slices = isSplit ? Math.ceil(K / slice) : 1;
+  const matrixA: Matrix = {
+    name: "a",
+    rows: "params.rows",
+    columns: "params.K",
+    pitch: "params.aPitch",
+    offset: "params.aFirst",
+    depth: "columns",
+    format: "f32",
+    isWide: wideA,
   };
+  const matrixB: Matrix = {
+    name: "w",
+    rows: isForward ? "params.N" : "params.K",
+    columns: isForward ? "params.K" : "params.N",
+    depth: isForward ? "columns" : "rows",
+    format,
+    isWide: wideB,
+    scaleWord: "params.scaleWord",
+  };
+  const isHere = (n: number): boolean => n >= from && n <= to;
+  const text: Pick<Gemm, "depthFrom" | "depthTo" | "store"> = isSplit
+    ? {
+        depthFrom: "group.z * params.slice",
+        depthTo: "min(params.K, (group.z + 1u) * params.slice)",
+        store: `if (m >= params.rows || n >= params.N) { return; }
+  scratch[(z * params.rows + m) * params.N + n] = v;`,
+      }
+    : {
+        depthFrom: "0u",
+        depthTo: "params.K",
+        store: `${STORE_PLACE}
+  ${base("isFirst", product)}
+  y[e] = fma(params.scale, v, base);`,
+      };
+  const main = kernel({
+    label: `${op} ${variant.name}${read} ${format}${isSplit ? "" : suffix(product)}`,
+    prelude: isHalf ? HALF_PRELUDE : "",
+    bindings: {
+      a: { tensor: a, as: elementOf("f32", wideA) },
+      w: { tensor: w, as: elementOf(format, wideB), isFrozen: true },
+      ...(isSplit ? { scratch: { tensor: SCRATCH, as: "f32" } satisfies Binding } : endings(product)),
+    },
+    body: gemm({ tile, a: matrixA, b: matrixB, slice: "params.slice", isHalf, ...text }),
+    sizes: sizesOf(product),
+    numbers: { scale },
+    rows,
+    groups: (n) => (isHere(n) ? [Math.ceil(N / tile.BN), Math.ceil(n / tile.BM), slices] : NOTHING),
+    work: N * K,
+    scratchBytes: isSplit ? slices * Math.min(to, rows.capacity) * N * 4 : 0,
+  });
+  return isSplit ? [main, splitSum(product, (n) => (isHere(n) ? flatGroups(n * N) : NOTHING))] : [main];
+};
+
+const skinnied = (product: Product, { from, to }: { from: number; to: number }): Dispatch[] => {
+  const { op, rows, a, w, scale, N, K } = product;
+  const format = formatOf(w);
   return [
     kernel({
-      label: `linear ${tile.BM}x${tile.BN}${other ? " residual" : ""}${bias ? " bias" : ""}`,
-      bindings,
-      body: gemm({
-        tile,
-        a: { name: "x", rows: "params.rows", columns: "params.I", depth: "columns" },
-        b: { name: "w", rows: "params.O", columns: "params.I", depth: "columns" },
-        depthFrom: "0u",
-        depthTo: "params.I",
-        store: storeAt("y", "params.O", `${other ? "residual[e]" : added("y")} + params.scale * v${bias ? " + bias[n]" : ""}`),
+      label: `${op} skinny ${format}${suffix(product)}`,
+      bindings: {
+        a: { tensor: a, as: "vec4f" },
+        w: { tensor: w, as: wideElementOf(format), isFrozen: true },
+        ...endings(product),
+      },
+      body: skinny({
+        a: { name: "a", rows: "params.rows", columns: "params.K", depth: "columns", format: "f32" },
+        w: { name: "w", rows: "params.N", columns: "params.K", depth: "columns", format, scaleWord: "params.scaleWord" },
+        slice: "params.slice",
+        store: `${STORE_PLACE}
+  ${base("isFirst", product)}
+  y[e] = fma(params.scale, v, base);`,
       }),
-      sizes: { O, I, accumulate: inPlace ? 1 : 0 },
+      sizes: sizesOf(product),
       numbers: { scale },
       rows,
-      groups: (n) => [Math.ceil(O / tile.BN), Math.ceil(n / tile.BM), 1],
-      work: O * I,
+      groups: (n) => (n >= from && n <= to ? foldedGroups(Math.ceil(N / SKINNY.columns), Math.ceil(n / SKINNY.rows)) : NOTHING),
+      work: N * K,
     }),
   ];
 };
 
-export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linearBackward">): Dispatch[] => {
+/** The product in the variants that its plan's row counts ask for. */
+const multiply = (product: Product, target: Target): Dispatch[] => {
+  const { op, rows, w, N, K, slice } = product;
   const [O, I] = w.shape as [number, number];
-  const tile = tileFor(rows.capacity, I);
-  return [
-    kernel({
-      label: `linearBackward ${tile.BM}x${tile.BN}`,
-      bindings: { dy: { tensor: dy, as: "f32" }, w: { tensor: w, as: "f32", isFrozen: true }, dx: { tensor: dx, as: "f32" } },
-      body: gemm({
-        tile,
-        a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "columns" },
-        b: { name: "w", rows: "params.O", columns: "params.I", depth: "rows" },
-        depthFrom: "0u",
-        depthTo: "params.O",
-        store: storeAt("dx", "params.I", `${added("dx")} + params.scale * v`),
-      }),
-      sizes: { O, I, accumulate: accumulate ? 1 : 0 },
-      numbers: { scale },
-      rows,
-      groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(n / tile.BM), 1],
-      work: O * I,
-    }),
-  ];
+  const isAlongDepth = op === "linear";
+  const ranges: { variant: ProductVariant; from: number; to: number }[] = [];
+  for (const { from, to } of rowClasses(rows.capacity, target.isSoftware)) {
+    const problem = { op, rows: to, sizes: { O, I }, format: formatOf(w) } as const;
+    const shape = { problem, isSoftware: target.isSoftware, n: N, depth: K, slices: Math.ceil(K / slice), isAlongDepth };
+    const variant = chosen(target, problem, productCandidates(shape));
+    const last = ranges.at(-1);
+    if (last?.variant.name === variant.name) last.to = to;
+    else ranges.push({ variant, from, to });
+  }
+  return ranges.flatMap(({ variant, ...range }) => (variant.kind === "skinny" ? skinnied(product, range) : tiled(product, variant, range)));
+};
+
+export const linear = ({ rows, x, w, bias, residual, y, scale }: Of<"linear">, target: Target): Dispatch[] => {
+  const [O, I] = w.shape as [number, number];
+  const accumulate = residual !== undefined && isSame(residual, y);
+  return shardsOf(w, target.bindingBytes).flatMap(({ tensor, first }) =>
+    multiply(
+      {
+        op: "linear",
+        rows,
+        a: x,
+        w: tensor,
+        y,
+        bias,
+        residual: accumulate ? undefined : residual,
+        accumulate,
+        scale,
+        aWidth: I,
+        aFirst: 0,
+        yWidth: O,
+        yFirst: first,
+        N: tensor.shape[0]!,
+        K: I,
+        slice: sliceOf(I),
+      },
+      target,
+    ),
+  );
+};
+
+/** Shards divide the depth here: the first one makes dx, the others add to it. */
+export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linearBackward">, target: Target): Dispatch[] => {
+  const [O, I] = w.shape as [number, number];
+  return shardsOf(w, target.bindingBytes).flatMap(({ tensor, first }) =>
+    multiply(
+      {
+        op: "linearBackward",
+        rows,
+        a: dy,
+        w: tensor,
+        y: dx,
+        accumulate: accumulate || first > 0,
+        scale,
+        aWidth: O,
+        aFirst: first,
+        yWidth: I,
+        yFirst: 0,
+        N: I,
+        K: tensor.shape[0]!,
+        slice: sliceOf(O),
+      },
+      target,
+    ),
+  );
 };
 
 const SLICE_ROWS = 64;
 /** Above this many results the product has enough workgroups by itself: one slice takes all rows. */
 const MAX_SLICED = 1 << 18;
 
-export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">): Dispatch[] => {
+const weightGradTile = (o: number, i: number, isSoftware: boolean): Tile => {
+  if (i <= 16) return { BM: 64, BN: 16, TM: 4, TN: 4 };
+  if (o <= 16) return { BM: 16, BN: 64, TM: 4, TN: 4 };
+  return isSoftware || o * i < 1 << 16 ? { BM: 32, BN: 32, TM: 4, TN: 4 } : { BM: 64, BN: 64, TM: 4, TN: 8 };
+};
+
+export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target: Target): Dispatch[] => {
   const [O, I] = [columnsOf(dy), columnsOf(x)];
   const size = O * I;
-  const tile = tileFor(O, I);
+  const tile = weightGradTile(O, I, target.isSoftware);
   const sliceRows = size <= MAX_SLICED ? SLICE_ROWS : 2 ** 31;
   const slices = (n: number): number => Math.ceil(n / sliceRows);
+  const [wideA, wideB] = [!target.isSoftware && isFour(O), !target.isSoftware && isFour(I)];
+  const operand = (name: string, width: string, isWide: boolean): Matrix => ({
+    name,
+    rows: "params.rows",
+    columns: width,
+    depth: "rows",
+    format: "f32",
+    isWide,
+  });
   const product = kernel({
-    label: `weightGrad ${tile.BM}x${tile.BN}`,
-    bindings: { dy: { tensor: dy, as: "f32" }, x: { tensor: x, as: "f32" }, scratch: { tensor: SCRATCH, as: "f32" } },
+    label: `weightGrad ${tile.BM}x${tile.BN}${wideA ? " wide a" : ""}${wideB ? " wide b" : ""}`,
+    bindings: {
+      dy: { tensor: dy, as: elementOf("f32", wideA) },
+      x: { tensor: x, as: elementOf("f32", wideB) },
+      scratch: { tensor: SCRATCH, as: "f32" },
+    },
     body: gemm({
       tile,
-      a: { name: "dy", rows: "params.rows", columns: "params.O", depth: "rows" },
-      b: { name: "x", rows: "params.rows", columns: "params.I", depth: "rows" },
+      a: operand("dy", "params.O", wideA),
+      b: operand("x", "params.I", wideB),
       depthFrom: "group.z * params.sliceRows",
       depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
+      slice: "params.sliceRows",
       store: `if (m >= params.O || n >= params.I) { return; }
-  scratch[(slice * params.O + m) * params.I + n] = v;`,
+  scratch[(z * params.O + m) * params.I + n] = v;`,
     }),
     sizes: { O, I, sliceRows },
     rows,
@@ -121,7 +328,7 @@ export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">): Dispat
     sizes: { size, sliceRows },
     numbers: { scale },
     rows,
-    groups: (n) => (n ? flatGroups(size) : [0, 0, 0]),
+    groups: (n) => (n ? flatGroups(size) : NOTHING),
     work: size / SLICE_ROWS,
   });
   return [product, sum];

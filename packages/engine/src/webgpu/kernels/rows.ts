@@ -1,24 +1,48 @@
 // Moves and element-wise maps: embed, gatherRows, scatterRows, kvAppend, kvCopy, zero, copy, rope, glu and its gradient. One thread an element.
 
 import { type Activation, type Step, sizeOf } from "../../plan/step.ts";
+import { isPacked, packedLayout } from "../../weights/formats.ts";
+import { elementOf, type Matrix, reader } from "../../wgsl/matrix.ts";
+import { shardsOf } from "../shards.ts";
 import { columnsOf, type Dispatch, flat, flatGroups, kernel } from "./kernel.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-export const embed = ({ rows, table, tokens, y, scale }: Of<"embed">): Dispatch[] => {
+/** A table in shards: each dispatch makes the rows whose tokens lie in its shard. */
+export const embed = ({ rows, table, tokens, y, scale }: Of<"embed">, target: Target): Dispatch[] => {
   const D = columnsOf(table);
-  return [
+  const format = isPacked(table.dtype) ? table.dtype : "f32";
+  const read = isPacked(table.dtype) ? "quad_table(token, column - column % 4u)[column % 4u]" : "fetch_table(token, column)";
+  const matrix: Matrix = { name: "table", rows: "params.V", columns: "params.D", depth: "columns", format, scaleWord: "params.scaleWord" };
+  return shardsOf(table, target.bindingBytes).map(({ tensor, first }) =>
     kernel({
-      label: "embed",
-      bindings: { table: { tensor: table, as: "f32" }, tokens: { tensor: tokens, as: "i32" }, y: { tensor: y, as: "f32" } },
-      body: flat("params.rows * params.D", "y[i] = params.scale * table[u32(tokens[i / params.D]) * params.D + i % params.D];"),
+      label: `embed ${format}`,
+      bindings: {
+        table: { tensor, as: elementOf(format) },
+        tokens: { tensor: tokens, as: "i32" },
+        y: { tensor: y, as: "f32" },
+      },
+      body:
+        reader(matrix) +
+        flat(
+          "params.rows * params.D",
+          `let token = u32(tokens[i / params.D]) - params.first;
+  let column = i % params.D;
+  if (token < params.V) { y[i] = params.scale * ${read}; }`,
+        ),
       rows,
-      sizes: { D },
+      sizes: {
+        V: tensor.shape[0]!,
+        D,
+        first,
+        scaleWord: isPacked(tensor.dtype) ? packedLayout(tensor.dtype, sizeOf(tensor)).scaleWord : 0,
+      },
       numbers: { scale },
       groups: (n) => flatGroups(n * D),
       work: D,
     }),
-  ];
+  );
 };
 
 export const gatherRows = ({ rows, x, index, y }: Of<"gatherRows">): Dispatch[] => {

@@ -1,0 +1,106 @@
+// The ways to multiply rows with a weight, and which of them suits a shape: tiles of wgsl/gemm.ts, split depth, wgsl/skinny.ts, f16 tiles.
+// The defaults follow from counting workgroups and bytes; a tuner that has timed the candidates on the device knows better.
+
+import { isPacked } from "../../weights/formats.ts";
+import type { Tile } from "../../wgsl/gemm.ts";
+import { SKINNY } from "../../wgsl/skinny.ts";
+import { BLOCK } from "./kernel.ts";
+import type { Problem, Variant } from "./target.ts";
+
+export interface TileVariant extends Variant {
+  readonly kind: "tile";
+  readonly tile: Tile;
+  /** f32 operands read as vec4f; without it the text is shorter and compiles faster. */
+  readonly isWide: boolean;
+  /** Slices of the depth in workgroups of their own, added by a second dispatch. */
+  readonly isSplit: boolean;
+  readonly isHalf: boolean;
+}
+
+export interface SkinnyVariant extends Variant {
+  readonly kind: "skinny";
+}
+
+export type ProductVariant = TileVariant | SkinnyVariant;
+
+const tile = (BM: number, BN: number, TM = 4, TN = 4): Tile => ({ BM, BN, TM, TN });
+
+/** By name; "64x64 8x8" and the like name the results of a thread where one shape comes in two sizes. */
+const TILES: Readonly<Record<string, Tile>> = {
+  "16x64": tile(16, 64),
+  "64x16": tile(64, 16),
+  "32x32": tile(32, 32),
+  "64x64": tile(64, 64, 4, 8),
+  "64x64 8x8": tile(64, 64, 8, 8),
+  "128x64": tile(128, 64, 8, 8),
+};
+
+/** Twice the workgroups that a GPU of medium size runs at once: below it, cores stand idle. */
+const ENOUGH_GROUPS = 64;
+/** Below it a skinny workgroup's 64 lanes are mostly idle. */
+const SKINNY_DEPTH = 256;
+const SKINNY_ROWS = 2 * SKINNY.rows;
+const MAX_SPLIT_BYTES = 32 << 20;
+
+const groupsOf = ({ BM, BN }: Tile, m: number, n: number): number => Math.ceil(m / BM) * Math.ceil(n / BN);
+
+export interface ProductShape {
+  readonly problem: Problem;
+  readonly isSoftware: boolean;
+  /** Columns of the result, and depth. */
+  readonly n: number;
+  readonly depth: number;
+  readonly slices: number;
+  /** The weight lies along the depth (forward), so that skinny.ts can read it. */
+  readonly isAlongDepth: boolean;
+}
+
+/** Which tile a software device takes, and the others where they have no reason for a larger one. Narrow results (LoRA ranks) get narrow tiles. */
+const smallTile = (m: number, n: number): string => (n <= 16 ? "64x16" : m <= 16 ? "16x64" : "32x32");
+
+const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongDepth }: ProductShape, canBeSkinny: boolean): string => {
+  if (isSoftware) return smallTile(rows, n);
+  if (canBeSkinny && isAlongDepth && rows <= SKINNY_ROWS && depth >= SKINNY_DEPTH) return "skinny";
+  if (n > 16 && groupsOf(TILES["64x64"]!, rows, n) >= ENOUGH_GROUPS) return "64x64 wide";
+  const small = smallTile(rows, n);
+  return slices > 1 && groupsOf(TILES[small]!, rows, n) < ENOUGH_GROUPS ? `${small} wide split` : `${small} wide`;
+};
+
+/** Everything that can do the job, the one that suits the shape first. */
+export const productCandidates = (shape: ProductShape): ProductVariant[] => {
+  const { problem, n, depth, slices, isAlongDepth } = shape;
+  const canBeSkinny = isAlongDepth && depth % BLOCK === 0 && (!isPacked(problem.format) || depth % (2 * BLOCK) === 0);
+  const all: ProductVariant[] = canBeSkinny ? [{ name: "skinny", kind: "skinny" }] : [];
+  const canSplit = slices > 1 && slices * problem.rows * n * 4 <= MAX_SPLIT_BYTES;
+  for (const [name, size] of Object.entries(TILES)) {
+    for (const isWide of [false, true]) {
+      for (const isSplit of canSplit ? [false, true] : [false]) {
+        const full = `${name}${isWide ? " wide" : ""}${isSplit ? " split" : ""}`;
+        all.push({ name: full, kind: "tile", tile: size, isWide, isSplit, isHalf: false });
+        if (isWide && !isSplit)
+          all.push({
+            name: `${full} f16`,
+            kind: "tile",
+            tile: size,
+            isWide,
+            isSplit,
+            isHalf: true,
+            needs: ["shader-f16"],
+            isInexact: true,
+          });
+      }
+    }
+  }
+  const wanted = defaultName(shape, canBeSkinny);
+  const rank = ({ name }: ProductVariant): number =>
+    name === `${wanted} f16` ? 0 : name === wanted ? 1 : name === wanted.replace(" split", "") ? 2 : 3;
+  return all.sort((a, b) => rank(a) - rank(b));
+};
+
+/** Row counts up to `capacity` in classes that may want different variants: the first and the last of each. A software device has one. */
+export const rowClasses = (capacity: number, isSoftware: boolean): { from: number; to: number }[] => {
+  if (isSoftware) return [{ from: 1, to: capacity }];
+  const classes: { from: number; to: number }[] = [];
+  for (let from = 1, to: number = SKINNY.rows; from <= capacity; from = to + 1, to *= 2) classes.push({ from, to });
+  return classes;
+};
