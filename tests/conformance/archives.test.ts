@@ -212,7 +212,7 @@ describe.each(storeCases)("$name", (storeCase) => {
     await fill(source);
     const store = await storeCase.open(`archive-${runId}-${++names}`, {
       ...options(),
-      redact: (span) => (span.id === "s1" ? null : { ...span, attributes: {} }),
+      redact: { span: (span) => (span.id === "s1" ? null : { ...span, attributes: {} }) },
     });
     opened.push(store);
     const report = await importStore(store, exportStore(source));

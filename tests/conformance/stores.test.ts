@@ -1,5 +1,6 @@
 // What a Store promises, on every store. The clock, the ids and the timer are the test's.
 import {
+  type Claim,
   DEFAULT_CONFIG,
   type ResourceEntry,
   type Rollout,
@@ -199,6 +200,22 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect((await store.claim("w2", 5)).map(({ rollout }) => rollout.id)).toEqual(["b"]);
     expect(await store.claim("w2", 5)).toEqual([]);
     expect(await codeOf(store.claim("w2", -1))).toBe("bad-input");
+  });
+
+  test_("a claim that is repeated with its id gives what still runs of the first, and new work only when nothing does", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue(["a", "b", "c", "d"].map((id) => ({ id, input: 0 })));
+    const first = await store.claim("w", 2, "request-1");
+    expect(first.map(({ attempt }) => attempt.claimId)).toEqual(["request-1", "request-1"]);
+    expect(await store.claim("w", 2, "request-1")).toEqual(first);
+    expect((await store.claim("w", 1, "request-2")).map(({ rollout }) => rollout.id)).toEqual(["c"]);
+    await store.cancel("a");
+    expect((await store.claim("w", 2, "request-1")).map(({ rollout }) => rollout.id)).toEqual(["b"]);
+    await store.finish(first[1]!.attempt, { status: "succeeded" });
+    expect((await store.claim("w", 2, "request-1")).map(({ rollout }) => rollout.id)).toEqual(["d"]);
+    expect(await store.claim("w", 2, "request-3")).toEqual([]);
+    expect(await codeOf(store.claim("w", 1, ""))).toBe("bad-input");
+    expect(await store.stats()).toMatchObject({ attempts: 4 });
   });
 
   test_("20 claimers at once never get one rollout twice", async () => {
@@ -649,12 +666,14 @@ describe.each(storeCases)("$name", (storeCase) => {
   test_("redact sees each span before it is kept, changes or drops it, and what it drops is counted", async () => {
     const seen: string[] = [];
     const { store } = await openWorld(storeCase, {
-      redact: (span) => {
-        seen.push(span.id);
-        if (span.attributes.secret !== undefined) return null;
-        if (span.id === "moved") return { ...span, rolloutId: "b" };
-        if (span.id === "broken") throw new Error("redact broke");
-        return { ...span, attributes: { ...span.attributes, text: "[removed]" } };
+      redact: {
+        span: (span) => {
+          seen.push(span.id);
+          if (span.attributes.secret !== undefined) return null;
+          if (span.id === "moved") return { ...span, rolloutId: "b" };
+          if (span.id === "broken") throw new Error("redact broke");
+          return { ...span, attributes: { ...span.attributes, text: "[removed]" } };
+        },
       },
     });
     const attempt = await begin(store, "a");
@@ -671,13 +690,101 @@ describe.each(storeCases)("$name", (storeCase) => {
   });
 
   test_("a span that is redacted away still needs its attempt, and is its heartbeat", async () => {
-    const { store, time } = await openWorld(storeCase, { redact: () => null });
+    const { store, time } = await openWorld(storeCase, { redact: { span: () => null } });
     const attempt = await begin(store, "a");
     time.now = 2_000;
     await store.append([span("a", attempt.id, "s1")]);
     expect((await store.attempts("a"))[0]!.lastHeartbeatMs).toBe(2_000);
     expect(await codeOf(store.append([span("a", "nobody", "s1")]))).toBe("unknown");
     expect(await store.stats()).toMatchObject({ spans: 0, redacted: 1 });
+  });
+
+  test_("redact sees tasks and errors before they are kept, and what it gives is what everybody gets", async () => {
+    const seen: unknown[] = [];
+    const { store } = await openWorld(storeCase, {
+      redact: {
+        task: (task) => {
+          seen.push(task);
+          if (task.id === "moved") return { ...task, id: "b" };
+          if (task.id === "broken") return { ...task, input: Number.NaN };
+          return { ...task, input: "[input]", metadata: { kept: task.metadata.kept ?? null } };
+        },
+        error: (error, attempt) => {
+          seen.push([error.message, attempt.rolloutId]);
+          return error.name === "Silent" ? null : { name: error.name, message: "[message]" };
+        },
+      },
+    });
+    const [a] = await store.enqueue([
+      { id: "a", input: { name: "Ann" }, metadata: { kept: 1, email: "ann@home" }, config: { maxAttempts: 3 } },
+    ]);
+    expect(a).toMatchObject({ input: "[input]", metadata: { kept: 1 }, config: { maxAttempts: 3 } });
+    expect(Object.keys(a!.metadata)).toEqual(["kept"]);
+    const [claim] = await store.claim("w");
+    expect(claim!.rollout.input).toBe("[input]");
+    await store.finish(claim!.attempt, { status: "unresponsive", error: { name: "E", message: "Ann said", stack: "at Ann" } });
+    const [again] = await store.claim("w");
+    await store.finish(again!.attempt, { status: "failed", error: { name: "Silent", message: "Ann again" } });
+    const attempts = await store.attempts("a");
+    expect(attempts[0]!.error).toEqual({ name: "E", message: "[message]" });
+    expect(Object.hasOwn(attempts[1]!, "error")).toBe(false);
+    expect(seen).toEqual([
+      { id: "a", mode: "train", input: { name: "Ann" }, metadata: { kept: 1, email: "ann@home" } },
+      ["Ann said", "a"],
+      ["Ann again", "a"],
+    ]);
+    expect(await codeOf(store.enqueue([{ id: "moved", input: 1 }]))).toBe("bad-input");
+    expect(await codeOf(store.enqueue([{ id: "broken", input: 1 }]))).toBe("bad-input");
+    expect((await store.stats()).rollouts.queued).toBe(0);
+  });
+
+  test_("headers that let somebody in are not stored, whichever way they come; words that only look like them are", async () => {
+    const { store } = await openWorld(storeCase);
+    const secret = "s3cr3t0123456789";
+    const headers = { Authorization: `Bearer ${secret}`, Cookie: secret, "X-Api-Key": secret, accept: "*/*" };
+    const innocent = { authorization: "granted", cookie: "oatmeal", pair: ["cookie", "milk"], tool: { api_key: { type: "string" } } };
+    await store.enqueue([
+      {
+        id: "a",
+        input: { headers, innocent },
+        metadata: { request: { headers: Object.entries(headers) }, authorization: `Basic ${secret}` },
+      },
+    ]);
+    const [{ rollout, attempt }] = (await store.claim("w")) as [Claim];
+    expect(rollout.input).toEqual({
+      headers: { Authorization: "[removed]", Cookie: "[removed]", "X-Api-Key": "[removed]", accept: "*/*" },
+      innocent,
+    });
+    await store.append([
+      span("a", attempt.id, "s1", {
+        attributes: {
+          "http.request.header.authorization": [`Bearer ${secret}`],
+          "http.request.header.x-api-key": secret,
+          authorization: `bearer ${secret}`,
+          har: { headers: [{ name: "authorization", value: `Token ${secret}` }] },
+          pairs: [["Proxy-Authorization", secret]],
+          "exception.stacktrace": `at fetch (headers: { authorization: 'Bearer ${secret}' })`,
+          events: [{ name: "exception", attributes: { "exception.message": `401 for Bearer ${secret}` } }],
+          tokens: Int32Array.of(1),
+        },
+      }),
+    ]);
+    const error = {
+      name: "APIError",
+      message: `401 {"Authorization": "Bearer ${secret}", "x-api-key": "${secret}"}`,
+      stack: `Error: cookie=${secret}; path=/\n  at f`,
+    };
+    await store.finish(attempt, { status: "failed", error });
+    await store.publish({ name: "p", kind: "prompt", metadata: { headers }, files: {} });
+    const all = JSON.stringify([
+      await collect(store.rollouts()),
+      await store.attempts("a"),
+      await collect(store.spans({ rolloutId: "a" })),
+      await collect(store.resources()),
+    ]);
+    expect(all).not.toContain(secret);
+    expect(all).toContain("oatmeal");
+    expect((await store.attempts("a"))[0]!.error!.message).toBe('401 {"Authorization": "[removed]", "x-api-key": "[removed]"}');
   });
 
   test_("a closed store says so, and closing twice is closing", async () => {

@@ -1,24 +1,16 @@
-// `fulgurite store <command> <folder>`: what is in a file store, out of it, into it, and whether it is whole.
+// `fulgurite store <command> <folder>`: what is in a file store, out of it, into it, whether it is whole, and for others over HTTP.
+// Reads the words; what each command does is in its file.
 
-import { createReadStream, createWriteStream, existsSync } from "node:fs";
-import { rename, unlink } from "node:fs/promises";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { Readable } from "node:stream";
-import { pipeline } from "node:stream/promises";
 import { type ParseArgsConfig, parseArgs } from "node:util";
-import {
-  exportStore,
-  importStore,
-  type Json,
-  type Mode,
-  type RolloutQuery,
-  type RolloutStatus,
-  type Store,
-  type StoredSpan,
-  toJsonl,
-  toTransitions,
-} from "@fulgurite/trace";
-import { compactFileStore, openFileStore, verifyFileStore } from "@fulgurite/trace/node";
+import type { Json, Mode, RolloutStatus } from "@fulgurite/trace";
+import { adapter } from "./store/adapter.ts";
+import { exporting, importing } from "./store/archive.ts";
+import type { Command } from "./store/command.ts";
+import { query, stats, verify } from "./store/look.ts";
+import { compact, forget, gc } from "./store/room.ts";
+import { serve } from "./store/serve.ts";
 import { UsageError } from "./usageError.ts";
 
 const HELP = `usage: fulgurite store <command> <folder> [options]
@@ -26,216 +18,73 @@ const HELP = `usage: fulgurite store <command> <folder> [options]
   stats FOLDER                    how much there is
   query FOLDER rollouts           rollouts as JSONL on stdout
   query FOLDER transitions        trainable model calls as JSONL on stdout
+  query FOLDER resources          versions of adapters, with the hashes of their files, as JSONL on stdout
+  adapter FOLDER NAME --out PATH  an adapter as a PEFT directory, or a zip of one where PATH ends in .zip
+  adapter FOLDER NAME --in PATH   publishes the adapter in a PEFT directory or a zip of one
   export FOLDER                   everything as one archive on stdout
   import FOLDER                   adds from an archive on stdin what is not there yet (the folder is made if missing)
   verify FOLDER                   checks every line and every blob; exit code 1 when something is damaged
   forget FOLDER ID …              deletes these rollouts; their bytes may stay on the disk until compact
-  compact FOLDER                  takes what was forgotten off the disk
+  gc FOLDER                       deletes adapter versions that no rollout and no checkpoint needs, oldest first
+  compact FOLDER                  takes what is gone off the disk
+  serve FOLDER                    the store over HTTP, for openHttpStore, until SIGINT or SIGTERM (the folder is made if missing)
 
-  --json                          stats, import, verify, forget, compact: one line of JSON on stdout
+  --json                          all but query and export: one line of JSON on stdout
   --out FILE                      export: into a file, which appears when it is whole
   --in FILE                       import: from a file
+  --version N                     adapter: that version instead of the latest, or instead of the next
   --id ID  --status S  --mode M   query: only these (each may be repeated but --mode)
   --metadata NAME=JSON            query: only rollouts whose metadata has this value (may be repeated)
   --limit N  --newest             query: at most N rollouts; the newest first
+  --keep N  --dry-run             gc: the N latest versions of each name stay (1); only say what would go
+  --port N  --host NAME           serve: 7788 of 127.0.0.1; port 0 is any free one
+  --token KEY                     serve: what clients must send; better in FULGURITE_TOKEN, which no list of processes shows.
+                                  Without either a key is made and said
+  --origin URL                    serve: pages of this origin may ask, * is every page (may be repeated)
+  --stale-after SECONDS           serve: attempts that are silent for longer are ended and tried again as their config says (150)
 
-A store is open in one process at a time: stop a run before looking into its store.
+A store is open in one process at a time: stop a run before looking into its store, or let all of them use one that is served.
 `;
-
-interface Options {
-  readonly json: boolean;
-  readonly out: string | undefined;
-  readonly in: string | undefined;
-  readonly query: RolloutQuery;
-}
-
-interface Command {
-  readonly run: (folder: string, rest: readonly string[], options: Options) => Promise<number>;
-  /** The options it knows, beside --help. */
-  readonly knows: readonly string[];
-  /** What follows the folder. */
-  readonly takes: { readonly least: number; readonly most: number; readonly what: string };
-}
 
 const OPTIONS = {
   json: { type: "boolean" },
   out: { type: "string" },
   in: { type: "string" },
+  version: { type: "string" },
   id: { type: "string", multiple: true },
   status: { type: "string", multiple: true },
   mode: { type: "string" },
   metadata: { type: "string", multiple: true },
   limit: { type: "string" },
   newest: { type: "boolean" },
+  keep: { type: "string" },
+  "dry-run": { type: "boolean" },
+  port: { type: "string" },
+  host: { type: "string" },
+  token: { type: "string" },
+  origin: { type: "string", multiple: true },
+  "stale-after": { type: "string" },
   help: { type: "boolean", short: "h" },
 } as const satisfies ParseArgsConfig["options"];
 
+const COMMANDS: Readonly<Record<string, Command>> = {
+  stats,
+  query,
+  adapter,
+  export: exporting,
+  import: importing,
+  verify,
+  forget,
+  gc,
+  compact,
+  serve,
+};
+
+const PORT = 7788;
+const STALE_AFTER_SECONDS = 150;
+
 const STATUSES: readonly string[] = ["queued", "running", "succeeded", "failed", "cancelled"] satisfies RolloutStatus[];
 const MODES: readonly string[] = ["train", "val"] satisfies Mode[];
-
-const say = (text: string): void => void process.stderr.write(`${text}\n`);
-const answer = (value: unknown): void => void process.stdout.write(`${JSON.stringify(value)}\n`);
-
-const guardStore = (folder: string): void => {
-  if (!existsSync(join(folder, "meta.json")))
-    throw new UsageError(`store: ${folder} must be a store's folder, got one without meta.json; a run's store is <run folder>/store`);
-};
-
-const withStore = async <T>(folder: string, body: (store: Store) => Promise<T>): Promise<T> => {
-  const opened = await openFileStore(folder, { onReport: (report) => say(`store: ${JSON.stringify(report)}`) });
-  try {
-    return await body(opened);
-  } finally {
-    await opened.close();
-  }
-};
-
-const counted = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? "" : "s"}`;
-
-const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;
-
-const stats: Command["run"] = async (folder, _rest, { json }) => {
-  const found = await withStore(folder, (opened) => opened.stats());
-  const { redacted: _, ...kept } = found;
-  if (json) answer(kept);
-  else {
-    const statuses = Object.entries(kept.rollouts).map(([status, count]) => `${count} ${status}`);
-    process.stdout.write(
-      `rollouts   ${statuses.join(", ")}\nattempts   ${kept.attempts}\nspans      ${kept.spans}\nresources  ${kept.resources}\n`,
-    );
-  }
-  return 0;
-};
-
-/** Waits where the reader is slower; a reader that left (| head) ends the query quietly. */
-const printer = (): ((text: string) => Promise<boolean>) => {
-  let isOpen = true;
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
-    isOpen = false;
-  });
-  return (text) =>
-    new Promise((resolve) => {
-      if (!isOpen) return resolve(false);
-      process.stdout.write(text, () => resolve(isOpen));
-    });
-};
-
-const query: Command["run"] = async (folder, [what], options) => {
-  if (what !== "rollouts" && what !== "transitions")
-    throw new UsageError(`store: query is for rollouts or transitions, got ${JSON.stringify(what)}`);
-  const print = printer();
-  await withStore(folder, async (opened) => {
-    for await (const rollout of opened.rollouts(options.query)) {
-      if (what === "rollouts") {
-        if (!(await print(`${JSON.stringify(rollout)}\n`))) return;
-        continue;
-      }
-      const spans: StoredSpan[] = [];
-      for await (const span of opened.spans({ rolloutId: rollout.id })) spans.push(span);
-      if (!(await print(toJsonl(toTransitions(spans))))) return;
-    }
-  });
-  return 0;
-};
-
-const exporting: Command["run"] = async (folder, _rest, { out }) => {
-  return withStore(folder, async (opened) => {
-    const archive = Readable.fromWeb(exportStore(opened) as Parameters<typeof Readable.fromWeb>[0]);
-    if (out === undefined) {
-      try {
-        await pipeline(archive, process.stdout, { end: false });
-        return 0;
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== "EPIPE") throw error;
-        say("store: the reader of the archive left before its end; what it has is not whole");
-        return 1;
-      }
-    }
-    const partial = `${out}.tmp`;
-    try {
-      await pipeline(archive, createWriteStream(partial, { flush: true }));
-      await rename(partial, out);
-    } catch (error) {
-      await unlink(partial).catch(() => {}); // the first error is the one to tell
-      throw error;
-    }
-    return 0;
-  });
-};
-
-const importing: Command["run"] = async (folder, _rest, { in: from, json }) => {
-  if (from !== undefined && !existsSync(from)) throw new UsageError(`store: --in is an archive, got no file ${from}`);
-  const source = Readable.toWeb(from === undefined ? process.stdin : createReadStream(from)) as ReadableStream<Uint8Array>;
-  const report = await withStore(folder, (opened) => importStore(opened, source));
-  if (json) answer(report);
-  else {
-    const line = (name: "added" | "known" | "different"): string =>
-      `${name.padEnd(10)} ${Object.entries(report[name])
-        .map(([what, count]) => `${count} ${what}`)
-        .join(", ")}\n`;
-    process.stdout.write(line("added") + line("known") + line("different"));
-    for (const example of report.examples) say(`different: ${example} (the store's own was kept)`);
-  }
-  return 0;
-};
-
-const verify: Command["run"] = async (folder, _rest, { json }) => {
-  const found = await verifyFileStore(folder);
-  const isWhole = found.problems.length === 0;
-  if (json) answer({ isWhole, ...found });
-  else {
-    for (const problem of found.problems) process.stdout.write(`damaged      ${problem}\n`);
-    for (const path of found.quarantined) process.stdout.write(`quarantined  ${path}: a damaged file that was set aside earlier\n`);
-    for (const note of found.notes) process.stdout.write(`note         ${note}\n`);
-    const { files, records, blobs, states, byteLength } = found;
-    const parts = [
-      counted(records, "record"),
-      counted(files, "file"),
-      counted(blobs, "blob"),
-      counted(states, "state"),
-      megabytes(byteLength),
-    ];
-    process.stdout.write(`${isWhole ? "whole" : "NOT WHOLE"}: ${parts.join(", ")}\n`);
-  }
-  return isWhole ? 0 : 1;
-};
-
-const forget: Command["run"] = async (folder, ids, { json }) => {
-  const forgotten: string[] = [];
-  const unknown: string[] = [];
-  await withStore(folder, async (opened) => {
-    for (const id of ids) ((await opened.forget(id)) ? forgotten : unknown).push(id);
-  });
-  if (json) answer({ forgotten, unknown });
-  else process.stdout.write(`forgotten ${forgotten.length}, not there ${unknown.length}; run compact to take them off the disk\n`);
-  return 0;
-};
-
-const compact: Command["run"] = async (folder, _rest, { json }) => {
-  const done = await compactFileStore(folder, { onReport: (report) => say(`store: ${JSON.stringify(report)}`) });
-  if (json) answer(done);
-  else
-    process.stdout.write(
-      `dropped ${counted(done.records, "record")} of forgotten rollouts: ${megabytes(done.bytesBefore)} → ${megabytes(done.bytesAfter)}\n`,
-    );
-  return 0;
-};
-
-const nothing = { least: 0, most: 0, what: "nothing" };
-const COMMANDS: Readonly<Record<string, Command>> = {
-  stats: { run: stats, knows: ["json"], takes: nothing },
-  query: {
-    run: query,
-    knows: ["id", "status", "mode", "metadata", "limit", "newest"],
-    takes: { least: 1, most: 1, what: "rollouts or transitions" },
-  },
-  export: { run: exporting, knows: ["out"], takes: nothing },
-  import: { run: importing, knows: ["in", "json"], takes: nothing },
-  verify: { run: verify, knows: ["json"], takes: nothing },
-  forget: { run: forget, knows: ["json"], takes: { least: 1, most: Number.POSITIVE_INFINITY, what: "ids of rollouts" } },
-  compact: { run: compact, knows: ["json"], takes: nothing },
-};
 
 const oneOf = <T extends string>(name: string, known: readonly string[], value: string): T => {
   if (!known.includes(value)) throw new UsageError(`store: --${name} is one of ${known.join(", ")}, got ${JSON.stringify(value)}`);
@@ -255,11 +104,25 @@ const metadataOf = (pairs: readonly string[]): Record<string, Json> =>
     }),
   );
 
-const limitOf = (text: string): number => {
-  const limit = Number(text);
-  if (!/^\d+$/.test(text) || !Number.isSafeInteger(limit))
-    throw new UsageError(`store: --limit is a whole number, got ${JSON.stringify(text)}`);
-  return limit;
+const wholeOf = (name: string, text: string | undefined, most: number = Number.MAX_SAFE_INTEGER): number | undefined => {
+  if (text === undefined) return undefined;
+  const number = Number(text);
+  if (!/^\d+$/.test(text) || number > most)
+    throw new UsageError(`store: --${name} is a whole number up to ${most}, got ${JSON.stringify(text)}`);
+  return number;
+};
+
+const originOf = (text: string): string => {
+  if (text === "*") return text;
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url === undefined || url.origin !== text)
+    throw new UsageError(`store: --origin is * or like https://host or http://localhost:5173, got ${JSON.stringify(text)}`);
+  return text;
+};
+
+const guardStore = (folder: string): void => {
+  if (!existsSync(join(folder, "meta.json")))
+    throw new UsageError(`store: ${folder} must be a store's folder, got one without meta.json; a run's store is <run folder>/store`);
 };
 
 export const store = async (args: string[]): Promise<number> => {
@@ -286,17 +149,25 @@ export const store = async (args: string[]): Promise<number> => {
   for (const option of Object.keys(values))
     if (!command.knows.includes(option))
       throw new UsageError(`store: ${name} takes ${["help", ...command.knows].map((known) => `--${known}`).join(", ")}, got --${option}`);
-  if (name !== "import") guardStore(folder);
+  if (!command.makesFolder) guardStore(folder);
   return command.run(folder, rest, {
     json: values.json ?? false,
     out: values.out,
     in: values.in,
+    version: wholeOf("version", values.version),
+    keep: wholeOf("keep", values.keep),
+    dryRun: values["dry-run"] ?? false,
+    port: wholeOf("port", values.port, 65_535) ?? PORT,
+    host: values.host ?? "127.0.0.1",
+    token: values.token ?? (process.env.FULGURITE_TOKEN || undefined),
+    origins: (values.origin ?? []).map(originOf),
+    staleAfterMs: (wholeOf("stale-after", values["stale-after"], 31_536_000) ?? STALE_AFTER_SECONDS) * 1_000,
     query: {
       ...(values.id && { ids: values.id }),
       ...(values.status && { status: values.status.map((status) => oneOf<RolloutStatus>("status", STATUSES, status)) }),
       ...(values.mode !== undefined && { mode: oneOf<Mode>("mode", MODES, values.mode) }),
       ...(values.metadata && { metadata: metadataOf(values.metadata) }),
-      ...(values.limit !== undefined && { limit: limitOf(values.limit) }),
+      ...(values.limit !== undefined && { limit: wholeOf("limit", values.limit) as number }),
       ...(values.newest && { order: "newest" as const }),
     },
   });

@@ -5,6 +5,7 @@ import { parseArgs } from "node:util";
 import { openFileStore } from "@fulgurite/trace/node";
 import {
   type Demo,
+  describeMemory,
   type ExperimentRecord,
   experiment,
   type LoadedPolicy,
@@ -30,6 +31,7 @@ with the learning rate at 0 as a control. Interrupted or killed, the same comman
   --steps N             training steps (default: the preset's)
   --learning-rate X     (default: the preset's)
   --threads N           WASM threads (default: what the machine has, at most 4)
+  --memory MIB          what the policy may take; slower settings are chosen where it must (default: what the machine has)
   --run FOLDER          run folder (default: runs/<demo>-<device>-<preset>-seed<N>, a new one when that is finished)
   --no-control          leave the control run out
   --json                end with one line of JSON on stdout
@@ -43,6 +45,7 @@ interface Arguments {
   readonly steps: number | undefined;
   readonly learningRate: number | undefined;
   readonly threads: number | undefined;
+  readonly memory: number | undefined;
   readonly run: string | undefined;
   readonly control: boolean;
   readonly json: boolean;
@@ -67,6 +70,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     steps: { type: "string" },
     "learning-rate": { type: "string" },
     threads: { type: "string" },
+    memory: { type: "string" },
     run: { type: "string" },
     "no-control": { type: "boolean", default: false },
     json: { type: "boolean", default: false },
@@ -93,6 +97,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     steps: numberOf("steps", values.steps, isWhole(1, 1e6), "a whole number from 1"),
     learningRate: numberOf("learning-rate", values["learning-rate"], (value) => Number.isFinite(value) && value >= 0, "a number from 0"),
     threads: numberOf("threads", values.threads, isWhole(1, 64), "a whole number from 1 to 64"),
+    memory: numberOf("memory", values.memory, (value) => value > 0 && Number.isFinite(value), "a number of MiB"),
     run: values.run,
     control: !values["no-control"],
     json: values.json,
@@ -150,6 +155,9 @@ export const train = async (args: string[]): Promise<number> => {
       seed: given.seed,
       signal: abort.signal,
       ...(given.threads !== undefined && { threads: given.threads }),
+      ...(given.memory !== undefined && { memoryBytes: given.memory * 2 ** 20 }),
+      onMemory: (memory) => progress.line(`memory: at most ${describeMemory(memory)}`),
+      onReport: (report) => progress.line(report),
     });
   let policy: LoadedPolicy | undefined;
   try {

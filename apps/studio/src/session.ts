@@ -2,9 +2,11 @@
 // One run is kept in the browser's IndexedDB; a reload finds it and can go on with it.
 
 import { calculatorDemo } from "@fulgurite/demo-calculator";
-import { type Rollout, rewardOf, type Store, type StoredSpan, toTransitions } from "@fulgurite/trace";
+import { type Rollout, rewardOf, type Store, type StoredSpan, TraceError, toTransitions } from "@fulgurite/trace";
 import { computed, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import {
+  asOnlyTrainer,
+  describeMemory,
   type ExperimentRecord,
   experiment,
   type LoadedPolicy,
@@ -49,6 +51,8 @@ const ROWS_SHOWN = 200;
 export const state: Signal<State> = signal<State>("loading");
 export const problem: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const settings: Signal<Settings> = signal<Settings>({ recipe: "default", seed: 1, device: "auto" });
+/** What the policy holds, by item; told before its weights are loaded. */
+export const memory: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const device: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const record: Signal<ExperimentRecord | undefined> = signal<ExperimentRecord | undefined>(undefined);
 export const progress: Signal<Progress | undefined> = signal<Progress | undefined>(undefined);
@@ -117,7 +121,13 @@ const ensurePolicy = async (): Promise<LoadedPolicy> => {
   await policy?.dispose();
   policy = undefined;
   device.value = undefined;
-  policy = await loadPolicy("spark", { device: wanted, seed: settings.value.seed });
+  policy = await loadPolicy("spark", {
+    device: wanted,
+    seed: settings.value.seed,
+    onMemory: (budget) => {
+      memory.value = describeMemory(budget);
+    },
+  });
   loadedDevice = wanted;
   device.value = policy.device.description;
   return policy;
@@ -138,12 +148,8 @@ const run = async (from: Store, signal: AbortSignal, plan: Recipe): Promise<void
   problem.value = undefined;
   state.value = "running";
   try {
-    await navigator.locks.request("fulgurite/studio/train", { ifAvailable: true }, async (lock) => {
-      isReader.value = lock === null;
-      if (!lock) {
-        state.value = "paused";
-        return;
-      }
+    await asOnlyTrainer("studio", async () => {
+      isReader.value = false;
       const loaded = await ensurePolicy();
       for await (const update of experiment({
         policy: loaded,
@@ -163,7 +169,9 @@ const run = async (from: Store, signal: AbortSignal, plan: Recipe): Promise<void
       state.value = "done";
     });
   } catch (error) {
-    if (signal.aborted) state.value = record.value || rows.value.length > 0 ? "paused" : "idle";
+    isReader.value = error instanceof TraceError && error.code === "locked";
+    if (isReader.value) state.value = "paused";
+    else if (signal.aborted) state.value = record.value || rows.value.length > 0 ? "paused" : "idle";
     else fail(error);
   } finally {
     progress.value = undefined;

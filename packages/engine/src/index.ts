@@ -12,12 +12,22 @@ export { EngineError, type EngineErrorCode } from "./errors.ts";
 export type { AdapterBase, BaseModel } from "./lora/base.ts";
 export { type FileToWrite, type MergedModel, type MergeOptions, mergedFolder, openMerged } from "./lora/merge.ts";
 export { fromPeft, toPeft } from "./lora/peft.ts";
+export {
+  describeMemory,
+  fitMemory,
+  limitsOf,
+  type MemoryLimits,
+  type MemoryOptions,
+  type MemorySettings,
+  memoryOf,
+  type PolicyMemory,
+} from "./memory.ts";
 export { parseConfig } from "./model/families.ts";
 export { ropeTable } from "./model/rope.ts";
 export { kindOf, type LinearName, type LoraSpec, type ModelSpec } from "./model/spec.ts";
 export type { LayerTensors, ModelTensors } from "./model/tensors.ts";
 export type { Backend } from "./plan/backend.ts";
-export { createPolicy, memoryOf, type PolicyMemory, type PolicyOptions } from "./policy.ts";
+export { createPolicy, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
 export type { WeightFiles } from "./weights/checkpoint.ts";
 export { encodeValues, readSafetensors, type StoredDtype, toFloat32, writeSafetensors } from "./weights/safetensors.ts";

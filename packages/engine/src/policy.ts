@@ -15,14 +15,15 @@ import { type BaseModel, describeBase } from "./lora/base.ts";
 import { initLora } from "./lora/init.ts";
 import { type Adapter, adaptedModel, fromPeft, readPeft, toPeft, toValues } from "./lora/peft.ts";
 import { loadState, saveState } from "./lora/state.ts";
-import { inferPlan, kvCache } from "./model/plans.ts";
-import type { LoraSpec, ModelSpec } from "./model/spec.ts";
-import { type LoraTensors, loraTensors, modelTensors, storedTensors } from "./model/tensors.ts";
-import { createTrainer } from "./optimizer/trainer.ts";
+import { DEFAULT_LORA, fitMemory, limitsOf } from "./memory.ts";
+import { parseConfig } from "./model/families.ts";
+import type { LoraSpec } from "./model/spec.ts";
+import { type LoraTensors, loraTensors } from "./model/tensors.ts";
 import type { Backend } from "./plan/backend.ts";
 import { createLock, type Lock } from "./plan/lock.ts";
-import { sizeOf, type Tensor } from "./plan/step.ts";
-import { createSampler } from "./sampler/sampler.ts";
+import { sizeOf } from "./plan/step.ts";
+import { createPolicyParts } from "./policyParts.ts";
+import { parseJson } from "./weights/json.ts";
 import { loadModel } from "./weights/load.ts";
 
 export interface PolicyOptions {
@@ -35,19 +36,17 @@ export interface PolicyOptions {
   readonly seed?: number;
   /** Longest prompt + completion in tokens. Default: the model's, at most 512. */
   readonly maxContext?: number;
-  /** Completions sampled at once. Default: what a KV cache of 512 MiB holds, at most 64. */
+  /** Completions sampled at once. Default: what a KV cache of 512 MiB holds, at most 64; fewer where memory is short. */
   readonly slots?: number;
-  /** Token rows that a training run takes at once, also the longest datum. Default: 1024, or maxContext if that is more. */
+  /** Token rows that a training run takes at once, also the longest datum. Default: 1024, or maxContext if that is more; down to maxContext where memory is short. */
   readonly microBatchTokens?: number;
+  /** Gradient checkpointing: the same numbers in less memory and a third more time. Default: where memory is short. */
+  readonly checkpoint?: boolean;
+  /** Bytes that the policy may hold; settings that are left out are chosen to fit (memory.ts). Default: what the backend can address. */
+  readonly memoryBytes?: number;
 }
 
-const DEFAULT_LORA: LoraSpec = { rank: 8, alpha: 16 };
-const DEFAULT_CONTEXT = 512;
-const DEFAULT_MICRO_BATCH = 1024;
-const MAX_SLOTS = 64;
-const CACHE_BYTES = 512 * 2 ** 20;
-/** Rows of one sampler tick: enough that feeding a prompt fills the device, few enough that running completions do not stall. */
-const TICK_ROWS = 256;
+const CONFIG = "config.json";
 
 const bad = (rule: string, got: unknown, advice: string): EngineError =>
   new EngineError("bad-request", `createPolicy: ${rule}, got ${got}; ${advice}`);
@@ -63,64 +62,25 @@ const checkOptions = ({ lora = DEFAULT_LORA, seed = 0, maxContext, slots }: Poli
   if (slots !== undefined && !isCount(slots)) throw bad("slots is a positive integer", slots, "leave it out for what fits");
 };
 
-const defaultSlots = ({ layers, kvHeads, headWidth, maxPositions }: ModelSpec): number => {
-  const bytes = 2 * layers * maxPositions * kvHeads * headWidth * 4;
-  return Math.min(MAX_SLOTS, Math.max(1, Math.floor(CACHE_BYTES / bytes)));
-};
-
-export interface PolicyMemory {
-  /** Base weights in f32, with the rope tables. */
-  readonly weightBytes: number;
-  /** Weights, adapters with gradients and moments, KV cache: held as long as the policy lives. Activations come on top. */
-  readonly byteLength: number;
-  /** The largest single tensor; on WebGPU it has to fit one binding. */
-  readonly largest: { readonly name: string; readonly byteLength: number };
-}
-
-/** What a policy of this model will hold at least, known before any weight is there. */
-export const memoryOf = (full: ModelSpec, options: Pick<PolicyOptions, "lora" | "maxContext" | "slots"> = {}): PolicyMemory => {
-  const { lora = DEFAULT_LORA, maxContext = DEFAULT_CONTEXT } = options;
-  const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, maxContext) };
-  const model = modelTensors(spec);
-  const weights = [...storedTensors(model), ...model.ropes];
-  const adapters = ["p", "g", "m", "v", "served"].map((name) => loraTensors(spec, lora, `lora.${name}`).flat);
-  const cache = kvCache(spec, { slots: options.slots ?? defaultSlots(spec), positions: spec.maxPositions });
-  const all = [...weights, ...adapters, ...cache.layers.flatMap(({ k, v }) => [k, v])];
-  const bytesOf = (tensor: Tensor): number => sizeOf(tensor) * 4;
-  const sum = (tensors: readonly Tensor[]): number => tensors.reduce((bytes, tensor) => bytes + bytesOf(tensor), 0);
-  const largest = all.reduce((a, b) => (bytesOf(b) > bytesOf(a) ? b : a));
-  return { weightBytes: sum(weights), byteLength: sum(all), largest: { name: largest.name, byteLength: bytesOf(largest) } };
-};
-
 const disposedError = (): EngineError => new EngineError("disposed", "policy: it is alive, got a disposed one; create a new policy");
 
 /** Everything that can fail half-way; createPolicy cleans up behind it. */
 const build = async (options: PolicyOptions, lock: Lock) => {
   const { backend, model, seed = 0, lora = DEFAULT_LORA } = options;
   checkOptions(options);
-  const { spec, weights } = await loadModel(model, backend, { maxContext: options.maxContext ?? DEFAULT_CONTEXT });
-  if (options.maxContext !== undefined && options.maxContext > spec.maxPositions)
-    throw bad(`maxContext ≤ ${spec.maxPositions} (max_position_embeddings)`, options.maxContext, "the model has no longer context");
-  const parameters = loraTensors(spec, lora, "lora.p");
-  const served = loraTensors(spec, lora, "lora.served");
-  const initial = initLora(parameters, seed);
-  await backend.allocate(parameters.flat, initial);
-  await backend.allocate(served.flat, initial);
-
-  const slots = options.slots ?? defaultSlots(spec);
-  const cache = kvCache(spec, { slots, positions: spec.maxPositions });
-  const capacity = { rows: Math.max(TICK_ROWS, slots), outRows: slots };
-  const plan = inferPlan(spec, weights, { tensors: served, spec: lora }, cache, capacity);
-  const microBatchTokens = options.microBatchTokens ?? Math.max(DEFAULT_MICRO_BATCH, spec.maxPositions);
-  const trainer = await createTrainer({ backend, spec, weights, lora: { spec: lora, parameters }, microBatchTokens, lock });
-  const sampler = await createSampler({ backend, spec, plan, cache, lock });
-  const publish = await backend.compile({ name: "publish", steps: [{ op: "copy", x: parameters.flat, y: served.flat }] });
-  /** An adapter to serve beside the published one: its tensors, and a plan that shares all else. */
-  const another = (name: string) => {
-    const tensors = loraTensors(spec, lora, `lora.${name}`, "io");
-    return { tensors, plan: inferPlan(spec, weights, { tensors, spec: lora }, cache, capacity, plan) };
-  };
-  return { lora, parameters, initial, trainer, sampler, publish, another };
+  const full = parseConfig(parseJson(model.config, CONFIG), CONFIG);
+  if (options.maxContext !== undefined && options.maxContext > full.maxPositions)
+    throw bad(`maxContext ≤ ${full.maxPositions} (max_position_embeddings)`, options.maxContext, "the model has no longer context");
+  // What cannot fit is refused before any of it is there.
+  const memory = await fitMemory(
+    full,
+    { ...options, ...(model.name !== undefined && { name: model.name }), device: backend.device.kind },
+    limitsOf(backend, options.memoryBytes),
+  );
+  const { spec, weights } = await loadModel(model, backend, memory);
+  const initial = initLora(loraTensors(spec, lora, "initial"), seed);
+  const parts = await createPolicyParts({ ...memory, backend, spec, weights, initial, lock });
+  return { lora, initial, ...parts };
 };
 
 /**

@@ -27,6 +27,8 @@ export interface Edge {
   isPreflightFree(url: URL): boolean;
   /** Node: below `folder`. Browser: the origin's Cache API; rejects where there is none. */
   openCache(folder?: string): Promise<ModelCache>;
+  /** What the machine has, where the platform says so: a policy that needs more would only make it swap. */
+  memoryBytes(): number | undefined;
   /** The device that startPolicy would open, here and not in a worker: for a look at it. The caller disposes it. */
   openDevice(device: DeviceKind | "auto"): Promise<Backend>;
   /** Browser: in a worker of its own, into which the model's bytes are moved. Node: in this process. */

@@ -1,9 +1,19 @@
 // From a name or a folder to a policy that can be sampled and trained, with the text format that goes with it.
 
 import { type ChatFormat, loadChatFormat } from "@fulgurite/agent";
-import { type DeviceKind, EngineError, type LoraSpec, type ModelSpec, memoryOf, type Policy, parseConfig } from "@fulgurite/engine";
+import {
+  type DeviceKind,
+  EngineError,
+  type LoraSpec,
+  type ModelSpec,
+  type Policy,
+  type PolicyMemory,
+  type PolicyOptions,
+  parseConfig,
+  withRecovery,
+} from "@fulgurite/engine";
 import { edge } from "#edge";
-import { refuseTooLarge } from "./memoryFit.ts";
+import { budgetFor } from "./memoryFit.ts";
 import { type ModelFiles, type ModelFilesOptions, type ModelFolder, openModelFolder, readModel } from "./modelFiles.ts";
 
 export interface LoadedPolicy extends Policy {
@@ -25,6 +35,14 @@ export interface LoadPolicyOptions extends ModelFilesOptions {
   readonly maxContext?: number;
   /** Completions sampled at once. */
   readonly slots?: number;
+  /** Token rows that a training run takes at once. Default: 1024, fewer where memory is short. */
+  readonly microBatchTokens?: number;
+  /** Gradient checkpointing: the same numbers, less memory, a third more time. Default: where memory is short. */
+  readonly checkpoint?: boolean;
+  /** Bytes that the policy may take; settings that are left out are chosen to fit. Default: what the machine has, where it says so. */
+  readonly memoryBytes?: number;
+  /** What the policy will hold, by item, before its weights are downloaded; where "auto" was not looked up yet, at most that much. */
+  readonly onMemory?: (memory: PolicyMemory) => void;
   /** WASM threads; absent: what the machine allows. */
   readonly threads?: number;
 }
@@ -81,22 +99,37 @@ const readFormat = async (folder: ModelFolder, config: string): Promise<{ format
  */
 export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = {}): Promise<LoadedPolicy> => {
   // what openModelFolder takes, and the engine's own
-  const { device = "auto", hub, token, cache, cacheFolder, signal, onProgress, onReport, ...rest } = options;
+  const { device = "auto", hub, token, cache, cacheFolder, signal, onProgress, onReport, onMemory, ...given } = options;
+  const memoryBytes = given.memoryBytes ?? edge.memoryBytes();
+  const rest = { ...given, ...(memoryBytes !== undefined && { memoryBytes }) };
   const folder = await openModelFolder(source, options);
   const config = await folder.read(CONFIG);
   const spec = await checked(folder, () => readSpec(decode(config)!));
-  await refuseTooLarge(source, memoryOf(spec, rest), { device, openDevice: edge.openDevice });
+  const memory = await budgetFor(source, spec, { ...rest, device, openDevice: edge.openDevice });
+  onMemory?.(memory);
   const { format, tokenizer } = await readFormat(folder, decode(config)!);
   if (format.vocabSize > spec.vocab)
     throw new EngineError(
       "bad-file",
       `loadPolicy: token ids of ${source} are below vocab_size (${spec.vocab}), got ${format.vocabSize - 1} in tokenizer.json; take both files from one model`,
     );
-  const weights = await folder.readWeights();
-  folder.end();
   const { name } = folder;
-  const model = { config, weights, tokenizer, ...(name !== undefined && { name }) };
-  const policy = await checked(folder, () => edge.startPolicy({ ...rest, device, model }));
+  /** Once from what was just read; after a loss from the cache, the same commit of it. */
+  let first: { readonly config: Uint8Array; readonly tokenizer: Uint8Array } | undefined = { config, tokenizer };
+  let kind = device;
+  const start = async (): Promise<Policy> => {
+    const small = first ?? { config: await folder.read(CONFIG), tokenizer: await folder.read("tokenizer.json") };
+    first = undefined;
+    const model: PolicyOptions["model"] = { ...small, weights: await folder.readWeights(), ...(name !== undefined && { name }) };
+    folder.end();
+    const policy = await checked(folder, () => edge.startPolicy({ ...rest, device: kind, model }));
+    // What "auto" found stays: an adapter's numbers must not change with the device.
+    kind = policy.device.kind;
+    return policy;
+  };
+  const policy = await withRecovery(start, {
+    onRecovery: (loss, attempt) => onReport?.(`loadPolicy: the device of ${source} was lost, attempt ${attempt} to go on: ${loss.message}`),
+  });
   if (signal?.aborted) {
     await policy.dispose();
     throw new EngineError("aborted", `loadPolicy: aborted while starting ${source}`, { cause: signal.reason });
@@ -112,7 +145,9 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
         ...(cacheFolder !== undefined && { cacheFolder }),
         ...again,
       }),
-    device: policy.device,
+    get device() {
+      return policy.device;
+    },
     sampler: policy.sampler,
     trainer: policy.trainer,
     publish: (version) => policy.publish(version),

@@ -205,7 +205,11 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
     for (const shard of shards) weights[shard] = await read(shard);
     return weights;
   };
-  const end = (): void => onProgress?.({ file: "", bytes: 0, totalBytes: 0, filesDone, files });
+  const end = (): void => {
+    onProgress?.({ file: "", bytes: 0, totalBytes: 0, filesDone, files });
+    // what is read again later is counted again
+    [filesDone, files] = [0, FILES];
+  };
   const forget = async (): Promise<void> => {
     for (const name of used) await cache?.remove(name).catch(loseCache);
   };

@@ -56,8 +56,25 @@ export const enqueue = async (rows: Rows, commit: Commit, tasks: readonly Checke
   return answer;
 };
 
-/** `newIds` are as many as the limit: minted before the transaction, so that a repeated one is the same. */
-export const claim = async (rows: Rows, commit: Commit, workerId: string, newIds: readonly string[], nowMs: number): Promise<Claim[]> => {
+export interface ClaimRequest {
+  readonly workerId: string;
+  /** As many as the limit: minted before the transaction, so that a repeated one is the same. */
+  readonly newIds: readonly string[];
+  readonly claimId: string | undefined;
+}
+
+/** Those of an earlier claim of this id that still run, in the order of the first time. */
+const claimedBefore = async (rows: Rows, claimId: string): Promise<Claim[]> => {
+  const claims: Claim[] = [];
+  for (const attempt of await rows.silentSince(Number.POSITIVE_INFINITY))
+    if (attempt.claimId === claimId) claims.push(Object.freeze({ rollout: await rolloutOf(rows, attempt.rolloutId), attempt }));
+  return claims.sort((a, b) => a.rollout.seq - b.rollout.seq);
+};
+
+export const claim = async (rows: Rows, commit: Commit, request: ClaimRequest, nowMs: number): Promise<Claim[]> => {
+  const { workerId, newIds, claimId } = request;
+  const before = claimId === undefined ? [] : await claimedBefore(rows, claimId);
+  if (before.length > 0) return before;
   const queued = await rows.queued(newIds.length);
   const attempts = queued.map((rollout, index): Attempt => {
     const id = newIds[index] as string;
@@ -67,6 +84,7 @@ export const claim = async (rows: Rows, commit: Commit, workerId: string, newIds
       sequence: rollout.attempts + 1,
       status: "running",
       workerId,
+      ...(claimId === undefined ? {} : { claimId }),
       startedAtMs: nowMs,
       lastHeartbeatMs: nowMs,
     });
@@ -119,12 +137,9 @@ const ended = (attempt: Attempt, outcome: Outcome, nowMs: number): StoreRecord =
     ...attempt,
     status: outcome.status,
     endedAtMs: nowMs,
-    ...(outcome.error === undefined ? {} : { error: copyError(outcome.error) }),
+    ...(outcome.error === undefined ? {} : { error: outcome.error }),
   }),
 });
-
-const copyError = ({ name, message, stack }: AttemptError): AttemptError =>
-  Object.freeze({ name: String(name), message: String(message), ...(stack === undefined ? {} : { stack: String(stack) }) });
 
 export const finish = async (rows: Rows, commit: Commit, ref: AttemptRef, outcome: Outcome, nowMs: number): Promise<Rollout> => {
   const attempt = await attemptOf(rows, ref);

@@ -1,11 +1,14 @@
 export * from "./archive.ts";
 export { ATTRIBUTES } from "./attributes.ts";
 export * from "./errors.ts";
+export { collectGarbage, type Garbage, type GarbageOptions } from "./garbage.ts";
 export * from "./ids.ts";
 export * from "./jsonl.ts";
 export { createMemoryStore } from "./memory.ts";
+export { asOnlyTrainer, type OnlyTrainerOptions } from "./onlyTrainer.ts";
+export type { Redact, RedactableTask } from "./redact.ts";
 export * from "./status.ts";
 export type { StoreOptions } from "./store.ts";
+export { type SuperviseOptions, supervise } from "./supervise.ts";
 export * from "./transitions.ts";
-export type { Redact } from "./values.ts";
 export * from "./vocabulary.ts";

@@ -6,9 +6,10 @@ import { TraceError } from "./errors.ts";
 import { mintId } from "./ids.ts";
 import { manifestOf, withManifest } from "./manifest.ts";
 import { applyRecord } from "./records.ts";
+import { type Redact, redactedItems, redactedOutcome, redactedSpan, redactedTask } from "./redact.ts";
 import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
 import { isTerminal } from "./status.ts";
-import { checkedResource, checkedTask, copyFiles, copySpan, type Redact, redactedItems, redactedSpan, sameJson } from "./values.ts";
+import { checkedResource, checkedTask, copyFiles, copySpan, sameJson } from "./values.ts";
 import type { Resource, Rollout, RolloutQuery, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { boundWait, platformTimer } from "./waitBounds.ts";
 
@@ -19,7 +20,7 @@ export interface StoreOptions {
   readonly newId?: () => string;
   /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout. */
   readonly timer?: (act: () => void, ms: number) => () => void;
-  /** What a span keeps before it is kept. Dropped ones are counted in stats().redacted. Default: everything is kept. */
+  /** What is kept of spans, tasks and errors. Dropped spans are counted in stats().redacted. Default: everything but secret headers. */
   readonly redact?: Redact;
 }
 
@@ -213,14 +214,19 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
 
   return {
     enqueue: async (tasks) => {
-      const checked = tasks.map((task) => checkedTask(task, newId));
+      const checked = tasks.map((task) => redactedTask(checkedTask(task, newId), options.redact));
       return write("relaxed", (rows, commit) => commands.enqueue(rows, commit, checked, clock()));
     },
-    claim: async (workerId, limit = 1) => {
+    claim: async (workerId, limit = 1, claimId = undefined) => {
       if (!Number.isSafeInteger(limit) || limit < 0)
         throw new TraceError("bad-input", `claim: limit is an integer ≥ 0, got ${limit}; ask for as many as can run`);
-      const ids = Array.from({ length: limit }, newId);
-      return write("strict", (rows, commit) => commands.claim(rows, commit, workerId, ids, clock()));
+      if (claimId !== undefined && (typeof claimId !== "string" || claimId === ""))
+        throw new TraceError(
+          "bad-input",
+          `claim: claimId is a non-empty string, got ${JSON.stringify(claimId)}; leave it out or name the request`,
+        );
+      const request = { workerId, newIds: Array.from({ length: limit }, newId), claimId };
+      return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {
       const all = spans.map((span) => redactedSpan(span, options.redact));
@@ -234,7 +240,10 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       redacted += all.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
-    finish: async (attempt, outcome) => write("strict", (rows, commit) => commands.finish(rows, commit, attempt, outcome, clock())),
+    finish: async (attempt, outcome) => {
+      const kept = redactedOutcome(outcome, attempt, options.redact);
+      return write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, clock()));
+    },
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
     forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId)),
     requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),

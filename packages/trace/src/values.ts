@@ -1,14 +1,15 @@
 // What may be stored, checked and copied at the store's door: the caller's later writes change nothing, and every store
 // gives back the same value. So JSON's own losses happen here, once: -0 becomes 0, absent and undefined are the same, and
-// NaN or a Date is refused instead of silently becoming something else in one store and not in another.
+// NaN or a Date is refused instead of silently becoming something else in one store and not in another. Headers that let
+// somebody in are taken out here too (secretHeaders.ts): no JSON comes in another way.
 
 import { TraceError } from "./errors.ts";
+import { isErrorText, isSecretField, isSecretHeader, isSecretPair, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
   Attempt,
   AttemptError,
   Attributes,
-  AttributeValue,
   Json,
   Resource,
   ResourceEntry,
@@ -32,13 +33,24 @@ const refuse = (where: string, rule: string, got: unknown): never => {
 export const copyJson = (value: unknown, where: string): Json => {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
-  if (Array.isArray(value)) return Object.freeze(Array.from(value, (item, index) => copyJson(item, `${where}[${index}]`)));
+  if (Array.isArray(value)) {
+    if (isSecretPair(value, where)) return Object.freeze([value[0] as string, REMOVED]);
+    return Object.freeze(Array.from(value, (item, index) => copyJson(item, `${where}[${index}]`)));
+  }
   if (typeof value !== "object") return refuse(where, "a value is JSON", typeof value);
   const prototype = Object.getPrototypeOf(value);
   if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return refuse(where, "a value is JSON", prototype.constructor?.name);
   const entries = Object.entries(value).filter(([, item]) => item !== undefined);
-  return Object.freeze(Object.fromEntries(entries.map(([key, item]) => [key, copyJson(item, `${where}.${key}`)])));
+  const hides = isSecretField(value, where) ? "value" : undefined;
+  return Object.freeze(Object.fromEntries(entries.map(([key, item]) => [key, key === hides ? REMOVED : copyMember(key, item, where)])));
 };
+
+const copyMember = (name: string, value: unknown, where: string): Json =>
+  isSecretHeader(name, value, where)
+    ? REMOVED
+    : typeof value === "string" && isErrorText(name)
+      ? withoutSecrets(value)
+      : copyJson(value, `${where}.${name}`);
 
 const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json>> => {
   const copy = copyJson(value, where);
@@ -49,15 +61,12 @@ const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json
 
 const isTyped = (value: unknown): value is Int32Array | Float32Array => value instanceof Int32Array || value instanceof Float32Array;
 
-export const copyAttribute = (value: AttributeValue, where: string): AttributeValue =>
-  isTyped(value) ? value.slice() : copyJson(value, where);
-
 const copyAttributes = (attributes: Attributes, where: string): Attributes =>
   Object.freeze(
     Object.fromEntries(
       Object.entries(attributes)
         .filter(([, value]) => value !== undefined)
-        .map(([name, value]) => [name, copyAttribute(value, `${where}.${name}`)]),
+        .map(([name, value]) => [name, isTyped(value) ? value.slice() : copyMember(name, value, where)]),
     ),
   );
 
@@ -80,21 +89,6 @@ export const checkedSpan = (span: Span): Span => {
     status: span.status === "ok" || span.status === "error" ? span.status : refuse(`span ${id}.status`, "ok or error", span.status),
     attributes: copyAttributes(span.attributes, `span ${id}.attributes`),
   });
-};
-
-/** Sees each span before anything keeps it: the same, a changed one of the same ids, or null to drop it. Pure and quick; what it throws fails the append. */
-export type Redact = (span: Span) => Span | null;
-
-/** Checks before, so that `redact` sees what a store would keep, and after. @throws TraceError "bad-input". */
-export const redactedSpan = (span: Span, redact: Redact | undefined): Span | null => {
-  const checked = checkedSpan(span);
-  if (redact === undefined) return checked;
-  const changed = redact(checked);
-  if (changed === null) return null;
-  const again = checkedSpan(changed);
-  if (again.id !== checked.id || again.rolloutId !== checked.rolloutId || again.attemptId !== checked.attemptId)
-    return refuse(`redact: span ${checked.id}`, "the ids stay as they are, or null", `${again.rolloutId}, ${again.attemptId}, ${again.id}`);
-  return again;
 };
 
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
@@ -127,12 +121,17 @@ export const checkedTask = (task: TaskInput, newId: () => string): CheckedTask =
   if (mode !== "train" && mode !== "val") refuse(`task ${id}.mode`, "train or val", mode);
   return {
     id,
-    input: copyJson(task.input, `task ${id}.input`),
     mode,
     config: checkedConfig(task.config ?? {}, `task ${id}.config`),
-    metadata: copyRecord(task.metadata ?? {}, `task ${id}.metadata`),
+    ...checkedRedaction(task, id),
   };
 };
+
+/** What `redact` made of a task. @throws TraceError "bad-input". */
+export const checkedRedaction = (task: Pick<TaskInput, "input" | "metadata">, id: string): Pick<CheckedTask, "input" | "metadata"> => ({
+  input: copyJson(task.input, `task ${id}.input`),
+  metadata: copyRecord(task.metadata ?? {}, `task ${id}.metadata`),
+});
 
 export type CheckedResource = Required<Omit<ResourceInput, "version">> & { readonly version: number | undefined };
 
@@ -198,8 +197,13 @@ const checkedRollout = (rollout: Rollout, where: string): Rollout => {
   });
 };
 
-const checkedError = ({ name, message, stack }: AttemptError): AttemptError =>
-  Object.freeze({ name: String(name), message: String(message), ...optional("stack", stack === undefined ? undefined : String(stack)) });
+/** Without what it printed of secret headers. */
+export const checkedError = ({ name, message, stack }: AttemptError): AttemptError =>
+  Object.freeze({
+    name: String(name),
+    message: withoutSecrets(String(message)),
+    ...optional("stack", stack == null ? undefined : withoutSecrets(String(stack))),
+  });
 
 const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
   Object.freeze({
@@ -209,18 +213,10 @@ const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
     status: oneOf(ATTEMPT_CHANGES, attempt.status, `${where}.status`),
     workerId: typeof attempt.workerId === "string" ? attempt.workerId : refuse(`${where}.workerId`, "a string", attempt.workerId),
     startedAtMs: finite(attempt.startedAtMs, `${where}.startedAtMs`),
+    ...optional("claimId", attempt.claimId === undefined ? undefined : text(attempt.claimId, `${where}.claimId`)),
     lastHeartbeatMs: finite(attempt.lastHeartbeatMs, `${where}.lastHeartbeatMs`),
     ...optional("endedAtMs", attempt.endedAtMs === undefined ? undefined : finite(attempt.endedAtMs, `${where}.endedAtMs`)),
     ...optional("error", attempt.error == null ? undefined : checkedError(attempt.error)),
-  });
-
-/** null where `redact` dropped a span. @throws TraceError "bad-input". */
-export const redactedItems = (items: readonly StoreItem[], redact: Redact | undefined): (StoreItem | null)[] =>
-  items.map((item, index) => {
-    const good = checkedItem(item, `adopt: item ${index}`);
-    if (good.kind !== "span") return good;
-    const kept = redactedSpan(good.data, redact);
-    return kept && { kind: "span", data: Object.freeze({ ...kept, seq: good.data.seq }) };
   });
 
 /** @throws TraceError "bad-input", naming `where`. */

@@ -54,6 +54,8 @@ export interface Attempt {
   readonly sequence: number;
   readonly status: AttemptStatus;
   readonly workerId: string;
+  /** Of the request that claimed it, where it gave one. */
+  readonly claimId?: string;
   readonly startedAtMs: number;
   readonly lastHeartbeatMs: number;
   readonly endedAtMs?: number;
@@ -149,8 +151,10 @@ export interface Transition {
   readonly promptTokens: Int32Array;
   /** Exactly the ids that were sampled, [R]. */
   readonly responseTokens: Int32Array;
-  /** [R], of the distribution that was sampled from. */
+  /** [R], under softmax(logits/τ): of the distribution that was sampled from, but for what a grammar forbade. */
   readonly samplerLogprobs: Float32Array;
+  /** Places in responseTokens that a grammar left no choice, ascending: not trained. */
+  readonly forcedTokens?: Int32Array;
   /** The sum of the rewards that belong to this call: those that name it, and those without an address that followed it before the next call. */
   readonly reward?: number;
   readonly policyVersion: number;
@@ -197,8 +201,12 @@ export type StoreEvent =
 export interface Store {
   /** Same order as given. A known id returns the stored rollout unchanged. Input is copied. */
   enqueue(tasks: readonly TaskInput[]): Promise<Rollout[]>;
-  /** Oldest queued first. Atomic: no rollout is claimed twice at once. Resolves with [] when nothing is queued. */
-  claim(workerId: string, limit?: number): Promise<Claim[]>;
+  /**
+   * Oldest queued first. Atomic: no rollout is claimed twice at once. Resolves with [] when nothing is queued.
+   * Asked again with the same claimId (because the answer was lost, with the server or without) it gives those attempts of the first
+   * time that still run; new ones only when none does.
+   */
+  claim(workerId: string, limit?: number, claimId?: string): Promise<Claim[]>;
   /** Idempotent by (rollout, attempt, span id). Also the attempt's heartbeat. Rejects for an unknown attempt; accepts late spans of ended ones. */
   append(spans: readonly Span[]): Promise<void>;
   heartbeat(attempt: AttemptRef): Promise<void>;

@@ -1,76 +1,89 @@
-// What a policy is said to hold against what one allocates, and the refusals with both numbers.
+// Which models are looked at before their weights are downloaded, and what is said of those that cannot fit.
 
-import { type Backend, createPolicy, memoryOf, parseConfig } from "@fulgurite/engine";
-import { createBackend } from "@fulgurite/engine/node";
-import { describe, expect, test } from "vitest";
-import { refuseTooLarge } from "../../../packages/fulgurite/src/memoryFit.ts";
+import { type Backend, parseConfig } from "@fulgurite/engine";
+import { loadPolicy } from "fulgurite";
+import { describe, expect, test, vi } from "vitest";
+import { budgetFor } from "../../../packages/fulgurite/src/memoryFit.ts";
 import { modelFiles } from "./modelFolder.ts";
+import { inFolder, startModelServer } from "./modelServer.ts";
 
+const MIB = 2 ** 20;
 const specOf = (family: string) => parseConfig(JSON.parse(new TextDecoder().decode(modelFiles(family)["config.json"])), "config.json");
+const tiny = specOf("llama");
+/** Its embedding alone is 129 MiB. */
+const wide = { ...tiny, width: 128, vocab: (129 * MIB) / 4 / 128 };
 
-test.each(["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])("memoryOf %s is what its policy allocates", async (family) => {
-  const files = modelFiles(family);
-  const backend = await createBackend("reference");
-  const sizes: number[] = [];
-  const allocate: Backend["allocate"] = async (tensor, data) => {
-    sizes.push(tensor.shape.reduce((a, b) => a * b, 4));
-    await backend.allocate(tensor, data);
+/** A device with these limits, which counts its openings and closings. */
+const deviceWith = (kind: "webgpu" | "wasm", limits: Partial<Backend> = {}) => {
+  const calls: string[] = [];
+  const openDevice = async (device: string): Promise<Backend> => {
+    calls.push(`open ${device}`);
+    return { device: { kind, description: kind }, ...limits, dispose: async () => void calls.push("dispose") } as Backend;
   };
-  const options = { lora: { rank: 3, alpha: 6 }, maxContext: 40, slots: 5 };
-  const counting = Object.assign(Object.create(backend) as Backend, { allocate });
-  const model = { config: files["config.json"]!, weights: files["model.safetensors"]! };
-  const policy = await createPolicy({ ...options, backend: counting, model });
-  const memory = memoryOf(specOf(family), options);
-  expect(memory.byteLength).toBe(sizes.reduce((a, b) => a + b));
-  expect(memory.largest.byteLength).toBe(Math.max(...sizes));
-  expect(memory.weightBytes).toBeLessThan(memory.byteLength);
-  await policy.dispose();
+  return { calls, openDevice };
+};
+
+describe("a budget", () => {
+  test("of a model that fits everywhere is made without opening a device: the larger of what auto may mean", async () => {
+    const { calls, openDevice } = deviceWith("webgpu", { maxTensorBytes: 1 });
+    const [auto, webgpu, wasm] = await Promise.all(
+      (["auto", "webgpu", "wasm"] as const).map((device) => budgetFor("m", tiny, { device, openDevice, slots: 3 })),
+    );
+    expect(wasm!.byteLength).toBeGreaterThan(webgpu!.byteLength);
+    expect(auto).toEqual(wasm);
+    expect(auto!.slots).toBe(3);
+    expect(calls).toEqual([]);
+  });
+
+  test("of a tensor that some WebGPU device cannot bind takes a look at this one, and closes it again", async () => {
+    const large = deviceWith("webgpu", { maxTensorBytes: 129 * MIB });
+    expect((await budgetFor("m", wide, { ...large, device: "auto" })).largest.byteLength).toBe(129 * MIB);
+    expect(large.calls).toEqual(["open auto", "dispose"]);
+    const small = deviceWith("webgpu", { maxTensorBytes: 129 * MIB - 4 });
+    await expect(budgetFor("tiny/wide", wide, { ...small, device: "webgpu" })).rejects.toMatchObject({
+      code: "device",
+      message: expect.stringMatching(/^memory: tiny\/wide needs .*; limit 129 MiB for one tensor, got 129 MiB for model\.embed_tokens/),
+    });
+    expect(small.calls).toEqual(["open webgpu", "dispose"]);
+  });
+
+  test("of WASM ends at 32-bit addresses, whether it was asked for or is what there is", async () => {
+    const huge = { ...tiny, width: 1024, vocab: 1_200_000 };
+    const { calls, openDevice } = deviceWith("wasm");
+    for (const device of ["auto", "wasm"] as const)
+      await expect(budgetFor("m", huge, { device, openDevice })).rejects.toThrow(
+        /^memory: m needs \d+ MiB: .*; limit 4096 MiB; take a smaller/,
+      );
+    expect(calls).toEqual(["open auto", "dispose"]);
+    await budgetFor("m", huge, { device: "reference", openDevice });
+  });
+
+  test("within given bytes chooses what fits", async () => {
+    const { openDevice } = deviceWith("webgpu");
+    const device = "wasm";
+    const all = await budgetFor("m", tiny, { device, openDevice });
+    expect(all.checkpoint).toBe(false);
+    const less = await budgetFor("m", tiny, { device, openDevice, memoryBytes: all.byteLength - 1 });
+    expect(less.byteLength).toBeLessThan(all.byteLength);
+    expect(less.microBatchTokens).toBeLessThan(all.microBatchTokens);
+  });
 });
 
-describe("a model that cannot fit", () => {
-  const GIB = 2 ** 30;
-  const memory = (byteLength: number, largest: number) => ({
-    byteLength,
-    weightBytes: byteLength - 1000,
-    largest: { name: "model.embed_tokens.weight", byteLength: largest },
-  });
-  /** A device with this limit, which counts its openings and closings. */
-  const deviceWith = (kind: "webgpu" | "wasm", maxTensorBytes?: number) => {
-    const calls: string[] = [];
-    const backend = {
-      device: { kind, description: kind },
-      ...(maxTensorBytes !== undefined && { maxTensorBytes }),
-      dispose: async () => void calls.push("dispose"),
-    } as Backend;
-    const openDevice = async (device: string): Promise<Backend> => {
-      calls.push(`open ${device}`);
-      return backend;
-    };
-    return { calls, openDevice };
-  };
+describe("loadPolicy", () => {
+  test("tells the budget, or refuses, before the weights are asked for", async () => {
+    const server = await startModelServer(inFolder("m", modelFiles("llama")));
+    const options = { device: "wasm", cache: false, slots: 2, maxContext: 32, threads: 1 } as const;
+    const onMemory = vi.fn(() => expect(server.askedFor("model.safetensors")).toEqual([]));
+    const policy = await loadPolicy(`${server.url}/m`, { ...options, onMemory });
+    expect(server.askedFor("model.safetensors")).toHaveLength(1);
+    expect(onMemory).toHaveBeenCalledOnce();
+    await policy.dispose();
 
-  test("on WebGPU by its largest tensor", async () => {
-    const { calls, openDevice } = deviceWith("webgpu", 2 * GIB);
-    await refuseTooLarge("m", memory(8 * GIB, 2 * GIB), { device: "webgpu", openDevice });
-    const refused = refuseTooLarge("m", memory(3 * GIB, 2 * GIB + 4), { device: "auto", openDevice });
-    await expect(refused).rejects.toThrow(
-      /fits in the 2147483648 bytes \(2048\.0 MiB\) of this webgpu device, got 2147483652 bytes .* for model\.embed_tokens\.weight/,
+    server.asked.length = 0;
+    await expect(loadPolicy(`${server.url}/m`, { ...options, memoryBytes: 4096 })).rejects.toThrow(
+      /\/m needs [\d.]+ MiB: weights .*; limit 0\.0 MiB; take a smaller model/,
     );
-    expect(calls).toEqual(["open webgpu", "dispose", "open auto", "dispose"]);
-  });
-
-  test("on WASM by everything together, whether it was asked for or is what there is", async () => {
-    const { openDevice } = deviceWith("wasm");
-    const rule = /fits in the 4294967296 bytes .* got 4294967300 bytes/;
-    await expect(refuseTooLarge("m", memory(4 * GIB + 4, GIB), { device: "auto", openDevice })).rejects.toThrow(rule);
-    await expect(refuseTooLarge("m", memory(4 * GIB + 4, GIB), { device: "wasm", openDevice })).rejects.toThrow(rule);
-    await refuseTooLarge("m", memory(4 * GIB, GIB), { device: "wasm", openDevice });
-    await refuseTooLarge("m", memory(5 * GIB, GIB), { device: "reference", openDevice });
-  });
-
-  test("is looked for only where a device could be too small", async () => {
-    const { calls, openDevice } = deviceWith("webgpu", 1);
-    await refuseTooLarge("m", memory(4 * GIB, GIB / 8), { device: "auto", openDevice });
-    expect(calls).toEqual([]);
+    expect(server.asked.map(({ path }) => path)).toEqual(["/m/config.json"]);
+    await server.close();
   });
 });

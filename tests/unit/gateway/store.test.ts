@@ -2,8 +2,10 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { encodeCheckpoint } from "@fulgurite/rl";
 import { modelCallSpan, rewardSpan } from "@fulgurite/trace";
 import { openFileStore } from "@fulgurite/trace/node";
+import { zipSync } from "fflate";
 import { afterAll, afterEach, expect, test, vi } from "vitest";
 import { store as command } from "../../../apps/gateway/src/store.ts";
 import { UsageError } from "../../../apps/gateway/src/usageError.ts";
@@ -166,6 +168,75 @@ test("forget and compact take a rollout off the disk", async () => {
   expect(linesOf((await run("query", folder, "rollouts")).stdout).length).toBe(2);
 });
 
+const adapterFiles = {
+  "adapter_config.json": new TextEncoder().encode('{"r":4}'),
+  "adapter_model.safetensors": Uint8Array.from({ length: 1_000 }, (_, index) => index & 255),
+  "deep/readme.md": Uint8Array.of(1),
+};
+
+test("an adapter goes out as a directory and as a zip, and in from both, byte for byte", async () => {
+  const folder = await makeStore();
+  const direct = await openFileStore(folder);
+  await direct.publish({ name: "policy", kind: "lora", files: adapterFiles });
+  await direct.publish({ name: "policy", kind: "lora", files: { ...adapterFiles, "deep/readme.md": Uint8Array.of(2) } });
+  await direct.close();
+  const [directory, zip] = [newPath(), `${newPath()}.zip`];
+  expect((await run("adapter", folder, "policy", "--version", "1", "--out", directory)).stdout).toMatch(
+    /^policy 1: 3 files, 0.0 MB, written to/,
+  );
+  expect((await run("adapter", folder, "policy", "--out", zip)).code).toBe(0);
+  expect(new Uint8Array(readFileSync(join(directory, "deep/readme.md")))).toEqual(Uint8Array.of(1));
+  expect(readdirSync(root).filter((name) => name.includes(".tmp"))).toEqual([]);
+  const other = await makeStore();
+  expect((await run("adapter", other, "mine", "--in", directory)).stdout).toMatch(/^mine 1: 3 files.*published from/);
+  expect(linesOf((await run("adapter", other, "mine", "--in", zip, "--json")).stdout)).toMatchObject([{ name: "mine", version: 2 }]);
+  const wrapped = `${newPath()}.zip`; // zipped as a directory, as people do
+  writeFileSync(wrapped, zipSync(Object.fromEntries(Object.entries(adapterFiles).map(([path, bytes]) => [`my-adapter/${path}`, bytes]))));
+  expect((await run("adapter", other, "mine", "--in", wrapped)).code).toBe(0);
+  const back = await openFileStore(other);
+  expect((await back.resource("mine", 1))?.files).toEqual(adapterFiles);
+  expect((await back.resource("mine", 2))?.files["deep/readme.md"]).toEqual(Uint8Array.of(2));
+  expect((await back.resource("mine", 3))?.files).toEqual(adapterFiles);
+  await back.publish({ name: "evil", kind: "lora", files: { "../out.txt": Uint8Array.of(1) } });
+  await back.close();
+  await expect(run("adapter", other, "evil", "--out", newPath())).rejects.toThrow('stays inside its directory, got "../out.txt"');
+  const listed = linesOf((await run("query", other, "resources")).stdout) as {
+    name: string;
+    manifest: Record<string, { byteLength: number }>;
+  }[];
+  expect(listed.filter(({ name }) => name === "mine").map(({ manifest }) => manifest["adapter_model.safetensors"]!.byteLength)).toEqual([
+    1_000, 1_000, 1_000,
+  ]);
+});
+
+test("gc says what it would delete, deletes it, and keeps what a checkpoint needs", async () => {
+  const folder = await makeStore();
+  const direct = await openFileStore(folder);
+  await direct.cancel("b"); // what is queued may need every version that comes
+  for (let version = 1; version <= 5; version++)
+    await direct.publish({ name: "run", kind: "lora", metadata: { run: "run" }, files: { weights: new Uint8Array(100).fill(version) } });
+  const cursor = {
+    runId: "run",
+    step: 2,
+    version: 2,
+    seed: 0,
+    options: { adapterName: "run" },
+    report: { step: 1, version: 2, metrics: {}, failures: [] },
+  };
+  await direct.putState("train/run", encodeCheckpoint({ cursor: cursor as never, trainerState: new Uint8Array(3) }));
+  await direct.close();
+  expect((await run("gc", folder, "--dry-run")).stdout).toBe("run 1\nrun 4\nwould delete 2 versions (0.0 MB), kept 4\n"); // 3: the policy version of a's call
+  expect(linesOf((await run("gc", folder, "--keep", "2", "--json")).stdout)).toEqual([
+    { removed: [{ name: "run", version: 1 }], kept: 5, byteLength: 100, dryRun: false },
+  ]);
+  expect(linesOf((await run("gc", folder, "--json")).stdout)).toMatchObject([{ removed: [{ version: 4 }], kept: 4 }]);
+  expect((await run("verify", folder)).code).toBe(0);
+  const damaged = await openFileStore(folder);
+  await damaged.putState("train/run", Uint8Array.of(1));
+  await damaged.close();
+  await expect(run("gc", folder)).rejects.toThrow("checkpoint");
+});
+
 test("what is called wrongly is told, with what was got", async () => {
   const folder = await makeStore();
   const wrong = async (...args: string[]): Promise<string> => {
@@ -173,20 +244,31 @@ test("what is called wrongly is told, with what was got", async () => {
     expect(error, args.join(" ")).toBeInstanceOf(UsageError);
     return error.message;
   };
-  expect(await wrong()).toContain("command is one of stats, query, export, import, verify, forget, compact, got undefined");
+  expect(await wrong()).toContain(
+    "command is one of stats, query, adapter, export, import, verify, forget, gc, compact, serve, got undefined",
+  );
   expect(await wrong("toString", folder)).toContain('got "toString"');
   expect(await wrong("stats")).toContain("takes a store's folder, got none");
   expect(await wrong("stats", root)).toContain("without meta.json");
   expect(await wrong("stats", folder, "more")).toContain("takes nothing after the folder, got more");
   expect(await wrong("stats", folder, "--limit", "1")).toContain("store: stats takes --help, --json, got --limit");
   expect(await wrong("stats", folder, "--odd")).toContain("--odd");
-  expect(await wrong("query", folder)).toContain("takes rollouts or transitions after the folder, got nothing");
+  expect(await wrong("query", folder)).toContain("takes rollouts, transitions or resources after the folder, got nothing");
   expect(await wrong("query", folder, "spans")).toContain('got "spans"');
   expect(await wrong("query", folder, "rollouts", "--status", "done")).toContain('cancelled, got "done"');
   expect(await wrong("query", folder, "rollouts", "--limit", "-1")).toBeTruthy();
   expect(await wrong("query", folder, "rollouts", "--metadata", "x")).toContain("NAME=JSON");
   expect(await wrong("import", newPath(), "--in", newPath())).toContain("got no file");
   expect(await wrong("forget", folder)).toContain("takes ids of rollouts");
+  expect(await wrong("adapter", folder)).toContain("takes an adapter's name after the folder");
+  expect(await wrong("adapter", folder, "p")).toContain("takes --out or --in, got both or none");
+  expect(await wrong("adapter", folder, "nobody", "--out", newPath())).toContain("adapter nobody: the store holds");
+  expect(await wrong("adapter", folder, "p", "--out", folder)).toContain("a path where nothing is yet");
+  expect(await wrong("adapter", folder, "p", "--in", newPath())).toContain("got nothing at");
+  expect(await wrong("adapter", folder, "p", "--in", folder)).toContain("holds adapter_config.json");
+  expect(await wrong("adapter", folder, "p", "--version", "x", "--out", newPath())).toContain("--version is a whole number");
+  expect(await wrong("serve", newPath(), "--port", "70000")).toContain("up to 65535");
+  expect(await wrong("serve", newPath(), "--origin", "app.test")).toContain("--origin is * or like https://host");
   const held = await openFileStore(folder);
   await expect(run("verify", folder)).rejects.toThrow(`pid ${process.pid}`);
   await held.close();

@@ -1,9 +1,11 @@
 // The store over HTTP where it differs from one that is here: lost answers, refusals, servers that are no store, a real socket.
-import { createServer, type Server } from "node:http";
-import type { AddressInfo } from "node:net";
-import { Readable } from "node:stream";
+import { mkdtempSync, rmSync } from "node:fs";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { createMemoryStore, exportStore, importStore, type Store, type StoreEvent, TraceError } from "@fulgurite/trace";
 import { type HttpStoreOptions, openHttpStore, type ServeOptions, serveStore } from "@fulgurite/trace/http";
+import { type Listener, listen, openFileStore } from "@fulgurite/trace/node";
 import { afterEach, expect, test } from "vitest";
 
 type Fetch = typeof fetch;
@@ -91,6 +93,76 @@ test("an answer that is lost is asked for again, and no work is done twice", asy
   expect(pauses).toEqual(Array.from({ length: 7 }, () => [250, 750]).flat());
 });
 
+test("a claim whose answer went down with the server is answered by the next one, from the folder", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "fulgurite-restart-"));
+  closers.push(() => rmSync(folder, { recursive: true }));
+  let inner = await openFileStore(folder);
+  closers.push(() => inner.close());
+  let serve = serveStore(inner);
+  let crashes = 1;
+  const store = open(async () => new Response(), {
+    fetch: async (url, init) => {
+      const request = new Request(String(url).replace("/behind/a/proxy", ""), init);
+      const isClaim = request.url.endsWith("/claim");
+      const response = await serve(request);
+      if (!isClaim || crashes-- <= 0) return response;
+      await inner.close(); // the work is done and on the disk; the server is not there to say so
+      inner = await openFileStore(folder);
+      serve = serveStore(inner);
+      throw new TypeError("fetch failed");
+    },
+  });
+  await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: 0 })));
+  const claims = await store.claim("w", 2);
+  expect(claims.map(({ rollout, attempt }) => [rollout.id, attempt.sequence])).toEqual([
+    ["a", 1],
+    ["b", 1],
+  ]);
+  expect(await inner.stats()).toMatchObject({ attempts: 2, rollouts: { queued: 1, running: 2 } });
+  expect((await store.claim("w", 2)).map(({ rollout }) => rollout.id)).toEqual(["c"]);
+  for (const { attempt } of claims) expect((await store.finish(attempt, { status: "succeeded" })).status).toBe("succeeded");
+});
+
+test("files that arrive changed are an error", async () => {
+  const inner = createMemoryStore();
+  const store = open(serveStore(inner), {
+    fetch: through(serveStore(inner), async (send) => {
+      const response = await send();
+      const text = await response.text();
+      return new Response(text.replaceAll('"AQID"', '"AQIE"'), response); // 1 2 3 → 1 2 4
+    }),
+  });
+  await inner.publish({ name: "p", kind: "lora", files: { w: Uint8Array.of(1, 2, 3), v: Uint8Array.of(1) } });
+  const error = await errorOf(store.resource("p"));
+  expect([error.code, error.message]).toEqual(["corrupt", expect.stringMatching(/store http:\/\/store.test.*resource p 1: w is 3 bytes/)]);
+});
+
+test("the key is sent and never stored, nor are headers that a client tells of itself", async () => {
+  const inner = createMemoryStore();
+  const token = "k3y-0123456789abcdef";
+  const serve = serveStore(inner, { authorize: (request) => request.headers.get("authorization") === `Bearer ${token}` });
+  const ask = async (path: string, body: object) => {
+    const headers = { authorization: `Bearer ${token}`, cookie: token, "x-api-key": token };
+    const response = await serve(new Request(`http://store.test${PATH}${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
+    expect(response.status, path).toBeLessThan(300);
+    return response.status === 204 ? undefined : response.json();
+  };
+  const headers = { authorization: `Bearer ${token}`, "set-cookie": [token] };
+  await ask("/rollouts", { tasks: [{ id: "a", input: { headers }, metadata: { headers } }] });
+  const { claims } = await ask("/claim", { workerId: "w" });
+  const attempt = { rolloutId: "a", id: claims[0].attempt.id };
+  await ask("/spans", {
+    spans: [{ ...span("a", attempt.id, "s"), attributes: { headers, "http.request.header.authorization": [`Bearer ${token}`] } }],
+  });
+  await ask("/finish", { attempt, outcome: { status: "failed", error: { name: "E", message: `Authorization: Bearer ${token}` } } });
+  await ask("/resources", { resource: { name: "p", kind: "prompt", metadata: { headers }, files: {} } });
+  const rollout = { ...claims[0].rollout, id: "b", seq: 2, input: { headers }, attempts: 0, status: "queued" };
+  await ask("/adopt", { items: [{ kind: "rollout", data: rollout }] });
+  const kept = new TextDecoder().decode(await new Response(exportStore(inner)).arrayBuffer());
+  expect(kept).toContain('"id":"b"');
+  expect(kept).not.toContain(token);
+});
+
 test("two claims are two claims, also from one worker", async () => {
   const store = open(serveStore(createMemoryStore()));
   await store.enqueue([
@@ -147,6 +219,46 @@ test("without its key nobody learns anything; the token may change between reque
   expect((await store.stats()).rollouts.queued).toBe(0);
   key = "two";
   expect((await store.stats()).rollouts.queued).toBe(0);
+});
+
+test("pages of known origins may ask, and are told so before they send their key; others learn nothing", async () => {
+  const authorize = (request: Request) => request.headers.get("authorization") === "Bearer k";
+  const serve = serveStore(createMemoryStore(), { authorize, origins: ["https://app.test", "http://localhost:5173"] });
+  const ask = (method: string, path: string, headers: Record<string, string>) =>
+    serve(new Request(`http://store.test${PATH}${path}`, { method, headers }));
+  const allowed = (response: Response) => response.headers.get("access-control-allow-origin");
+  const preflight = { "access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type" };
+
+  const asked = await ask("OPTIONS", "/claim", { ...preflight, origin: "https://app.test" });
+  expect([asked.status, allowed(asked), asked.headers.get("vary")]).toEqual([204, "https://app.test", "origin"]);
+  expect(asked.headers.get("access-control-allow-methods")).toBe("GET, POST, PUT");
+  expect(asked.headers.get("access-control-allow-headers")).toBe("authorization, content-type, last-event-id");
+  expect(asked.headers.get("access-control-allow-private-network")).toBeNull();
+  const near = await ask("OPTIONS", "/claim", {
+    ...preflight,
+    origin: "https://app.test",
+    "access-control-request-private-network": "true",
+  });
+  expect(near.headers.get("access-control-allow-private-network")).toBe("true");
+  const stranger = await ask("OPTIONS", "/claim", { ...preflight, origin: "https://evil.test" });
+  expect([stranger.status, allowed(stranger)]).toEqual([204, null]);
+
+  const good = await ask("GET", "/stats", { origin: "http://localhost:5173", authorization: "Bearer k" });
+  expect([good.status, allowed(good)]).toEqual([200, "http://localhost:5173"]);
+  const keyless = await ask("GET", "/stats", { origin: "https://app.test" });
+  expect([keyless.status, allowed(keyless)]).toEqual([401, "https://app.test"]); // the page may read why
+  const evil = await ask("GET", "/stats", { origin: "https://evil.test", authorization: "Bearer k" });
+  expect([evil.status, allowed(evil), (await evil.json()).error.code]).toEqual([403, null, "origin"]);
+  expect((await ask("GET", "/stats", { authorization: "Bearer k" })).status).toBe(200); // a program
+  expect((await ask("OPTIONS", "/stats", { authorization: "Bearer k" })).status).toBe(405);
+
+  const open = serveStore(createMemoryStore(), { origins: "*" });
+  const anyone = await open(new Request(`http://store.test${PATH}/watch`, { headers: { origin: "https://evil.test" } }));
+  expect([anyone.status, allowed(anyone), anyone.headers.get("vary")]).toEqual([200, "*", null]);
+  await anyone.body?.cancel();
+  const none = serveStore(createMemoryStore());
+  const silent = await none(new Request(`http://store.test${PATH}/stats`, { headers: { origin: "https://app.test" } }));
+  expect([silent.status, allowed(silent)]).toEqual([200, null]);
 });
 
 test("a body beyond the limit is refused with both numbers, also when it does not say how long it is", async () => {
@@ -262,38 +374,18 @@ test("a listener that was cut off hears what it missed", async () => {
 
 // ---- a real socket --------------------------------------------------------------------------------------------------------
 
-/** The least that puts a handler of web standards behind node:http. */
-const listen = async (serve: (request: Request) => Promise<Response>): Promise<{ url: string; server: Server }> => {
-  const server = createServer(async (incoming, outgoing) => {
-    const left = new AbortController();
-    outgoing.on("close", () => left.abort());
-    const hasBody = incoming.method !== "GET" && incoming.method !== "HEAD";
-    const response = await serve(
-      new Request(`http://${incoming.headers.host}${incoming.url}`, {
-        method: incoming.method!,
-        headers: incoming.headers as Record<string, string>,
-        signal: left.signal,
-        ...(hasBody ? { body: Readable.toWeb(incoming) as ReadableStream<Uint8Array>, duplex: "half" } : {}),
-      } as RequestInit),
-    );
-    outgoing.writeHead(response.status, Object.fromEntries(response.headers));
-    if (response.body === null) return void outgoing.end();
-    outgoing.flushHeaders();
-    Readable.fromWeb(response.body as Parameters<typeof Readable.fromWeb>[0])
-      .on("error", () => outgoing.destroy())
-      .pipe(outgoing);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  closers.push(() => {
-    server.closeAllConnections();
-    return new Promise((resolve) => server.close(resolve));
-  });
-  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, server };
+/** On a free port, or on the one that another left. */
+const serveAt = async (serve: (request: Request) => Promise<Response>, port = 0): Promise<Listener> => {
+  const listener = await listen(serve, { port });
+  closers.push(() => listener.close(0));
+  return listener;
 };
 
 test("through a socket: a worker and a trainer share a store, wait, listen, move it, and the server may go and come back", async () => {
   const inner = createMemoryStore();
-  const { url, server } = await listen(serveStore(inner));
+  const serve = serveStore(inner);
+  const listener = await serveAt(serve);
+  const { url } = listener;
   const [worker, trainer] = [openHttpStore(url), openHttpStore(`${url}/`)];
   closers.push(
     () => worker.close(),
@@ -327,7 +419,63 @@ test("through a socket: a worker and a trainer share a store, wait, listen, move
   expect(await copy.stats()).toEqual(await inner.stats());
 
   // every connection is cut under them: the next call makes another
-  server.closeAllConnections();
+  await listener.close(0);
+  await serveAt(serve, Number(new URL(url).port));
   expect(await trainer.forget("r1")).toBe(true);
   expect((await worker.stats()).rollouts).toMatchObject({ queued: 298, succeeded: 1 });
+});
+
+test("a server that ends takes nothing new, finishes what is under way, and ends streams and waits", async () => {
+  const inner = createMemoryStore();
+  const closing = new AbortController();
+  let release = (): void => {};
+  const held = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  const serve = serveStore({ ...inner, stats: () => held.then(() => inner.stats()) }, { closing: closing.signal });
+  let seen = 0;
+  const listener = await serveAt((request) => {
+    seen += 1;
+    return serve(request);
+  });
+  const ask = (path: string, init: RequestInit = {}) => fetch(`${listener.url}${PATH}${path}`, init);
+  await inner.enqueue([{ id: "a", input: 0 }]);
+  const events = (await ask("/watch")).text();
+  const waiting = ask("/wait", { method: "POST", body: JSON.stringify({ rolloutIds: ["a"], timeoutMs: 20_000 }) }).then((response) =>
+    response.json(),
+  );
+  const slow = ask("/stats").then((response) => response.json());
+  while (seen < 3) await settle();
+  closing.abort();
+  let isClosed = false;
+  const closed = listener.close().then(() => {
+    isClosed = true;
+  });
+  expect(await events).toContain("event: ready");
+  expect(await waiting).toEqual({ rollouts: null });
+  await expect(ask("/states")).rejects.toThrow("fetch failed");
+  expect(isClosed).toBe(false);
+  release();
+  expect((await slow).rollouts.queued).toBe(1);
+  await closed;
+});
+
+test("what is no request of the web is refused, and the server lives", async () => {
+  const listener = await serveAt(serveStore(createMemoryStore(), { onError: () => {} }));
+  const port = Number(new URL(listener.url).port);
+  const say = (text: string) =>
+    new Promise<string>((resolve, reject) => {
+      let heard = "";
+      const socket = connect(port, "127.0.0.1", () => socket.end(text));
+      socket.on("data", (chunk) => {
+        heard += chunk;
+      });
+      socket.on("close", () => resolve(heard.split("\r\n")[0]!));
+      socket.on("error", reject);
+    });
+  expect(await say("nonsense\r\n\r\n")).toContain("400");
+  expect(await say("TRACE / HTTP/1.1\r\nhost: x\r\n\r\n")).toContain("400"); // a method that Request refuses
+  expect(await say("GET /fulgurite/v1/store/stats HTTP/1.1\r\nhost: a b c\r\n\r\n")).toContain("400");
+  expect(await say(`POST ${PATH}/claim HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{`)).toMatch(/^$|400/); // cut in its body
+  expect((await fetch(`${listener.url}${PATH}/stats`)).status).toBe(200);
 });

@@ -12,13 +12,14 @@ import { expect, test } from "vitest";
 
 type Command =
   | { do: "enqueue"; ids: string[]; maxAttempts: number; input: unknown }
-  | { do: "claim"; limit: number }
+  | { do: "claim"; limit: number; request: number }
   | { do: "append"; attempt: number; spans: { id: string; value: unknown; tokens: Int32Array }[] }
   | { do: "heartbeat"; attempt: number }
   | { do: "finish"; attempt: number; status: "succeeded" | "failed" | "timeout" | "cancelled" }
   | { do: "cancel" | "forget"; id: string }
   | { do: "requeueStale"; beforeMs: number }
   | { do: "publish"; version: number | undefined; byte: number }
+  | { do: "unpublish"; version: number }
   | { do: "putState"; byte: number }
   | { do: "clock"; byMs: number }
   | { do: "reopen" };
@@ -36,7 +37,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
       input: json,
     }),
   },
-  { weight: 3, arbitrary: fc.record({ do: fc.constant("claim" as const), limit: fc.nat({ max: 3 }) }) },
+  { weight: 3, arbitrary: fc.record({ do: fc.constant("claim" as const), limit: fc.nat({ max: 3 }), request: fc.nat({ max: 9 }) }) },
   {
     weight: 4,
     arbitrary: fc.record({
@@ -63,6 +64,7 @@ const command: fc.Arbitrary<Command> = fc.oneof(
     version: fc.option(fc.integer({ min: 0, max: 4 }), { nil: undefined }),
     byte: fc.nat({ max: 1 }),
   }),
+  fc.record({ do: fc.constant("unpublish" as const), version: fc.integer({ min: 1, max: 4 }) }),
   fc.record({ do: fc.constant("putState" as const), byte: fc.nat({ max: 255 }) }),
   fc.record({ do: fc.constant("clock" as const), byMs: fc.integer({ min: -20, max: 40 }) }),
   fc.record({ do: fc.constant("reopen" as const) }),
@@ -88,7 +90,7 @@ const createSubject = (open: (options: StoreOptions) => Promise<Store>) => {
       case "enqueue":
         return store.enqueue(step.ids.map((id) => ({ id, input: step.input as never, config: { maxAttempts: step.maxAttempts } })));
       case "claim": {
-        const claims = await store.claim("w", step.limit);
+        const claims = await store.claim("w", step.limit, `request ${step.request}`);
         claimed.push(...claims.map(({ attempt }) => attempt));
         return claims;
       }
@@ -124,6 +126,8 @@ const createSubject = (open: (options: StoreOptions) => Promise<Store>) => {
           files: { f: Uint8Array.of(step.byte) },
           ...(step.version === undefined ? {} : { version: step.version }),
         });
+      case "unpublish":
+        return store.unpublish("p", step.version);
       case "putState":
         return store.putState("s", Uint8Array.of(step.byte));
       case "clock":

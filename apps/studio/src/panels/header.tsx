@@ -1,5 +1,5 @@
 import type { JSX } from "preact";
-import { device, isReader } from "../session.ts";
+import { device, isReader, memory } from "../session.ts";
 import { nextTheme, theme } from "../theme.ts";
 
 export const Header = (): JSX.Element => (
@@ -16,6 +16,11 @@ export const Header = (): JSX.Element => (
         <i class={device.value ? "dot on" : "dot"} />
         {device.value ?? "loading the policy…"}
       </span>
+      {memory.value && (
+        <span class="chip" data-testid="memory" title={`The policy takes at most ${memory.value}`}>
+          ≤ {memory.value.split(":")[0]}
+        </span>
+      )}
       <button type="button" class="ghost" onClick={nextTheme} title="Theme: system, light, dark">
         {theme.value === "system" ? "Auto" : theme.value === "light" ? "Light" : "Dark"}
       </button>

@@ -41,6 +41,8 @@ export interface TrainerState {
 
 export interface TrainerCore extends Pick<Trainer, "forward" | "forwardBackward" | "optimStep"> {
   readonly state: TrainerState;
+  /** Compiles every plan now that a run of this loss needs, so that memory that is short is missed here. */
+  prepare(loss: Loss["name"]): Promise<void>;
   /** Frees the compiled plans; the tensors belong to the backend. */
   dispose(): void;
 }
@@ -118,6 +120,9 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
   const compileForward = (): Promise<Compiled<ScorePlan>> => compile("forward", () => forwardPlan(spec, weights, adapter, capacity));
   const compileTrain = (loss: Loss["name"]): Promise<Compiled<TrainPlan>> =>
     compile(loss, () => trainPlan(spec, weights, adapter, state.gradients, loss, capacity));
+
+  const compileStep = () =>
+    compile("optimise", () => optimPlan(state.parameters, state.gradients, state.firstMoments, state.secondMoments));
 
   const writeRows = (plan: ScorePlan, batch: MicroBatch, inverseTemperature: number): void => {
     for (const name of ["tokens", "positions", "start", "outIndex", "target"] as const) backend.write(plan[name], batch[name]);
@@ -212,9 +217,7 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
   const optimStep = async (adam: AdamParams): Promise<StepOutput> => {
     adamVarsOf(adam, 1);
     return await lock(async () => {
-      const { executable, sumSquares } = await compile("optimise", () =>
-        optimPlan(state.parameters, state.gradients, state.firstMoments, state.secondMoments),
-      );
+      const { executable, sumSquares } = await compileStep();
       await executable.run(adamVarsOf(adam, state.adamStep + 1));
       const gradNorm = Math.sqrt((await backend.read(sumSquares))[0]!);
       const applied = Number.isFinite(gradNorm);
@@ -228,6 +231,12 @@ export const createTrainer = async (options: TrainerOptions): Promise<TrainerCor
     forward,
     forwardBackward,
     optimStep,
+    prepare: (loss) =>
+      lock(async () => {
+        await compileForward();
+        await compileTrain(loss);
+        await compileStep();
+      }),
     dispose: (): void => {
       for (const entry of compiled.values())
         entry.then(

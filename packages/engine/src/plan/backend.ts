@@ -15,6 +15,8 @@ export interface Backend {
   readonly isHostMemory?: boolean;
   /** Bytes of the largest tensor that it can hold. Absent: none but its memory's. */
   readonly maxTensorBytes?: number;
+  /** Bytes of the largest arena. Absent: no limit but its memory's. */
+  readonly maxArenaBytes?: number;
   /** Gives a weights, state or kv tensor (not a view) its storage, filled with data, else zeros. Once for each tensor. */
   allocate(tensor: Tensor, data?: TensorData): Promise<void>;
   /**

@@ -142,7 +142,8 @@ export const scheduleBurst = <S extends Sequence>(live: Iterable<S>, { capacity,
 };
 
 /**
- * How many steps a burst takes so that rows which end inside it waste about an eighth of it at most: with a share `endRate` of
- * all sampled tokens being their completion's last, a burst of k loses k/2 steps of a row in that many cases.
+ * How many steps a burst takes. A look of the host costs `lookCost` steps; a share `endRate` of all sampled tokens is their
+ * completion's last, so a burst of k loses about k/2 steps of a row for endRate·k of the rows. Both together, for each step,
+ * lookCost/k + endRate·k/2, are least at k = √(2·lookCost/endRate).
  */
-export const burstSteps = (most: number, endRate: number): number => Math.max(1, Math.min(most, Math.round(1 / (4 * endRate))));
+export const burstSteps = (endRate: number, lookCost: number): number => Math.max(1, Math.round(Math.sqrt((2 * lookCost) / endRate)));

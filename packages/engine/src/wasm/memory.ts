@@ -4,7 +4,7 @@
 import { EngineError } from "../errors.ts";
 
 const PAGE = 65536;
-const ALIGNMENT = 256;
+export const ALIGNMENT = 256;
 /** wasm32 addresses this much. */
 const ADDRESS_SPACE = 2 ** 32;
 

@@ -15,6 +15,7 @@ import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
+import { createPacing } from "./pacing.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
 import { type Piece, piecesOf, type Shard, shardsOf } from "./shards.ts";
@@ -45,6 +46,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   /** How many executables use an io tensor; at none its buffer is freed. */
   const ioUsers = new Map<Tensor, number>();
   const inFlight: InFlight = [];
+  const pacing = createPacing();
   let arenaBuffer: GPUBuffer | undefined;
   let scratchBuffer: GPUBuffer | undefined;
   /** Raised whenever arena or scratch is replaced: bind groups that name the old one are stale. */
@@ -202,6 +204,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
       slots,
       params,
       inFlight,
+      pacing,
       bindGroups,
       debug: options.debug ?? false,
     });
@@ -258,6 +261,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
 
   return {
     device: info,
+    maxArenaBytes: device.limits.maxBufferSize,
     maxTensorBytes: Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize),
     allocate,
     fill,

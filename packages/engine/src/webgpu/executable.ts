@@ -1,17 +1,16 @@
 // A compiled plan: an array of launches. `run` writes all parameters once and loops; it creates no buffer, bind group or pipeline
-// (bind groups are made anew only after the shared arena has grown). One compute pass a submit; a long plan is cut into submits
-// that stay well below the watchdogs of drivers and browsers (2 to 10 s), and at most a few are in flight.
+// (bind groups are made anew only after the shared arena has grown). One compute pass a submit; a long plan is cut into submits of
+// about 100 ms (pacing.ts), and at most a few are in flight.
 
 import { EngineError } from "../errors.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import type { Rows, Vars } from "../plan/step.ts";
 import type { OpenDevice } from "./device.ts";
 import { BLOCK, type Constant, type Dispatch, SHARED_COUNTS, SHARED_PARAMS } from "./kernels/kernel.ts";
+import type { Pacing } from "./pacing.ts";
 
 /** WebGPU's alignment of dynamic uniform offsets. */
 export const SLOT_BYTES = 256;
-/** 25 ms on a GPU that multiplies and adds 10¹² times a second, 0.5 s on one twenty times slower. */
-const WORK_PER_SUBMIT = 2.5e10;
 const DISPATCHES_PER_SUBMIT = 512;
 const SUBMITS_IN_FLIGHT = 4;
 
@@ -58,6 +57,7 @@ export interface Replay {
   readonly slots: readonly Slot[];
   readonly params: GPUBuffer;
   readonly inFlight: InFlight;
+  readonly pacing: Pacing;
   /** The launches' bind groups, valid for the buffers of this moment. */
   readonly bindGroups: () => readonly GPUBindGroup[];
   /** Validates and submits every launch by itself and names the one that fails. Slow. */
@@ -71,6 +71,7 @@ export const createReplay = ({
   slots,
   params,
   inFlight,
+  pacing,
   bindGroups,
   debug,
 }: Replay): ((vars: Vars) => Promise<void>) => {
@@ -108,12 +109,13 @@ export const createReplay = ({
   };
 
   /** Ends the pass, submits it, and waits while too many submits are unfinished. */
-  const submit = async (encoder: GPUCommandEncoder, pass: GPUComputePassEncoder): Promise<void> => {
+  const submit = async (encoder: GPUCommandEncoder, pass: GPUComputePassEncoder, work: number): Promise<void> => {
     pass.end();
+    const ended = pacing.submitted(work);
     device.queue.submit([encoder.finish()]);
     const done = device.queue.onSubmittedWorkDone();
     // A rejection here is a lost device; the next check says so.
-    done.catch(() => {});
+    done.then(ended, () => {});
     inFlight.push(done);
     if (inFlight.length > SUBMITS_IN_FLIGHT) {
       try {
@@ -147,8 +149,8 @@ export const createReplay = ({
       pass.dispatchWorkgroups(x, y, z);
       work += dispatch.work * (dispatch.rows ? counts[0]! : 1);
       dispatches++;
-      if (debug || work >= WORK_PER_SUBMIT || dispatches === DISPATCHES_PER_SUBMIT) {
-        const full = submit(encoder, pass);
+      if (debug || work >= pacing.work || dispatches === DISPATCHES_PER_SUBMIT) {
+        const full = submit(encoder, pass, work);
         if (debug) {
           const error = await device.popErrorScope();
           if (error)
@@ -159,6 +161,6 @@ export const createReplay = ({
         work = dispatches = 0;
       }
     }
-    if (encoder && pass) await submit(encoder, pass);
+    if (encoder && pass) await submit(encoder, pass, work);
   };
 };

@@ -3,6 +3,8 @@ import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
 import type { Edge, StartOptions } from "../edge.ts";
 import { openWebCache } from "./webCache.ts";
 
+const DEVICE_MEMORY_CAP = 8;
+
 /** The model's bytes move into the worker: a copy of the weights would not fit beside them. */
 const buffersOf = ({ model: { config, weights, tokenizer } }: StartOptions): Transferable[] => {
   const files = [config, ...(tokenizer ? [tokenizer] : []), ...(weights instanceof Uint8Array ? [weights] : Object.values(weights))];
@@ -25,6 +27,12 @@ export const edge: Edge = {
     if (!caches || !crypto?.subtle)
       throw new EngineError("unsupported", "loadPolicy: the page has a Cache API, got none; serve it over https or from localhost");
     return openWebCache(caches);
+  },
+
+  memoryBytes: () => {
+    // Rounded and capped by the browser, so that it names no machine: the cap means "that or more".
+    const { deviceMemory } = navigator as { deviceMemory?: number };
+    return deviceMemory === undefined || deviceMemory >= DEVICE_MEMORY_CAP ? undefined : deviceMemory * 2 ** 30;
   },
 
   openDevice: (device) => createBackend(device),

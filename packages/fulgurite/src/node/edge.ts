@@ -1,5 +1,5 @@
 import { stat } from "node:fs/promises";
-import { homedir } from "node:os";
+import { homedir, totalmem } from "node:os";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { createPolicy } from "@fulgurite/engine";
@@ -30,6 +30,9 @@ export const edge: Edge = {
   isPreflightFree: () => true,
 
   openCache: async (folder = join(homedir(), ".cache", "fulgurite")) => openFolderCache(resolve(folder)),
+
+  // a container's share, where there is one; without one some systems report an absurd number
+  memoryBytes: () => Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY),
 
   openDevice: (device) => createBackend(device),
 

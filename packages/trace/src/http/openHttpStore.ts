@@ -3,12 +3,13 @@
 // An answer that was lost is asked for again: each request may be repeated without doing its work twice (ids are minted here,
 // and what has none carries the id of the request). Not a cache and not an outbox: without the server nothing works.
 
-import { TraceError, type TraceErrorCode } from "../errors.ts";
+import { TraceError } from "../errors.ts";
 import { mintId } from "../ids.ts";
 import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "../itemCodec.ts";
 import { withManifest } from "../manifest.ts";
+import { redactedItems, redactedOutcome, redactedSpan, redactedTask } from "../redact.ts";
 import type { StoreOptions } from "../store.ts";
-import { checkedResource, checkedTask, redactedItems, redactedSpan } from "../values.ts";
+import { checkedResource, checkedTask } from "../values.ts";
 import type {
   Adopted,
   Attempt,
@@ -24,7 +25,9 @@ import type {
   StoreStats,
 } from "../vocabulary.ts";
 import { boundWait, platformTimer } from "../waitBounds.ts";
-import { fromNdjson, PREFIX, ROLLOUTS_A_PAGE, readEvents, SPANS_A_PAGE, STATUSES, WAIT_MS } from "./protocol.ts";
+import { type Listening, startListening } from "./listening.ts";
+import { ROLLOUTS_A_PAGE, SPANS_A_PAGE, WAIT_MS } from "./protocol.ts";
+import { createRequests } from "./requests.ts";
 
 export interface HttpStoreOptions extends StoreOptions {
   /** Sent as `authorization: Bearer …`; a function is asked before each request. */
@@ -33,24 +36,8 @@ export interface HttpStoreOptions extends StoreOptions {
   readonly fetch?: typeof globalThis.fetch;
 }
 
-/** Tries in all, the pause before the second and what it is multiplied by. */
-const TRIES = 4;
-const PAUSE_MS = 250;
-const PAUSE_GROWTH = 3;
-const LONGEST_PAUSE_MS = 30_000;
-/** Of servers and proxies that may do better in a moment; of a store only if it has no word of its own. */
-const PASSING: readonly number[] = [429, 502, 503, 504];
 /** Ids in one address, so that it stays short enough for every proxy. */
 const IDS_A_REQUEST = 40;
-
-interface Ask {
-  readonly search?: URLSearchParams;
-  readonly json?: unknown;
-  readonly bytes?: Uint8Array<ArrayBuffer>;
-  readonly signal?: AbortSignal;
-}
-
-const isCode = (code: unknown): code is TraceErrorCode => typeof code === "string" && Object.hasOwn(STATUSES, code);
 
 /**
  * The store that serveStore serves at `baseUrl` ("https://host" or "https://host/behind/a/proxy"). Nothing is asked yet.
@@ -62,7 +49,6 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const { clock = Date.now, timer = platformTimer, token, redact } = options;
   const newId = options.newId ?? (() => mintId(clock()));
   const requestId = () => mintId(clock()); // not from newId: the ids of rollouts are the caller's to plan
-  const base = `${new URL(baseUrl).href.replace(/\/+$/, "")}${PREFIX}`;
   const closing = new AbortController();
   const listeners = new Set<(event: StoreEvent) => void>();
   let redacted = 0;
@@ -71,63 +57,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const guardOpen = () => {
     if (closing.signal.aborted) throw closedError();
   };
-  const sleep = (ms: number): Promise<void> => new Promise((resolve) => void timer(resolve, ms));
-  const unreachable = (got: string, cause?: unknown): TraceError =>
-    new TraceError("storage", `store ${baseUrl}: a server that serves a store, got ${got}; look at the address and the server`, { cause });
-
-  const fetched = async (method: string, path: string, { search, json, bytes, signal }: Ask, more: Record<string, string> = {}) => {
-    const headers: Record<string, string> = { ...more };
-    if (token !== undefined) headers.authorization = `Bearer ${typeof token === "string" ? token : await token()}`;
-    if (json !== undefined) headers["content-type"] = "application/json";
-    const body = json === undefined ? bytes : JSON.stringify(json);
-    const ask = options.fetch ?? globalThis.fetch;
-    const query = search === undefined || search.size === 0 ? "" : `?${search}`;
-    return ask(`${base}${path}${query}`, {
-      method,
-      headers,
-      ...(body === undefined ? {} : { body }),
-      ...(signal === undefined ? {} : { signal }),
-    });
-  };
-
-  /** A refusal as the error it was; undefined for one that may pass. */
-  const errorOf = async (response: Response): Promise<TraceError | undefined> => {
-    const text = await response.text();
-    let told: { code?: unknown; message?: unknown } | undefined;
-    try {
-      told = (JSON.parse(text) as { error?: typeof told } | null)?.error;
-    } catch {
-      // a proxy's page: told below
-    }
-    if (isCode(told?.code)) return new TraceError(told.code, String(told.message));
-    if (PASSING.includes(response.status)) return undefined;
-    return unreachable(`${response.status} ${told === undefined ? text.slice(0, 80) : `${told.code}: ${told.message}`}`);
-  };
-
-  const call = async <T>(method: string, path: string, ask: Ask, read: (response: Response) => Promise<T>): Promise<T> => {
-    for (let tried = 1; ; tried++) {
-      guardOpen();
-      let failure: TraceError;
-      try {
-        const response = await fetched(method, path, ask);
-        if (response.ok) return await read(response);
-        const error = await errorOf(response);
-        if (error) throw error;
-        failure = unreachable(`${response.status} ${TRIES} times`);
-      } catch (cause) {
-        ask.signal?.throwIfAborted();
-        if (cause instanceof TraceError) throw cause;
-        failure = unreachable(String(cause), cause);
-      }
-      if (tried === TRIES) throw failure;
-      await sleep(PAUSE_MS * PAUSE_GROWTH ** (tried - 1));
-    }
-  };
-
-  const get = <T>(path: string, search?: URLSearchParams): Promise<T> =>
-    call("GET", path, search ? { search } : {}, async (response) => (await response.json()) as T);
-  const list = (path: string, search?: URLSearchParams): Promise<unknown[]> =>
-    call("GET", path, search ? { search } : {}, async (response) => fromNdjson(await response.text()));
+  const { fetched, call, get, list } = createRequests({ baseUrl, token, fetch: options.fetch, timer, guardOpen });
   const post = async <T>(path: string, json: unknown): Promise<T> => {
     guardOpen();
     await watching?.ready;
@@ -153,54 +83,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const aboutRollout = (id: string): string => `rollout ${id}`;
 
   // ---- what happens over there --------------------------------------------------------------------------------------------
-  let watching: { readonly ready: Promise<void>; stop(): void } | undefined;
-
-  const startWatching = (): NonNullable<typeof watching> => {
-    const stopped = new AbortController();
-    let isReady = (): void => {};
-    const ready = new Promise<void>((resolve) => {
-      isReady = resolve;
-    });
-    const follow = async (): Promise<void> => {
-      let last: string | undefined;
-      let pauseMs = PAUSE_MS;
-      while (!stopped.signal.aborted) {
-        try {
-          const headers = last === undefined ? {} : { "last-event-id": last };
-          const response = await fetched("GET", "/watch", { signal: stopped.signal }, headers);
-          if (response.ok && response.body)
-            for await (const { event, id, data } of readEvents(response.body)) {
-              if (stopped.signal.aborted) return;
-              pauseMs = PAUSE_MS;
-              if (event === "ready") isReady();
-              else if (event === "change") emit(data as StoreEvent);
-              last = id;
-            }
-        } catch {
-          // events are hints, and writing tells what is wrong; here it is tried again
-        }
-        isReady(); // a server that cannot be heard does not stop anyone from writing
-        if (stopped.signal.aborted) return;
-        await new Promise<void>((resolve) => {
-          const cut = timer(resolve, pauseMs);
-          const wake = () => {
-            cut();
-            resolve();
-          };
-          stopped.signal.addEventListener("abort", wake, { once: true });
-        });
-        pauseMs = Math.min(pauseMs * PAUSE_GROWTH, LONGEST_PAUSE_MS);
-      }
-    };
-    void follow();
-    return {
-      ready,
-      stop: () => {
-        stopped.abort();
-        isReady();
-      },
-    };
-  };
+  let watching: Listening | undefined;
 
   const emit = (event: StoreEvent): void => {
     for (const listener of listeners)
@@ -212,7 +95,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
     const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
     listeners.add(own);
-    if (!closing.signal.aborted) watching ??= startWatching();
+    if (!closing.signal.aborted) watching ??= startListening(fetched, timer, emit);
     return () => {
       listeners.delete(own);
       if (listeners.size > 0) return;
@@ -303,10 +186,11 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
 
   return {
     enqueue: async (tasks) => {
-      const checked = tasks.map((task) => checkedTask(task, newId));
+      const checked = tasks.map((task) => redactedTask(checkedTask(task, newId), redact));
       return (await post<{ rollouts: Rollout[] }>("/rollouts", { tasks: checked })).rollouts;
     },
-    claim: async (workerId, limit = 1) => (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId: requestId() })).claims,
+    claim: async (workerId, limit = 1, claimId = requestId()) =>
+      (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId })).claims,
     append: async (given) => {
       const kept = given.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
       // a span that is redacted away is still its attempt's heartbeat
@@ -320,10 +204,12 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       redacted += given.length - kept.length;
     },
     heartbeat: async ({ rolloutId, id }) => inTurn([aboutRollout(rolloutId)], () => post("/heartbeat", { attempt: { rolloutId, id } })),
-    finish: async ({ rolloutId, id }, outcome) =>
-      inTurn([aboutRollout(rolloutId)], async () => {
+    finish: async ({ rolloutId, id }, given) => {
+      const outcome = redactedOutcome(given, { rolloutId, id }, redact);
+      return inTurn([aboutRollout(rolloutId)], async () => {
         return (await post<{ rollout: Rollout }>("/finish", { attempt: { rolloutId, id }, outcome })).rollout;
-      }),
+      });
+    },
     cancel: async (rolloutId) =>
       inTurn([aboutRollout(rolloutId)], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
     forget: async (rolloutId) => (await post<{ forgotten: boolean }>("/forget", { rolloutId, requestId: requestId() })).forgotten,

@@ -2,7 +2,7 @@
 //
 //   POST /rollouts       { tasks }                                    → { rollouts }
 //   GET  /rollouts       ?id=&status=&mode=&metadata=&order=&after=&limit=   → NDJSON, at most `limit` (256)
-//   POST /claim          { workerId, limit, claimId? }                → { claims }      the same again for the same claimId
+//   POST /claim          { workerId, limit, claimId? }                → { claims }      those that still run, again for the same claimId
 //   GET  /attempts       ?rolloutId=                                  → NDJSON
 //   POST /spans          { spans }                                    → 204
 //   GET  /spans          ?rolloutId=&attemptId=&after=&limit=         → NDJSON, at most `limit` (64)
@@ -24,7 +24,7 @@
 //   GET  /watch          Last-Event-ID                                → server-sent events: `ready` first, then `change` with a StoreEvent
 //
 // Every path begins with PREFIX. A refusal is { error: { code, message } }: a TraceErrorCode with the status of STATUSES, or
-// "no-route" (404), "method" (405), "internal" (500). Spans and files are as itemCodec.ts writes them.
+// "origin" (403), "no-route" (404), "method" (405), "internal" (500). Spans and files are as itemCodec.ts writes them.
 
 import type { TraceErrorCode } from "../errors.ts";
 

@@ -1,28 +1,37 @@
 // A store behind HTTP, as a function from Request to Response: any server that speaks web standards can hold it. The paths
-// are in protocol.ts. Not a policy on who may do what: `authorize` lets a request in or not. Not CORS either: the server around it knows its origins.
+// are in protocol.ts. Not a policy on who may do what: `authorize` lets a request in or not, `origins` says which pages may ask.
 
 import { TraceError } from "../errors.ts";
-import { platformRandom } from "../ids.ts";
 import { decodeFiles, decodeItem, decodeSpan, encodeFiles, encodeSpan } from "../itemCodec.ts";
-import type {
-  AttemptRef,
-  Json,
-  Outcome,
-  Resource,
-  ResourceInput,
-  RolloutQuery,
-  RolloutStatus,
-  Span,
-  Store,
-  StoreEvent,
-  TaskInput,
-} from "../vocabulary.ts";
+import type { Outcome, Resource, ResourceInput, Span, Store, TaskInput } from "../vocabulary.ts";
 import { platformTimer } from "../waitBounds.ts";
-import { encodeEvent, PREFIX, ROLLOUTS_A_PAGE, SPANS_A_PAGE, STATUSES, toNdjson, WAIT_MS } from "./protocol.ts";
+import { createBroadcast } from "./broadcast.ts";
+import {
+  attemptIn,
+  bad,
+  decoded,
+  type Fields,
+  fieldsIn,
+  isFields,
+  listIn,
+  needed,
+  numberIn,
+  parseBody,
+  readBytes,
+  rolloutQuery,
+  textIn,
+  wholeIn,
+} from "./incoming.ts";
+import { createOrigins } from "./origins.ts";
+import { PREFIX, SPANS_A_PAGE, STATUSES, toNdjson, WAIT_MS } from "./protocol.ts";
 
 export interface ServeOptions {
   /** Whether to let a request in; without it everyone may do everything. */
   readonly authorize?: (request: Request) => boolean | Promise<boolean>;
+  /** Pages of which origins may ask, or "*" for all. Default: none is told that it may; then only programs and pages of this origin can. */
+  readonly origins?: "*" | readonly string[];
+  /** Aborted when the server goes: event streams end, waits are answered, so that what is under way comes to its end. */
+  readonly closing?: AbortSignal;
   /** What a request may carry. */
   readonly maxBodyBytes?: number; // 64 MiB
   /** Hears what became of a 500. Default: console.error. */
@@ -31,10 +40,8 @@ export interface ServeOptions {
   readonly timer?: (act: () => void, ms: number) => () => void;
 }
 
-/** Answers that are given again for the same id, and events that a listener may have missed. */
+/** Answers that are given again for the same id. */
 const REMEMBERED = 1_000;
-/** An idle stream says something this often, so that proxies keep it and a listener that is gone is noticed. */
-const PING_MS = 15_000;
 
 /** A refusal that is about HTTP and not about the store. */
 interface Refusal {
@@ -53,125 +60,6 @@ const ndjson = (values: readonly unknown[]): Response =>
 const empty = (): Response => new Response(null, { status: 204 });
 
 const refused = ({ status, code, message, headers }: Refusal): Response => json({ error: { code, message } }, status, headers);
-
-const bad = (where: string, rule: string, got: unknown): never => {
-  throw new TraceError("bad-input", `${where}: ${rule}, got ${String(JSON.stringify(got)).slice(0, 80)}; correct the client`);
-};
-
-// ---- what comes in --------------------------------------------------------------------------------------------------------
-
-const readBytes = async (request: Request, maxBytes: number): Promise<Uint8Array> => {
-  const guard = (byteLength: number, atLeast: string): void => {
-    if (byteLength > maxBytes)
-      throw new TraceError(
-        "too-large",
-        `body: at most ${maxBytes} bytes, got ${atLeast}${byteLength}; send less at once, or raise maxBodyBytes`,
-      );
-  };
-  guard(Number(request.headers.get("content-length") ?? 0), "");
-  const parts: Uint8Array[] = [];
-  let byteLength = 0;
-  const reader = request.body?.getReader();
-  for (let part = await reader?.read(); part !== undefined && !part.done; part = await reader?.read()) {
-    parts.push(part.value);
-    byteLength += part.value.length;
-    try {
-      guard(byteLength, "at least ");
-    } catch (error) {
-      void reader?.cancel().catch(() => {}); // the rest is nobody's
-      throw error;
-    }
-  }
-  const all = new Uint8Array(byteLength);
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
-};
-
-type Fields = Readonly<Record<string, unknown>>;
-
-const isFields = (value: unknown): value is Fields => typeof value === "object" && value !== null && !Array.isArray(value);
-
-const parseBody = (bytes: Uint8Array): Fields => {
-  let value: unknown;
-  try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
-  } catch {
-    return bad("body", "JSON in UTF-8", `${bytes.length} other bytes`);
-  }
-  return isFields(value) ? value : bad("body", "a JSON object", value);
-};
-
-const textIn = (body: Fields, name: string): string => {
-  const value = body[name];
-  return typeof value === "string" ? value : bad(`body.${name}`, "a string", value);
-};
-
-const numberIn = (body: Fields, name: string): number => {
-  const value = body[name];
-  return typeof value === "number" ? value : bad(`body.${name}`, "a number", value);
-};
-
-const fieldsIn = (body: Fields, name: string): Fields => {
-  const value = body[name];
-  return isFields(value) ? value : bad(`body.${name}`, "an object", value);
-};
-
-const listIn = (body: Fields, name: string): readonly unknown[] => {
-  const value = body[name];
-  return Array.isArray(value) ? value : bad(`body.${name}`, "a list", value);
-};
-
-const attemptIn = (body: Fields): AttemptRef => {
-  const attempt = fieldsIn(body, "attempt");
-  return { rolloutId: textIn(attempt, "rolloutId"), id: textIn(attempt, "id") };
-};
-
-/** What cannot be decoded is the client's mistake here, not damage to the store. */
-const decoded = <T>(decode: () => T): T => {
-  try {
-    return decode();
-  } catch (error) {
-    if (error instanceof TraceError && error.code === "corrupt") throw new TraceError("bad-input", error.message);
-    throw error;
-  }
-};
-
-const needed = (search: URLSearchParams, name: string): string => search.get(name) ?? bad(`?${name}`, "a value", null);
-
-const wholeIn = (search: URLSearchParams, name: string): number | undefined => {
-  const text = search.get(name);
-  if (text === null) return undefined;
-  return /^\d{1,15}$/.test(text) ? Number(text) : bad(`?${name}`, "a whole number ≥ 0", text);
-};
-
-const STATUS_NAMES: readonly string[] = ["queued", "running", "succeeded", "failed", "cancelled"] satisfies RolloutStatus[];
-
-const rolloutQuery = (search: URLSearchParams): RolloutQuery => {
-  const [ids, status, mode, order, metadata] = [
-    search.getAll("id"),
-    search.getAll("status"),
-    search.get("mode"),
-    search.get("order"),
-    search.get("metadata"),
-  ];
-  for (const name of status) if (!STATUS_NAMES.includes(name)) bad("?status", `one of ${STATUS_NAMES.join(", ")}`, name);
-  if (mode !== null && mode !== "train" && mode !== "val") return bad("?mode", "train or val", mode);
-  if (order !== null && order !== "oldest" && order !== "newest") return bad("?order", "oldest or newest", order);
-  const after = wholeIn(search, "after");
-  return {
-    ...(ids.length > 0 && { ids }),
-    ...(status.length > 0 && { status: status as RolloutStatus[] }),
-    ...(mode !== null && { mode }),
-    ...(order !== null && { order }),
-    ...(metadata !== null && { metadata: parseBody(new TextEncoder().encode(metadata)) as Record<string, Json> }),
-    ...(after !== undefined && { after }),
-    limit: Math.min(wholeIn(search, "limit") ?? ROLLOUTS_A_PAGE, ROLLOUTS_A_PAGE),
-  };
-};
 
 // ---- what goes out --------------------------------------------------------------------------------------------------------
 
@@ -206,66 +94,6 @@ const createMemory = () => {
   };
 };
 
-/** The store's events for whoever is connected, and the last of them for who was not for a moment. */
-const createBroadcast = (store: Store, timer: NonNullable<ServeOptions["timer"]>) => {
-  const epoch = Array.from(platformRandom(6), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  const past: StoreEvent[] = [];
-  let count = 0; // of all events; past holds the last of them
-  const listeners = new Set<(event: StoreEvent, id: string) => void>();
-  store.watch((event) => {
-    count += 1;
-    past.push(event);
-    if (past.length > REMEMBERED) past.shift();
-    for (const listener of listeners) listener(event, `${epoch}.${count}`);
-  });
-
-  return (lastEventId: string | null, signal: AbortSignal): Response => {
-    let stop = (): void => {};
-    const body = new ReadableStream<Uint8Array>(
-      {
-        start: (controller) => {
-          const encoder = new TextEncoder();
-          const send = (text: string): void => {
-            // who does not read is sent away, and may come back with the id of the last that was read
-            if ((controller.desiredSize ?? 0) < -REMEMBERED) end();
-            else controller.enqueue(encoder.encode(text));
-          };
-          const listener = (event: StoreEvent, id: string) => send(encodeEvent({ id, event: "change", data: event as unknown as Json }));
-          let stopPing = (): void => {};
-          const ping = (): void => {
-            stopPing = timer(() => {
-              ping();
-              send(": ping\n\n");
-            }, PING_MS);
-          };
-          stop = () => {
-            listeners.delete(listener);
-            signal.removeEventListener("abort", end);
-            stopPing();
-          };
-          const end = (): void => {
-            stop();
-            controller.close();
-          };
-          signal.addEventListener("abort", end, { once: true });
-          const [lastEpoch, last] = (lastEventId ?? "").split(".");
-          const since = lastEpoch === epoch ? count - Number(last) : 0;
-          const missed = since > 0 && since <= past.length ? since : 0; // of another epoch, or too long ago: they were hints
-          send(encodeEvent({ id: `${epoch}.${count - missed}`, event: "ready", data: {} }));
-          if (missed > 0)
-            for (const [index, event] of past.slice(-missed).entries()) listener(event, `${epoch}.${count - missed + index + 1}`);
-          listeners.add(listener);
-          ping();
-          if (signal.aborted) end();
-        },
-        cancel: () => stop(),
-      },
-      { highWaterMark: 0 },
-    );
-    return new Response(body, { headers: { "content-type": "text/event-stream", "cache-control": "no-store" } });
-  };
-};
-
 // ---- the routes -----------------------------------------------------------------------------------------------------------
 
 interface Call {
@@ -276,6 +104,10 @@ interface Call {
 }
 
 type Route = (call: Call) => Promise<Response>;
+
+/** Ends with the request, or with the server. */
+const until = (request: Request, closing: AbortSignal | undefined): AbortSignal =>
+  closing === undefined ? request.signal : AbortSignal.any([request.signal, closing]);
 
 const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, Readonly<Record<string, Route>>>> => {
   const once = createMemory();
@@ -298,7 +130,8 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const workerId = textIn(given, "workerId");
         const limit = given.limit === undefined ? 1 : numberIn(given, "limit");
-        return json({ claims: await once("claim", given.claimId, () => store.claim(workerId, limit)) });
+        const claimId = given.claimId === undefined ? undefined : textIn(given, "claimId");
+        return json({ claims: await store.claim(workerId, limit, claimId) });
       },
     },
     "/attempts": { GET: async ({ search }) => ndjson(await store.attempts(needed(search, "rolloutId"))) },
@@ -353,8 +186,10 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const rolloutIds = listIn(given, "rolloutIds").map((id) => (typeof id === "string" ? id : bad("body.rolloutIds", "strings", id)));
         const timeoutMs = Math.max(0, Math.min(numberIn(given, "timeoutMs"), WAIT_MS));
-        const rollouts = await store.waitFor(rolloutIds, { signal: request.signal, timeoutMs }).catch((error) => {
-          if (error instanceof TraceError && error.code === "timeout") return null;
+        const signal = until(request, options.closing);
+        const rollouts = await store.waitFor(rolloutIds, { signal, timeoutMs }).catch((error) => {
+          const isOver = error instanceof TraceError && error.code === "timeout";
+          if (isOver || options.closing?.aborted) return null; // ask again
           throw error;
         });
         return json({ rollouts });
@@ -401,22 +236,30 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
       },
     },
     "/stats": { GET: async () => json(await store.stats()) },
-    "/watch": { GET: async ({ request }) => broadcast(request.headers.get("last-event-id"), request.signal) },
+    "/watch": { GET: async ({ request }) => broadcast(request.headers.get("last-event-id"), until(request, options.closing)) },
   };
 };
 
 /**
  * The handler never throws: what goes wrong is a Response. It listens to the store until the store is closed.
- * A lost answer strands nothing while this handler lives: claims, publications and deletions that carry an id are answered
- * again; after a restart requeueStale finds what nobody heard of.
+ * A lost answer strands nothing: a claim that is repeated with its id gets the same attempts, after a restart too, for the store
+ * knows them. Publications, deletions and requeuings that carry an id are answered again while this handler lives.
  */
 export const serveStore = (store: Store, options: ServeOptions = {}): ((request: Request) => Promise<Response>) => {
   const { authorize, maxBodyBytes = 64 * 2 ** 20, onError = (error: unknown) => console.error(error) } = options;
   const routes = routesOf(store, options);
-  return async (request) => {
+  const origins = options.origins === undefined ? undefined : createOrigins(options.origins);
+
+  const answer = async (request: Request): Promise<Response> => {
     try {
       const { pathname, searchParams } = new URL(request.url);
       const path = pathname.startsWith(`${PREFIX}/`) ? pathname.slice(PREFIX.length) : "";
+      if (origins?.admits(request) === false)
+        return refused({
+          status: 403,
+          code: "origin",
+          message: `${request.method} ${pathname}: a page of an origin that may ask, got ${request.headers.get("origin")}; add it to the server's origins`,
+        });
       // before anything else: who may not come in does not learn what is there
       if (authorize !== undefined && !(await authorize(request)))
         throw new TraceError(
@@ -452,5 +295,10 @@ export const serveStore = (store: Store, options: ServeOptions = {}): ((request:
         message: `${request.method} ${request.url}: the server's store failed; its log says why`,
       });
     }
+  };
+
+  return async (request) => {
+    const response = origins?.preflight(request) ?? (await answer(request));
+    return origins?.opened(request, response) ?? response;
   };
 };

@@ -1,0 +1,66 @@
+// What happens in a served store, heard as server-sent events for as long as somebody listens. A connection that breaks is
+// opened again, with the id of the last event, after pauses that grow.
+
+import type { StoreEvent } from "../vocabulary.ts";
+import type { Timer } from "../waitBounds.ts";
+import { readEvents } from "./protocol.ts";
+import { PAUSE_GROWTH, PAUSE_MS, type Requests } from "./requests.ts";
+
+const LONGEST_PAUSE_MS = 30_000;
+
+export interface Listening {
+  /** Resolves when what happens from now on is heard, or when the server cannot be heard. */
+  readonly ready: Promise<void>;
+  stop(): void;
+}
+
+export const startListening = (fetched: Requests["fetched"], timer: Timer, emit: (event: StoreEvent) => void): Listening => {
+  const stopped = new AbortController();
+  let isReady = (): void => {};
+  const ready = new Promise<void>((resolve) => {
+    isReady = resolve;
+  });
+
+  const pause = (ms: number): Promise<void> =>
+    new Promise((resolve) => {
+      const cut = timer(resolve, ms);
+      const wake = () => {
+        cut();
+        resolve();
+      };
+      stopped.signal.addEventListener("abort", wake, { once: true });
+    });
+
+  const follow = async (): Promise<void> => {
+    let last: string | undefined;
+    let pauseMs = PAUSE_MS;
+    while (!stopped.signal.aborted) {
+      try {
+        const headers = last === undefined ? {} : { "last-event-id": last };
+        const response = await fetched("GET", "/watch", { signal: stopped.signal }, headers);
+        if (response.ok && response.body)
+          for await (const { event, id, data } of readEvents(response.body)) {
+            if (stopped.signal.aborted) return;
+            pauseMs = PAUSE_MS;
+            if (event === "ready") isReady();
+            else if (event === "change") emit(data as StoreEvent);
+            last = id;
+          }
+      } catch {
+        // events are hints, and writing tells what is wrong; here it is tried again
+      }
+      isReady(); // a server that cannot be heard does not stop anyone from writing
+      if (stopped.signal.aborted) return;
+      await pause(pauseMs);
+      pauseMs = Math.min(pauseMs * PAUSE_GROWTH, LONGEST_PAUSE_MS);
+    }
+  };
+  void follow();
+  return {
+    ready,
+    stop: () => {
+      stopped.abort();
+      isReady();
+    },
+  };
+};
