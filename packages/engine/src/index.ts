@@ -23,18 +23,22 @@ export {
   type PolicyMemory,
 } from "./memory.ts";
 export { parseConfig } from "./model/families.ts";
-export type { LoraSpec, ModelSpec } from "./model/spec.ts";
+export { ropeTable } from "./model/rope.ts";
+export { kindOf, type LinearName, type LoraSpec, type ModelSpec } from "./model/spec.ts";
+export type { LayerTensors, ModelTensors } from "./model/tensors.ts";
 export type { Backend } from "./plan/backend.ts";
 export { createPolicy, type PolicyModel, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
+
 export { parseIndex, type WeightFiles } from "./weights/checkpoint.ts";
 export { CONVERTED_VERSION, type ConvertedEntry, type ConvertedFile, type ConvertedWriter } from "./weights/converted.ts";
 export { defaultWeightFormat } from "./weights/defaultFormat.ts";
 export { WEIGHT_FORMATS, type WeightFormat } from "./weights/formats.ts";
-export { readSafetensors, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
+export { encodeValues, readSafetensors, type StoredDtype, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
 export type { StreamHash } from "./weights/sha256.ts";
 export { isWeightSource, type WeightReceiver, type WeightSource } from "./weights/source.ts";
 export type { WeightProgress } from "./weights/stream.ts";
+
 export { exposePolicy, wrapPolicy } from "./worker.ts";
 
 const edges: DeviceEdges = {

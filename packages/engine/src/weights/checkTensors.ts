@@ -25,7 +25,7 @@ export const checkNames = (file: string, stored: ReadonlySet<string>, wanted: re
 };
 
 /** Throws EngineError("bad-file"). */
-export const checkShape = ({ name, shape }: Tensor, got: readonly number[], file: string): void => {
+export const checkTensorShape = ({ name, shape }: Tensor, got: readonly number[], file: string): void => {
   if (got.length !== shape.length || got.some((size, i) => size !== shape[i]))
     throw bad(file, `${name} is [${shape}] by config.json`, `[${got}]`);
 };
@@ -35,6 +35,6 @@ export const checkTensors = ({ file, tensors: stored }: Checkpoint, wanted: read
   checkNames(file, new Set(stored.keys()), wanted, spec);
   for (const tensor of wanted) {
     const { tensor: found, file: shard } = stored.get(tensor.name)!;
-    checkShape(tensor, found.shape, shard);
+    checkTensorShape(tensor, found.shape, shard);
   }
 };

@@ -1,8 +1,9 @@
 // model.safetensors, or the shards of a larger model with their index → stored tensors under the names of a plain text model.
 // Which of them a model wants is load.ts's business; reading their values too.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import { EngineError } from "../errors.ts";
+import { checkShape } from "../schema.ts";
 import { parseJson } from "./json.ts";
 import { readSafetensors, type StoredTensor } from "./safetensors.ts";
 import { sha256 } from "./sha256.ts";
@@ -29,9 +30,9 @@ const bad = (rule: string, got: string, advice: string): EngineError =>
 
 /** model.safetensors.index.json: tensor → file, and the files in the order of their names. Throws EngineError("bad-file"). */
 export const parseIndex = (bytes: Uint8Array): { readonly map: ReadonlyMap<string, string>; readonly shards: readonly string[] } => {
-  const parsed = indexSchema.safeParse(parseJson(bytes, INDEX));
-  if (!parsed.success) throw bad("weight_map maps tensor names to file names", parsed.error.issues[0]!.message, "download it again");
-  const map = new Map(Object.entries(parsed.data.weight_map));
+  const { data, issue } = checkShape(indexSchema, parseJson(bytes, INDEX));
+  if (issue) throw bad("weight_map maps tensor names to file names", issue.message, "download it again");
+  const map = new Map(Object.entries(data.weight_map));
   return { map, shards: [...new Set(map.values())].sort() };
 };
 

@@ -8,8 +8,9 @@
 //
 // The key names the model's version, its format and the engine's layout of formats. Where such files lie is the caller's.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import type { Tensor } from "../plan/step.ts";
+import { checkShape, count } from "../schema.ts";
 import { byteLengthOf, WEIGHT_FORMATS } from "./formats.ts";
 import { sha256 } from "./sha256.ts";
 import type { WeightSink } from "./stream.ts";
@@ -47,13 +48,12 @@ export const CONVERTED_VERSION = 1;
 const START_BYTES = 8;
 const END_BYTES = 48;
 
-const pieceSchema = z.tuple([z.int().nonnegative(), z.int().nonnegative(), z.int().positive(), z.string().length(64)]);
+const hash = z.string().check(z.length(64));
+const pieceSchema = z.tuple([count, count, count, hash]);
 const tableSchema = z.object({
   key: z.string(),
-  weightsSha256: z.string().length(64),
-  tensors: z.array(
-    z.object({ name: z.string(), dtype: z.enum(WEIGHT_FORMATS as [string, ...string[]]), shape: z.array(z.int().positive()) }),
-  ),
+  weightsSha256: hash,
+  tensors: z.array(z.object({ name: z.string(), dtype: z.enum(WEIGHT_FORMATS as [string, ...string[]]), shape: z.array(count) })),
   pieces: z.array(pieceSchema),
 });
 type Table = z.infer<typeof tableSchema>;
@@ -135,13 +135,13 @@ const readTable = async (file: ConvertedFile): Promise<Table | undefined> => {
   if (position + length + END_BYTES !== byteLength || !(position >= START_BYTES)) return undefined;
   const json = await stored(file.read(position, length));
   if (!isSame(fromHex(await sha256(json)), end.subarray(12, 44))) return undefined;
-  const parsed = tableSchema.safeParse(JSON.parse(new TextDecoder().decode(json)));
-  if (!parsed.success) return undefined;
+  const { data: table } = checkShape(tableSchema, JSON.parse(new TextDecoder().decode(json)));
+  if (!table) return undefined;
   // The pieces are all that lies between, and fill each tensor once.
   const words = new Map<number, number>();
-  for (const [tensor, , count] of parsed.data.pieces) words.set(tensor, (words.get(tensor) ?? 0) + count);
+  for (const [tensor, , count] of table.pieces) words.set(tensor, (words.get(tensor) ?? 0) + count);
   const total = [...words.values()].reduce((sum, count) => sum + count * 4, START_BYTES);
-  return total === position ? parsed.data : undefined;
+  return total === position ? table : undefined;
 };
 
 /** Words that a conversion fills: padding before the scales is nobody's. */

@@ -5,7 +5,7 @@ import { EngineError } from "../errors.ts";
 import type { ModelSpec } from "../model/spec.ts";
 import { sizeOf, type Tensor } from "../plan/step.ts";
 import { INDEX, parseIndex, SINGLE, textNames } from "./checkpoint.ts";
-import { checkNames, checkShape } from "./checkTensors.ts";
+import { checkNames, checkTensorShape } from "./checkTensors.ts";
 import { isPacked, packedLayout, packPiece, VALUES_PER_WORD } from "./formats.ts";
 import {
   checkDataBytes,
@@ -218,7 +218,7 @@ export const streamWeights = async (source: WeightSource, options: StreamOptions
     const nameOf = textNames(names);
     return ({ name, shape }) => {
       const tensor = byName.get(nameOf(name) ?? "");
-      if (tensor) checkShape(tensor, shape, file);
+      if (tensor) checkTensorShape(tensor, shape, file);
       return tensor;
     };
   };
