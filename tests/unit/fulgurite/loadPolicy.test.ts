@@ -296,7 +296,7 @@ describe("an error before the weights are asked for", () => {
     const [need, weights] = [.../(\d+) MiB: weights (\d+) MiB/.exec(error.message)!]
       .slice(1)
       .map((mebibytes) => Number(mebibytes) * 2 ** 20);
-    expect(error.message).toMatch(/limit 4096 MiB; take a smaller model/);
+    expect(error.message).toMatch(/limit 4096 MiB; set weightFormat to q4/);
     // The executor keeps a copy in its own order.
     expect(weights).toBeGreaterThan(2 * least);
     expect(weights).toBeLessThan(2 * least * 1.2);
