@@ -19,13 +19,15 @@ export interface ExecutorCosts {
   readonly scratchBytes: (plan: Plan) => number;
   /** A second copy of a weight in the order its kernels like, made for the first plan that multiplies by it. */
   readonly packedBytes: (weight: Tensor) => number;
+  /** Whether the executor cuts it where a device cannot bind it whole. */
+  readonly isCut: (tensor: Tensor) => boolean;
 }
 
 export interface DryRun {
   readonly backend: Backend;
   /** Bytes by home; arena with scratch, io with what plans keep, weights with their packed copies. */
   readonly bytes: Readonly<Record<Home, number>>;
-  /** The largest tensor, arena ones included. */
+  /** The largest tensor that must lie in one piece, arena ones included. */
   readonly largest: Tensor;
 }
 
@@ -40,7 +42,7 @@ export const createDryRun = (costs: ExecutorCosts): DryRun => {
 
   const aligned = (byteLength: number): number => Math.ceil(byteLength / costs.alignment) * costs.alignment;
   const see = (tensor: Tensor): void => {
-    if (byteLengthOf(tensor) > byteLengthOf(largest)) largest = tensor;
+    if (!costs.isCut(tensor) && byteLengthOf(tensor) > byteLengthOf(largest)) largest = tensor;
   };
   const store = (tensor: Tensor): void => {
     stored.add(tensor);

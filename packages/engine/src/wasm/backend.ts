@@ -96,7 +96,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     new (tensor.dtype === "i32" ? Int32Array : Float32Array)(alive("wasm backend").heap.memory.buffer, addressOf(tensor), sizeOf(tensor));
 
   const store = (tensor: Tensor, data?: HostArray): void => {
-    addresses.set(tensor, alive("allocate").heap.allocate(sizeOf(tensor) * 4, `"${tensor.name}"`));
+    addresses.set(tensor, alive("allocate").heap.allocate(sizeOf(tensor) * 4, `"${tensor.name}"`, tensor.home));
     if (data) viewOf(tensor).set(data);
     else viewOf(tensor).fill(0);
   };
@@ -108,7 +108,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     const key = panelKey(weight);
     if (panels.has(key)) return;
     const [outputs, inputs] = weight.shape as [number, number];
-    const to = heap.allocate(panelBytes(weight), `"${weight.name}", packed`);
+    const to = heap.allocate(panelBytes(weight), `"${weight.name}", packed`, "weights");
     kernels.packWeights(addressOf(weight), to, outputs, inputs);
     panels.set(key, to);
   };
@@ -125,7 +125,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     try {
       workspace = {
         ...workspace,
-        address: heap.allocate(arena + scratch * threadCount, "the arena"),
+        address: heap.allocate(arena + scratch * threadCount, "the arena", "arena"),
         arenaBytes: arena,
         scratchBytes: scratch,
       };
@@ -133,7 +133,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
       // The plans compiled so far keep running.
       const { arenaBytes: oldArena, scratchBytes: oldScratch } = previous;
       if (previous.address) {
-        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena");
+        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena", "arena");
         workspace = { ...workspace, address, arenaBytes: oldArena, scratchBytes: oldScratch };
       }
       throw cause;
@@ -171,7 +171,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         },
         { address: workspace.address + workspace.arenaBytes, perThread: workspace.scratchBytes },
       );
-      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`);
+      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`, "io");
       new Uint32Array(heap.memory.buffer, program, table.length).set(table);
       encodedFor = workspace.generation;
     };

@@ -17,4 +17,5 @@ export const wasmCosts = (threads: number): ExecutorCosts => ({
   planBytes: (plan) => encodePlan(plan, { of: () => 0, packed: () => 0 }, { address: 0, perThread: 0 }).byteLength,
   scratchBytes: (plan) => threads * scratchBytes(plan, GEMM_SCRATCH),
   packedBytes: (weight) => (weight.home === "weights" ? panelBytes(weight) : 0),
+  isCut: () => false,
 });
