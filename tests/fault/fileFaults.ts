@@ -6,7 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, TraceError } from "@fulgurite/trace";
 import { type FileStoreOptions, openFileStore } from "@fulgurite/trace/node";
-import { bundleChild, createFailingIo, type DiskFault } from "./disk.ts";
+import { bundleChild } from "../bundle.ts";
+import { createFailingIo, type DiskFault } from "./disk.ts";
 import { createLedger, type Ledger, sum, type Tally, takeInventory } from "./ledger.ts";
 
 /** Says on stderr how far it is. */
@@ -248,9 +249,9 @@ export const faultFiles = async (progress: Progress): Promise<Tally> => {
     };
     await part("a log cut at every byte of its last record", () => tearTails(newFolder));
     await part("a disk that fails any call", () => failDisks(newFolder));
-    const writer = await bundleChild("filesChild", join(root, "bundle"));
+    const writer = await bundleChild(import.meta.dirname, "filesChild", join(root, "bundle"));
     await part("kill -9 of a writer", () => killWriters(newFolder, writer, 60));
-    const fighter = await bundleChild("filesFighter", join(root, "bundle"));
+    const fighter = await bundleChild(import.meta.dirname, "filesFighter", join(root, "bundle"));
     await part("two processes, one queue, kill -9", () => fight(newFolder, fighter, 30));
     return sum("files", tallies);
   } finally {

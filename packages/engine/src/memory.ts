@@ -31,7 +31,7 @@ export interface PolicyMemory extends MemorySettings {
   readonly device: DeviceKind;
   readonly lora: LoraSpec;
   readonly maxContext: number;
-  /** Bytes: base weights with what the executor keeps of them in its own order · adapters, gradient, moments · activations of the largest run · keys and values of running completions · inputs, results, command lists. */
+  /** Bytes: base weights · adapters, gradient, moments · activations of the largest run · keys and values of running completions · inputs, results, command lists. */
   readonly items: Readonly<Record<"weights" | "adapters" | "activations" | "cache" | "other", number>>;
   readonly byteLength: number;
   /** The largest tensor that has to lie in one piece: on WebGPU in one binding. */
@@ -74,7 +74,7 @@ export const describeMemory = ({ byteLength, items, slots, microBatchTokens, che
 const costsOf = async (device: DeviceKind, threads = DEFAULT_THREADS): Promise<ExecutorCosts> => {
   if (device === "wasm") return (await import("./wasm/costs.ts")).wasmCosts(threads);
   if (device === "webgpu") return (await import("./webgpu/costs.ts")).webgpuCosts();
-  return { kind: "reference", alignment: 4, planBytes: () => 0, scratchBytes: () => 0, packedBytes: () => 0, isCut: () => false };
+  return { kind: "reference", alignment: 4, planBytes: () => 0, scratchBytes: () => 0 };
 };
 
 /** A KV cache of 512 MiB holds so many, at most 64. */

@@ -3,7 +3,7 @@
 export type { Agent, AgentContext, OpenAIOptions } from "@fulgurite/agent";
 export { type DeviceKind, describeMemory, type LoraSpec, type PeftFiles, type Policy, type PolicyMemory } from "@fulgurite/engine";
 export { type Algorithm, type Evaluation, type GrpoOptions, grpo, reinforce, rloo, type StepReport } from "@fulgurite/rl";
-export type { Store } from "@fulgurite/trace";
+export { asOnlyTrainer, type Store } from "@fulgurite/trace";
 export { collectGarbage } from "./collectGarbage.ts";
 export { type EvaluateOptions, evaluate } from "./evaluate.ts";
 export {
@@ -19,5 +19,5 @@ export {
 } from "./experiment.ts";
 export { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "./loadPolicy.ts";
 export type { LoadProgress } from "./modelFiles.ts";
-export { openStore } from "./openStore.ts";
+export { type OpenStoreOptions, openStore } from "./openStore.ts";
 export { type TrainOptions, train } from "./train.ts";

@@ -5,6 +5,7 @@ export { collectGarbage, type Garbage, type GarbageOptions } from "./garbage.ts"
 export * from "./ids.ts";
 export * from "./jsonl.ts";
 export { createMemoryStore } from "./memory.ts";
+export { asOnlyTrainer, type OnlyTrainerOptions } from "./onlyTrainer.ts";
 export type { Redact, RedactableTask } from "./redact.ts";
 export * from "./status.ts";
 export type { StoreOptions } from "./store.ts";

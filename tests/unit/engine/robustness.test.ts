@@ -231,7 +231,7 @@ describe("dispose", () => {
       const source = `${bundled.output[0]!.code}
         const collect = async () => { for (let i = 0; i < 5; i++) { gc(); await new Promise((resolve) => setTimeout(resolve, 5)); } };
         // What keeps Dawn from being collected, which would crash the process (node/webgpu.ts).
-        const held = () => globalThis[Symbol.for("fulgurite.dawn")]?.size ?? 0;
+        const dawns = () => globalThis[Symbol.for("fulgurite.dawn")]?.size ?? 0;
         const model = tinyLlama();
         const round = async (backend) => {
           await collect();
@@ -243,10 +243,10 @@ describe("dispose", () => {
           await policy.trainer.forwardBackward(data, { name: "crossEntropy" });
           await collect();
           const { applied } = await policy.trainer.optimStep({ learningRate: 0.1 });
-          const during = held();
+          const during = dawns();
           await policy.dispose();
           await collect();
-          return [tokens.length, applied, during, held(), backend.byteLength].join(" ");
+          return [tokens.length, applied, during, dawns(), backend.byteLength].join(" ");
         };
         const gpu = await round(await openNodeWebGpu());
         const wasm = await round(await createWasmBackend({ threads: 2, spawn: nodeThreads }));

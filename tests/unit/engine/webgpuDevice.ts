@@ -27,3 +27,17 @@ export const createTestBackend = async (options: WebGpuOptions = {}): Promise<Ba
   await offerLavapipe();
   return await openNodeWebGpu(options);
 };
+
+/** What the device of the tests offers, with subgroups only where WGSL has subgroup_id; `reason`: why there is no device. */
+export const featuresOfTestGpu = async (): Promise<{ features: ReadonlySet<string>; reason?: string }> => {
+  try {
+    const { gpu, release } = await openTestGpu();
+    const adapter = await gpu.requestAdapter();
+    const features = new Set<string>(adapter?.features);
+    if (!gpu.wgslLanguageFeatures.has("subgroup_id")) features.delete("subgroups");
+    release();
+    return adapter ? { features } : { features, reason: "no adapter" };
+  } catch (cause) {
+    return { features: new Set(), reason: (cause as Error).message };
+  }
+};

@@ -50,7 +50,7 @@ describe("a budget", () => {
   });
 
   test("of WASM ends at 32-bit addresses, whether it was asked for or is what there is", async () => {
-    const huge = { ...tiny, width: 1024, vocab: 600_000 };
+    const huge = { ...tiny, width: 1024, vocab: 1_200_000 };
     const { calls, openDevice } = deviceWith("wasm");
     for (const device of ["auto", "wasm"] as const)
       await expect(budgetFor("m", huge, { device, openDevice })).rejects.toThrow(

@@ -173,6 +173,24 @@ export const inferPlan = (
   return { ...tensors, plan };
 };
 
+/** [outRows, V], io: where withLogits leaves them. One serves every plan of a capacity. */
+export const logitsTensor = (spec: ModelSpec, { outRows }: Capacity): Tensor => ({
+  name: "logits, read",
+  shape: [outRows, spec.vocab],
+  dtype: "f32",
+  home: "io",
+});
+
+/** The same plan, but its logits can be read: for requests whose next token the host chooses. */
+export const withLogits = ({ plan }: InferPlan, logits: Tensor): Plan => {
+  const z = plan.steps.find((step) => step.op === "sample")?.z;
+  const steps = plan.steps.map((step): Step => {
+    if (step.op === "sample") return { ...step, z: logits };
+    return step.op === "linear" && step.y === z ? { ...step, y: logits } : step;
+  });
+  return { name: `${plan.name}, logits read`, steps };
+};
+
 export const prefixPlan = (cache: KvCache): PrefixPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: cache.slots };
   const [from, to, length] = [io("from", cache.slots, "i32"), io("to", cache.slots, "i32"), io("length", cache.slots, "i32")];

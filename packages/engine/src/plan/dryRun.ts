@@ -17,15 +17,15 @@ export interface ExecutorCosts {
   readonly planBytes: (plan: Plan) => number;
   /** Work space beside the arena; all plans share the largest. */
   readonly scratchBytes: (plan: Plan) => number;
-  /** A second copy of a weight in the order its kernels like, made for the first plan that multiplies by it. */
-  readonly packedBytes: (weight: Tensor) => number;
-  /** Whether the executor cuts it where a device cannot bind it whole. */
-  readonly isCut: (tensor: Tensor) => boolean;
+  /** What a tensor takes, in the order that its kernels like. Default: byteLengthOf. */
+  readonly tensorBytes?: (tensor: Tensor) => number;
+  /** Whether the executor cuts a tensor where a device cannot bind it whole. Default: it does not. */
+  readonly isCut?: (tensor: Tensor) => boolean;
 }
 
 export interface DryRun {
   readonly backend: Backend;
-  /** Bytes by home; arena with scratch, io with what plans keep, weights with their packed copies. */
+  /** Bytes by home; arena with scratch, io with what plans keep. */
   readonly bytes: Readonly<Record<Home, number>>;
   /** The largest tensor that must lie in one piece, arena ones included. */
   readonly largest: Tensor;
@@ -36,17 +36,16 @@ const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 export const createDryRun = (costs: ExecutorCosts): DryRun => {
   const bytes: Record<Home, number> = { weights: 0, state: 0, kv: 0, arena: 0, io: 0 };
   const stored = new Set<Tensor>();
-  const packed = new Set<Tensor>();
   let [arenaBytes, scratchBytes] = [0, 0];
   let largest: Tensor = { name: "nothing", shape: [0], dtype: "f32", home: "weights" };
 
   const aligned = (byteLength: number): number => Math.ceil(byteLength / costs.alignment) * costs.alignment;
   const see = (tensor: Tensor): void => {
-    if (!costs.isCut(tensor) && byteLengthOf(tensor) > byteLengthOf(largest)) largest = tensor;
+    if (!costs.isCut?.(tensor) && byteLengthOf(tensor) > byteLengthOf(largest)) largest = tensor;
   };
   const store = (tensor: Tensor): void => {
     stored.add(tensor);
-    bytes[tensor.home] += aligned(byteLengthOf(tensor));
+    bytes[tensor.home] += aligned((costs.tensorBytes ?? byteLengthOf)(tensor));
     see(tensor);
   };
 
@@ -62,11 +61,6 @@ export const createDryRun = (costs: ExecutorCosts): DryRun => {
       for (const tensor of operands) {
         if (tensor.home === "io" && !stored.has(tensor)) store(tensor);
         else if (tensor.home === "arena") see(tensor);
-      }
-      for (const step of plan.steps) {
-        if (step.op !== "linear" || packed.has(step.w)) continue;
-        packed.add(step.w);
-        bytes.weights += aligned(costs.packedBytes(step.w));
       }
       arenaBytes = Math.max(arenaBytes, planArena(plan).byteLength);
       scratchBytes = Math.max(scratchBytes, costs.scratchBytes(plan));

@@ -6,12 +6,13 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { planArena } from "../plan/arena.ts";
-import type { Backend, Executable, HostArray } from "../plan/backend.ts";
+import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { rowCount } from "../plan/rowCount.ts";
 import { operandsOf, type Plan, type Rows, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
-import { panelBytes } from "./costs.ts";
-import { encodePlan, scratchBytes } from "./encode.ts";
+import { isPacked, packedLayout } from "../weights/formats.ts";
+import { placeOf } from "./costs.ts";
+import { encodePlan, panelKindOf, panelledWeightOf, scratchBytes } from "./encode.ts";
 import { type Machine, startMachine } from "./machine.ts";
 import { findSpawner, mayWait, type ThreadSpawner } from "./threads.ts";
 
@@ -67,8 +68,8 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
   const device: DeviceInfo = { kind: "wasm", description: `WASM SIMD, ${threadCount} thread${threadCount === 1 ? "" : "s"}` };
 
   const addresses = new Map<Tensor, number>();
-  /** Panels of frozen weights by "address O I": views of one part share them. */
-  const panels = new Map<string, number>();
+  /** Matrices that lie in panels (assembly/panels.ts) since the first plan that reads them; before, and else, in rows. */
+  const panelled = new Set<Tensor>();
   /** How many executables use an io tensor; at none its storage is freed. */
   const ioUsers = new Map<Tensor, number>();
   /** Arena and scratch of all plans in one block; when it moves, programs are encoded again before their next run. */
@@ -95,22 +96,60 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
   const viewOf = (tensor: Tensor): HostArray =>
     new (tensor.dtype === "i32" ? Int32Array : Float32Array)(alive("wasm backend").heap.memory.buffer, addressOf(tensor), sizeOf(tensor));
 
-  const store = (tensor: Tensor, data?: HostArray): void => {
-    addresses.set(tensor, alive("allocate").heap.allocate(sizeOf(tensor) * 4, `"${tensor.name}"`, tensor.home));
-    if (data) viewOf(tensor).set(data);
-    else viewOf(tensor).fill(0);
+  const store = (tensor: Tensor, data?: TensorData): void => {
+    const { values, scales } = placeOf(tensor);
+    const address = alive("allocate").heap.allocate(values + scales, `"${tensor.name}"`, tensor.home);
+    addresses.set(tensor, address);
+    if (data) place(tensor, new Uint32Array(data.buffer, data.byteOffset, data.length), 0);
+    else new Uint8Array(alive("allocate").heap.memory.buffer, address, values + scales).fill(0);
   };
 
-  const panelKey = (weight: Tensor): string => `${addressOf(weight)} ${weight.shape[0]} ${weight.shape[1]}`;
+  /** Words of formats.ts from word `offset` on to where they lie in rows. */
+  const place = (tensor: Tensor, words: Uint32Array, offset: number): void => {
+    const memory = new Uint32Array(alive("fill").heap.memory.buffer);
+    const scaleWord = isPacked(tensor.dtype) ? packedLayout(tensor.dtype, sizeOf(tensor)).scaleWord : Number.POSITIVE_INFINITY;
+    const valueCount = Math.min(Math.max(scaleWord - offset, 0), words.length);
+    memory.set(words.subarray(0, valueCount), addressOf(tensor) / 4 + offset);
+    if (valueCount < words.length) memory.set(words.subarray(valueCount), scalesOf(tensor) / 4 + offset + valueCount - scaleWord);
+  };
 
-  const pack = (weight: Tensor): void => {
+  /** An f32 matrix out of its panels. */
+  const rowsOf = (tensor: Tensor): Float32Array => {
+    const [outputs, inputs] = tensor.shape as [number, number];
+    const panels = new Float32Array(alive("read").heap.memory.buffer, addressOf(tensor), Math.ceil(outputs / 8) * 8 * inputs);
+    return Float32Array.from({ length: outputs * inputs }, (_, at) => {
+      const [o, i] = [Math.floor(at / inputs), at % inputs];
+      return panels[(o & ~7) * inputs + i * 8 + (o & 7)]!;
+    });
+  };
+
+  const scalesOf = (tensor: Tensor): number => {
+    const { values, scales } = placeOf(tensor);
+    return scales === 0 ? 0 : addressOf(tensor) + values;
+  };
+
+  const toPanels = (weight: Tensor): void => {
+    if (panelled.has(weight)) return;
     const { heap, kernels } = alive("compile");
-    const key = panelKey(weight);
-    if (panels.has(key)) return;
     const [outputs, inputs] = weight.shape as [number, number];
-    const to = heap.allocate(panelBytes(weight), `"${weight.name}", packed`, "weights");
-    kernels.packWeights(addressOf(weight), to, outputs, inputs);
-    panels.set(key, to);
+    const scratch = heap.allocate(8 * inputs * 4, "8 rows of a weight", "weights");
+    kernels.toPanels(panelKindOf(weight), addressOf(weight), scalesOf(weight), outputs, inputs, scratch);
+    heap.free(scratch);
+    panelled.add(weight);
+  };
+
+  /** Matrices become panels; a part of one, read as rows, would then be read wrong. */
+  const settleWeights = (plan: Plan): void => {
+    for (const step of plan.steps) {
+      const weight = panelledWeightOf(step);
+      if (weight) toPanels(weight);
+    }
+    const part = plan.steps.flatMap((step) => operandsOf(step).reads).find((tensor) => tensor.view && panelled.has(tensor.view.of));
+    if (part)
+      throw new EngineError(
+        "unsupported",
+        `plan "${plan.name}": WASM reads a weight whole, got "${part.name}", a view of one; use the whole`,
+      );
   };
 
   const growWorkspace = (arenaBytes: number, perThread: number): void => {
@@ -167,7 +206,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         plan,
         {
           of: (tensor) => (tensor.home === "arena" ? workspace.address + arena.offsetOf(tensor) : addressOf(tensor)),
-          packed: (weight) => (weight.home === "weights" ? panels.get(panelKey(weight)) : undefined),
+          scalesOf,
         },
         { address: workspace.address + workspace.arenaBytes, perThread: workspace.scratchBytes },
       );
@@ -181,7 +220,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         ioUsers.set(tensor, (ioUsers.get(tensor) ?? 0) + 1);
         held.push(tensor);
       }
-      for (const step of plan.steps) if (step.op === "linear" && step.w.home === "weights") pack(step.w);
+      settleWeights(plan);
       growWorkspace(arena.byteLength, scratchBytes(plan, kernels.gemmScratch()));
       encode();
     } catch (cause) {
@@ -227,18 +266,18 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     isHostMemory: true,
     allocate: async (tensor, data) => {
       alive("allocate");
-      if (data instanceof Uint32Array)
-        throw new EngineError(
-          "unsupported",
-          `wasm backend: weights are f32, got "${tensor.name}" in ${tensor.dtype}; load the model as f32`,
-        );
       checkAllocate(tensor, data, addresses.has(tensor));
       store(tensor, data);
     },
     fill: async (tensor, words, offset = 0) => {
-      const { heap } = alive("fill");
+      alive("fill");
       checkFill(tensor, words, offset, addresses.has(tensor));
-      new Uint32Array(heap.memory.buffer).set(words, addressOf(tensor) / 4 + offset);
+      if (panelled.has(tensor))
+        throw new EngineError(
+          "bad-request",
+          `fill: comes before the first plan, got "${tensor.name}", which one reads; load the model anew`,
+        );
+      place(tensor, words, offset);
     },
     compile,
     write: (tensor, data, offset = 0) => {
@@ -254,6 +293,12 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     },
     read: async (tensor, length = sizeOf(tensor)) => {
       alive("read");
+      if (tensor.dtype !== "f32" && tensor.dtype !== "i32")
+        throw new EngineError(
+          "unsupported",
+          `read: WASM gives packed weights to its kernels alone, got "${tensor.name}" (${tensor.dtype})`,
+        );
+      if (panelled.has(tensor)) return rowsOf(tensor).slice(0, length);
       // slice copies out of the shared memory
       return viewOf(tensor).slice(0, length);
     },
@@ -265,7 +310,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
       const { kernels, threads } = machine;
       machine = undefined;
       addresses.clear();
-      panels.clear();
+      panelled.clear();
       ioUsers.clear();
       if (threads.length > 0 && !isBroken) kernels.stop();
       await Promise.all(threads.map((thread) => thread.stop()));

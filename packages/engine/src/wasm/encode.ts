@@ -4,6 +4,7 @@
 import { EngineError } from "../errors.ts";
 import type { Activation, LossName, OpName, Plan, Rows, Step, Tensor } from "../plan/step.ts";
 import { sizeOf } from "../plan/step.ts";
+import type { WeightFormat } from "../weights/formats.ts";
 
 /** The cases of runStep in assembly/index.ts. */
 const OPCODES: { readonly [O in OpName]: number } = {
@@ -47,9 +48,22 @@ const windowWord = ({ window = NO_WINDOW }: { readonly window?: number }): numbe
 export interface Addresses {
   /** Byte address of a tensor or view. */
   readonly of: (tensor: Tensor) => number;
-  /** Address of a weight's panels (gemm.ts), when the host has packed it. */
-  readonly packed: (weight: Tensor) => number | undefined;
+  /** Address of a weight's scales; 0 where it has none. */
+  readonly scalesOf: (weight: Tensor) => number;
 }
+
+/** The kinds of assembly/panels.ts. */
+const KINDS: { readonly [D in WeightFormat]: number } = { f32: 0, f16: 1, bf16: 2, q8: 3, q4: 4 };
+/** Rows of f32, as the adapters lie: they change. */
+const LOOSE = -1;
+
+/** The weight that a step reads as a matrix [O, I], if it is frozen: these lie in panels. Parts of weights stay rows. */
+export const panelledWeightOf = (step: Step): Tensor | undefined => {
+  const weight = step.op === "linear" || step.op === "linearBackward" ? step.w : step.op === "embed" ? step.table : undefined;
+  return weight?.home === "weights" && !weight.view ? weight : undefined;
+};
+
+export const panelKindOf = ({ dtype }: Tensor): number => KINDS[dtype as WeightFormat];
 
 const bits = new DataView(new ArrayBuffer(4));
 /** An f32 as a word. */
@@ -92,10 +106,12 @@ export const scratchBytes = (plan: Plan, gemmScratch: number): number => {
   return Math.ceil(Math.max(gemmScratch, 2 * lists) / 256) * 256;
 };
 
-const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number[] => {
+const operandWords = (plan: Plan, step: Step, { of, scalesOf }: Addresses): number[] => {
+  /** Address, kind, scales. */
+  const matrix = (weight: Tensor): number[] => [of(weight), panelledWeightOf(step) ? panelKindOf(weight) : LOOSE, scalesOf(weight)];
   switch (step.op) {
     case "embed":
-      return [of(step.table), of(step.tokens), of(step.y), axis(step.table, 1), axis(step.table, 0), f32(step.scale)];
+      return [...matrix(step.table), of(step.tokens), of(step.y), axis(step.table, 1), axis(step.table, 0), f32(step.scale)];
     case "gatherRows":
       return [of(step.x), of(step.index), of(step.y), axis(step.x, 1), axis(step.x, 0)];
     case "scatterRows":
@@ -110,12 +126,10 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
       ];
     case "rmsNormBackward":
       return [...[step.x, step.gain, step.rstd, step.dy, step.dx].map(of), sizeOf(step.gain), groupsOf(step), step.accumulate ? 1 : 0];
-    case "linear": {
-      const panels = packed(step.w);
+    case "linear":
       return [
         of(step.x),
-        panels ?? of(step.w),
-        panels === undefined ? 0 : 1,
+        ...matrix(step.w),
         step.bias ? of(step.bias) : 0,
         step.residual ? of(step.residual) : 0,
         of(step.y),
@@ -123,9 +137,8 @@ const operandWords = (plan: Plan, step: Step, { of, packed }: Addresses): number
         axis(step.w, 1),
         axis(step.w, 0),
       ];
-    }
     case "linearBackward":
-      return [of(step.dy), of(step.w), of(step.dx), step.accumulate ? 1 : 0, f32(step.scale), axis(step.w, 1), axis(step.w, 0)];
+      return [of(step.dy), ...matrix(step.w), of(step.dx), step.accumulate ? 1 : 0, f32(step.scale), axis(step.w, 1), axis(step.w, 0)];
     case "weightGrad":
       return [of(step.dy), of(step.x), of(step.dw), f32(step.scale), axis(step.dw, 1), axis(step.dw, 0)];
     case "rope":

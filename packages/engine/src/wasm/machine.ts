@@ -11,7 +11,7 @@ export interface Kernels {
   controlAddress(): number;
   heapAddress(): number;
   gemmScratch(): number;
-  packWeights(w: number, to: number, outputs: number, inputs: number): void;
+  toPanels(kind: number, w: number, scales: number, outputs: number, inputs: number, scratch: number): void;
   run(program: number, threads: number): void;
   stop(): void;
 }

@@ -40,7 +40,6 @@ export const webgpuCosts = (): ExecutorCosts => {
     alignment: ALIGNMENT,
     planBytes: (plan) => Math.max(slotsOf(dispatchesOf(plan)).slots.length, 1) * SLOT_BYTES,
     scratchBytes: (plan) => dispatchesOf(plan).reduce((most, { scratchBytes }) => Math.max(most, scratchBytes), 0),
-    packedBytes: () => 0,
     isCut: isCuttable,
   };
 };

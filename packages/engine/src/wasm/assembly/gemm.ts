@@ -1,21 +1,23 @@
 // One GEMM for all three matrix ops: C[m,n] = base[m,n] + scale·Σ_d A[m,d]·B[d,n] + bias[n].
-// A and B are described by strides, so linear (x·wᵀ), linearBackward (dy·w) and weightGrad (dyᵀ·x) are one code path.
+// A and B are described by strides, so linear (x·wᵀ), linearBackward (dy·w) and weightGrad (dyᵀ·x) are one code path. Frozen weights lie
+// in panels (panels.ts), which are read, decoded or transposed one block at a time.
 //
 // Blocks as in BLIS: depth in runs of DEPTH_BLOCK, rows in runs of ROW_BLOCK. Within a block A lies in strips [depth][4 rows] and B in
 // panels [depth][8 columns], both contiguous, so that the inner loop is 2 loads + 4 splats for 16 multiply-adds in 8 registers.
-// A block of A stays in L2, a panel of B in L1. Frozen weights come as panels already (packed once by the host's call of packWeights).
+// A block of A stays in L2, a panel of B in L1.
 //
 // Every element is the sum over d in ascending order, restarted at each DEPTH_BLOCK and added into C: the order depends on the depth
 // alone, not on the tile shape, the number of rows or the thread. No fused multiply-add exists in WASM SIMD, so all tiles round alike.
 
+import { dotPanels, F32, panelFor, Q4, transposePanels } from "./panels";
 import { nextPiece } from "./threads";
 
-/** B[d,n] lies in panels [⌈N/8⌉][depth][8]. */
-export const PACKED: i32 = 0;
+/** How B lies, beside the kinds of panels.ts (B[d,n] = w[n,d]), each of which also means B[d,n] = w[d,n] with BACKWARD added. */
+export const BACKWARD: i32 = 8;
 /** B[d,n] at b + d·stride + n·4. */
-export const BY_DEPTH: i32 = 1;
+export const BY_DEPTH: i32 = 16;
 /** B[d,n] at b + n·stride + d·4 (a weight O × I read as its transpose). */
-export const BY_COLUMN: i32 = 2;
+export const BY_COLUMN: i32 = 17;
 
 const DEPTH_BLOCK: i32 = 256;
 const ROW_BLOCK: i32 = 128;
@@ -249,24 +251,16 @@ function packPanel(b: usize, kind: i32, stride: usize, d0: i32, depth: i32, n0: 
   }
 }
 
-/** w [O, I] row-major → panels [⌈O/8⌉][I][8] for x·wᵀ. */
-export function packWeights(w: usize, to: usize, outputs: i32, inputs: i32): void {
-  const stride = (<usize>inputs) << 2;
-  for (let n = 0; n < outputs; n += 8) {
-    packPanel(w, BY_COLUMN, stride, 0, inputs, n, min(outputs - n, 8), to);
-    to += (<usize>inputs) << 5;
-  }
-}
-
 /**
- * A[m,d] at a + m·aRow + d·aDepth, one of the two strides being 4 · B by kind · C rows cRow bytes apart · base 0: none (rows baseRow
- * bytes apart; may be C) · bias 0: none. Strides in bytes. Threads take pieces of the rows, or of the columns when rows are few.
+ * A[m,d] at a + m·aRow + d·aDepth, one of the two strides being 4 · B by kind, with a stride, or with the weight's I and the
+ * address of its scales · C rows cRow bytes apart · base 0: none (rows baseRow bytes apart; may be C) · bias 0: none. Strides in bytes.
+ * Threads take pieces of the rows, or of the columns when rows are few or a panel of B has to be made: each piece makes its own.
  */
 export function gemm(
   threads: i32, scratch: usize,
   M: i32, N: i32, depth: i32,
   a: usize, aRow: usize, aDepth: usize,
-  b: usize, bKind: i32, bStride: usize,
+  b: usize, bKind: i32, bStride: usize, bScales: usize,
   c: usize, cRow: usize, base: usize, baseRow: usize, bias: usize, scale: f32,
 ): void {
   const strips = (M + 3) >> 2;
@@ -274,7 +268,8 @@ export function gemm(
   let rows = M, columns = N;
   if (threads > 1) {
     // About four pieces a thread; columns by four panels, which is what tile1x32 takes at once.
-    if (strips >= 4 * threads || panels < threads) rows = 4 * min(ROW_BLOCK >> 2, (strips + 4 * threads - 1) / (4 * threads));
+    const isMade = bKind != F32 && bKind < BY_DEPTH && panels >= 16 * threads;
+    if ((strips >= 4 * threads && !isMade) || panels < threads) rows = 4 * min(ROW_BLOCK >> 2, (strips + 4 * threads - 1) / (4 * threads));
     else columns = 32 * ((panels + 16 * threads - 1) / (16 * threads));
   }
   const acrossRows = (M + rows - 1) / rows;
@@ -282,7 +277,8 @@ export function gemm(
   for (let piece = nextPiece(-1, threads); piece < pieces; piece = nextPiece(piece, threads)) {
     const m = (piece % acrossRows) * rows, n = (piece / acrossRows) * columns;
     gemmPiece(
-      scratch, m, min(M, m + rows), n, min(N, n + columns), depth, a, aRow, aDepth, b, bKind, bStride, c, cRow, base, baseRow, bias, scale,
+      scratch, m, min(M, m + rows), n, min(N, n + columns), depth, a, aRow, aDepth, b, bKind, bStride, bScales,
+      c, cRow, base, baseRow, bias, scale,
     );
   }
 }
@@ -292,7 +288,7 @@ function gemmPiece(
   scratch: usize,
   mBegin: i32, mEnd: i32, nBegin: i32, nEnd: i32, depth: i32,
   a: usize, aRow: usize, aDepth: usize,
-  b: usize, bKind: i32, bStride: usize,
+  b: usize, bKind: i32, bStride: usize, bScales: usize,
   c: usize, cRow: usize, base: usize, baseRow: usize, bias: usize, scale: f32,
 ): void {
   const aBlock = scratch;
@@ -319,13 +315,24 @@ function gemmPiece(
       }
       const loneRow = aFirst + (<usize>(mc - 1)) * aRow;
       let p = nBegin >> 3;
-      if (lone && mc == 1 && bKind == PACKED) {
-        const wholePanels = nEnd >> 3;
+      const wholePanels = lone && mc == 1 ? nEnd >> 3 : 0;
+      if (bKind == F32) {
         const panelBytes = (<usize>depth) << 5;
         for (; p + 4 <= wholePanels; p += 4) {
           const at = (<usize>p) << 5;
           const row = from ? from + (<usize>m0) * fromRow + at : 0;
           tile1x32(loneRow, b + (<usize>p) * panelBytes + ((<usize>d0) << 5), panelBytes, dc, c + (<usize>m0) * cRow + at, row, add ? add + at : 0, scale);
+        }
+      } else if (bKind <= Q4) {
+        const s = f32x4.splat(scale);
+        for (; p + 2 <= wholePanels; p += 2) {
+          const at = (<usize>p) << 5;
+          const to = c + (<usize>m0) * cRow + at;
+          const row = from ? from + (<usize>m0) * fromRow + at : 0;
+          const biasAt = add ? add + at : 0;
+          dotPanels(bKind, loneRow, b, bScales, depth, p, d0, dc, tile);
+          store8(to, row, biasAt, s, v128.load(tile), v128.load(tile, 16));
+          store8(to + 32, row ? row + 32 : 0, biasAt ? biasAt + 32 : 0, s, v128.load(tile, 32), v128.load(tile, 48));
         }
       }
       for (; p < (nEnd + 7) >> 3; p++) {
@@ -333,7 +340,8 @@ function gemmPiece(
         const columns = min(8, nEnd - n);
         const at = (<usize>n) << 2;
         let panel = bPanel;
-        if (bKind == PACKED) panel = b + (((<usize>p) * (<usize>depth) + (<usize>d0)) << 5);
+        if (bKind <= Q4) panel = panelFor(bKind, b, bScales, depth, p, d0, dc, bPanel);
+        else if (bKind < BY_DEPTH) transposePanels(bKind - BACKWARD, b, bScales, <i32>bStride, d0, dc, n, columns, bPanel);
         else packPanel(b, bKind, bStride, d0, dc, n, columns, bPanel);
         const biasAt = add ? add + at : 0;
         for (let m = 0; m < packed; m += 4) {

@@ -7,14 +7,15 @@
 import { advance } from "./advance";
 import { attention, attentionBackwardKv, attentionBackwardQ, attentionCached, attentionDelta } from "./attention";
 import { ADAM, control, CONTROL_BYTES, PROGRAM, ROWS, THREADS } from "./control";
-import { BY_COLUMN, BY_DEPTH, gemm, GEMM_SCRATCH, packWeights, PACKED } from "./gemm";
+import { BACKWARD, BY_COLUMN, BY_DEPTH, gemm, GEMM_SCRATCH } from "./gemm";
 import { logprob, logprobBackward, sample, tokenLoss } from "./head";
+import { toPanels } from "./panels";
 import { embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rmsNorm, rmsNormBackward, rope, scatterRows } from "./rows";
 import { adamW, copy, sumSquares, zero } from "./state";
 import { address, number, word } from "./table";
 import { awaitGeneration, barrier, startGeneration } from "./threads";
 
-export { packWeights };
+export { toPanels };
 
 export function controlAddress(): usize {
   return control();
@@ -36,24 +37,25 @@ function rowCount(count: i32, base: i32, capacity: i32): i32 {
   return min(max(load<i32>(control() + ROWS + ((<usize>count) << 2)) - base, 0), capacity);
 }
 
-/** x, w, packed, bias, residual, y, scale, I, O. */
+/** x, w, kind (panels.ts; −1: rows of f32), scales, bias, residual, y, scale, I, O. */
 function linear(s: usize, n: i32, threads: i32, scratch: usize): void {
-  const inputs = word(s, 7), outputs = word(s, 8);
+  const inputs = word(s, 8), outputs = word(s, 9), kind = word(s, 2);
   const rowIn = (<usize>inputs) << 2, rowOut = (<usize>outputs) << 2;
   gemm(
-    threads, scratch, n, outputs, inputs, address(s, 0), rowIn, 4, address(s, 1), word(s, 2) ? PACKED : BY_COLUMN, rowIn,
-    address(s, 5), rowOut, address(s, 4), rowOut, address(s, 3), number(s, 6),
+    threads, scratch, n, outputs, inputs, address(s, 0), rowIn, 4, address(s, 1), kind < 0 ? BY_COLUMN : kind, rowIn, address(s, 3),
+    address(s, 6), rowOut, address(s, 5), rowOut, address(s, 4), number(s, 7),
   );
 }
 
-/** dy, w, dx, accumulate, scale, I, O. */
+/** dy, w, kind, scales, dx, accumulate, scale, I, O. */
 function linearBackward(s: usize, n: i32, threads: i32, scratch: usize): void {
-  const inputs = word(s, 5), outputs = word(s, 6);
+  const inputs = word(s, 7), outputs = word(s, 8), kind = word(s, 2);
   const rowIn = (<usize>inputs) << 2, rowOut = (<usize>outputs) << 2;
-  const dx = address(s, 2);
+  const dx = address(s, 4);
   gemm(
-    threads, scratch, n, inputs, outputs, address(s, 0), rowOut, 4, address(s, 1), BY_DEPTH, rowIn,
-    dx, rowIn, word(s, 3) ? dx : 0, rowIn, 0, number(s, 4),
+    threads, scratch, n, inputs, outputs, address(s, 0), rowOut, 4,
+    address(s, 1), kind < 0 ? BY_DEPTH : kind + BACKWARD, kind < 0 ? rowIn : inputs, address(s, 3),
+    dx, rowIn, word(s, 5) ? dx : 0, rowIn, 0, number(s, 6),
   );
 }
 
@@ -63,7 +65,7 @@ function weightGrad(s: usize, n: i32, threads: i32, scratch: usize): void {
   const rowIn = (<usize>inputs) << 2, rowOut = (<usize>outputs) << 2;
   const dw = address(s, 2);
   gemm(
-    threads, scratch, outputs, inputs, n, address(s, 0), 4, rowOut, address(s, 1), BY_DEPTH, rowIn,
+    threads, scratch, outputs, inputs, n, address(s, 0), 4, rowOut, address(s, 1), BY_DEPTH, rowIn, 0,
     dw, rowIn, dw, rowIn, 0, number(s, 3),
   );
 }

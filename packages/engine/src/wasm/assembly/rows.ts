@@ -1,6 +1,7 @@
 // Ops in which each row stands alone: embed, norms, rope, glu, gather, scatter, append to the cache. Threads share the rows.
 // Word layouts: encode.ts. An index outside its table gives a row of NaN where a row is read, and no write where one is written.
 
+import { decodeRow } from "./panels";
 import { address, number, share, word } from "./table";
 import { dot, fillNaN, sigmoid4, sumLanes } from "./vector";
 
@@ -18,17 +19,16 @@ export function gatherRows(s: usize, n: i32, thread: i32, threads: i32): void {
   }
 }
 
-/** table, tokens, y, width, table rows, scale: gatherRows, then the thread's rows are scaled. */
+/** table, kind of panels.ts, scales, tokens, y, width, table rows, scale. */
 export function embed(s: usize, n: i32, thread: i32, threads: i32): void {
-  gatherRows(s, n, thread, threads);
-  const scale = number(s, 5);
-  if (scale == 1) return;
-  const bytes = (<usize>word(s, 3)) << 2;
-  const end = address(s, 2) + (<usize>share(n, thread + 1, threads)) * bytes;
-  const s4 = f32x4.splat(scale);
-  let y = address(s, 2) + (<usize>share(n, thread, threads)) * bytes;
-  for (; y + 16 <= end; y += 16) v128.store(y, f32x4.mul(s4, v128.load(y)));
-  for (; y < end; y += 4) store<f32>(y, scale * load<f32>(y));
+  const tokens = address(s, 3), width = word(s, 5), tableRows = word(s, 6);
+  const end = share(n, thread + 1, threads);
+  for (let t = share(n, thread, threads); t < end; t++) {
+    const token = load<u32>(tokens + ((<usize>t) << 2));
+    const y = address(s, 4) + (<usize>t) * ((<usize>width) << 2);
+    if (token < <u32>tableRows) decodeRow(word(s, 1), address(s, 0), address(s, 2), width, token, number(s, 7), y);
+    else fillNaN(y, width);
+  }
 }
 
 /** dy, index, dx, width, then the count of dy's rows. A thread zeroes its share of dx and copies the rows that fall into it. */

@@ -5,6 +5,7 @@
 // Nothing here touches WebGPU, so every kernel's text can be read and tested without a device.
 
 import { type Rows, sizeOf, type Tensor } from "../../plan/step.ts";
+import type { Reductions } from "../../wgsl/reduce.ts";
 
 /** f32 for f32 tensors, i32 for i32 tensors; u32 reads the bits of either and the words of packed ones; vec4f and vec4u read four at once. */
 export type Element = "f32" | "i32" | "u32" | "vec4f" | "vec4u";
@@ -156,7 +157,7 @@ export const foldedGroups = (count: number, z = 1): Groups => [Math.min(count, M
 /** The arguments of every main(), and the index of a workgroup in a folded grid. Both are uniform, so barriers may follow a return on them. */
 export const MAIN_ARGUMENTS =
   "@builtin(workgroup_id) group: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lane: u32";
-const linearGroup = "group.y * groups.x + group.x";
+export const linearGroup = "group.y * groups.x + group.x";
 
 const FLAT_THREADS = 256;
 
@@ -171,9 +172,16 @@ fn main(${MAIN_ARGUMENTS}) {
 
 export const flatGroups = (total: number): Groups => foldedGroups(Math.ceil(total / FLAT_THREADS));
 
-/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. */
-export const byRow = (threads: number, body: string): string => `@compute @workgroup_size(${threads})
-fn main(${MAIN_ARGUMENTS}) {
+/** main(), ready for reductions of either kind (wgsl/reduce.ts). */
+export const mainLine = (reductions: Reductions): string =>
+  reductions === "shared"
+    ? `fn main(${MAIN_ARGUMENTS}) {`
+    : `fn main(${MAIN_ARGUMENTS}, @builtin(subgroup_id) subgroupId: u32, @builtin(num_subgroups) subgroups: u32) {
+  subgroup = vec2u(subgroupId, subgroups);`;
+
+/** One workgroup a row (and, along z, a head): `row`, `group.z` and `lane` are set. `reductions`: the kind that the body calls. */
+export const byRow = (threads: number, body: string, reductions: Reductions = "shared"): string => `@compute @workgroup_size(${threads})
+${mainLine(reductions)}
   let row = ${linearGroup};
   if (row >= params.rows) { return; }
   ${body}

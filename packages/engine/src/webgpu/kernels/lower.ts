@@ -2,8 +2,9 @@
 
 import type { OpName, Step } from "../../plan/step.ts";
 import { advance } from "./advance.ts";
-import { attention, attentionCached } from "./attention.ts";
+import { attention } from "./attention.ts";
 import { attentionBackwardKv, attentionBackwardQ, attentionDelta } from "./attentionBackward.ts";
+import { attentionCached } from "./attentionCached.ts";
 import { logprob, logprobBackward, sample, tokenLoss } from "./head.ts";
 import type { Dispatch } from "./kernel.ts";
 import { linear, linearBackward, weightGrad } from "./linear.ts";

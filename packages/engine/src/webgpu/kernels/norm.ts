@@ -2,8 +2,9 @@
 //   y = residual? + x·rstd·gain, rstd = (mean x² + eps)^−½        dx (+)= rstd·(gain∘dy − x̂·mean(gain∘dy∘x̂)), x̂ = x·rstd
 
 import { type Step, sizeOf } from "../../plan/step.ts";
-import { reductions } from "../../wgsl/reduce.ts";
+import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
 import { byRow, columnsOf, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -15,12 +16,14 @@ const PLACE = `let unit = row * params.groups + group.z;
   let first = unit * params.D;
   `;
 
-export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">): Dispatch[] => {
+export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">, target: Target): Dispatch[] => {
+  const { how, prelude, suffix } = reductionsFor("rmsNorm", target);
   const D = sizeOf(gain);
   const groups = columnsOf(x) / D;
   return [
     kernel({
-      label: `rmsNorm${residual ? " residual" : ""}`,
+      label: `rmsNorm${residual ? " residual" : ""}${suffix}`,
+      prelude,
       bindings: {
         x: { tensor: x, as: "f32" },
         gain: { tensor: gain, as: "f32" },
@@ -29,7 +32,7 @@ export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">
         rstd: { tensor: rstd, as: "f32" },
       },
       body:
-        reductions(THREADS) +
+        reductions(THREADS, how) +
         byRow(
           THREADS,
           `${PLACE}var squares = 0.0;
@@ -40,6 +43,7 @@ export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">
   let r = inverseSqrt(sumOf(squares, lane) / f32(params.D) + params.normEps);
   if (lane == 0u) { rstd[unit] = r; }
   for (var d = lane; d < params.D; d += ${THREADS}u) { y[first + d] = ${residual ? "residual[first + d] + " : ""}x[first + d] * r * gain[d]; }`,
+          how,
         ),
       sizes: { D, groups },
       numbers: { normEps: eps },
@@ -50,12 +54,14 @@ export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">
   ];
 };
 
-export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<"rmsNormBackward">): Dispatch[] => {
+export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<"rmsNormBackward">, target: Target): Dispatch[] => {
+  const { how, prelude, suffix } = reductionsFor("rmsNormBackward", target);
   const D = sizeOf(gain);
   const groups = columnsOf(x) / D;
   return [
     kernel({
-      label: "rmsNormBackward",
+      label: `rmsNormBackward${suffix}`,
+      prelude,
       bindings: {
         x: { tensor: x, as: "f32" },
         gain: { tensor: gain, as: "f32" },
@@ -64,7 +70,7 @@ export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<
         dx: { tensor: dx, as: "f32" },
       },
       body:
-        reductions(THREADS) +
+        reductions(THREADS, how) +
         byRow(
           THREADS,
           `${PLACE}let r = rstd[unit];
@@ -78,6 +84,7 @@ export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<
     let e = first + d;
     dx[e] = select(0.0, dx[e], params.accumulate != 0u) + r * (gain[d] * dy[e] - x[e] * r * mean);
   }`,
+          how,
         ),
       sizes: { D, groups, accumulate: accumulate ? 1 : 0 },
       rows,

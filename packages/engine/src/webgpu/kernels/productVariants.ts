@@ -74,7 +74,7 @@ export const productCandidates = (shape: ProductShape): ProductVariant[] => {
   const canSplit = slices > 1 && slices * problem.rows * n * 4 <= MAX_SPLIT_BYTES;
   for (const [name, size] of Object.entries(TILES)) {
     for (const isWide of [false, true]) {
-      for (const isSplit of canSplit ? [false, true] : [false]) {
+      for (const isSplit of canSplit && isWide ? [false, true] : [false]) {
         const full = `${name}${isWide ? " wide" : ""}${isSplit ? " split" : ""}`;
         all.push({ name: full, kind: "tile", tile: size, isWide, isSplit, isHalf: false });
         if (isWide && !isSplit)
