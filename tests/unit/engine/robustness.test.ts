@@ -105,7 +105,9 @@ describe.skipIf(skip !== undefined)(`memory that runs out on WebGPU${why}`, () =
       };
       return { info, limits, features, requestDevice };
     };
-    const backend = await createWebGpuBackend({ requestAdapter } as unknown as GPU, { onDispose: release });
+    const backend = await createWebGpuBackend({ requestAdapter, wgslLanguageFeatures: gpu.wgslLanguageFeatures } as unknown as GPU, {
+      onDispose: release,
+    });
     const refuse = (next: RegExp | undefined): void => {
       matching = next;
     };

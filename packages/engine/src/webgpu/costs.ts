@@ -6,7 +6,7 @@ import type { Plan, Step, Tensor } from "../plan/step.ts";
 import { SLOT_BYTES, slotsOf } from "./executable.ts";
 import type { Dispatch } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
-import { isCuttable } from "./shards.ts";
+import { isShardable } from "./shards.ts";
 
 /** Buffers are counted by what was asked for. */
 const ALIGNMENT = 4;
@@ -37,9 +37,9 @@ export const webgpuCosts = (): ExecutorCosts => {
   };
   return {
     kind: "webgpu",
+    isDivisible: isShardable,
     alignment: ALIGNMENT,
     planBytes: (plan) => Math.max(slotsOf(dispatchesOf(plan)).slots.length, 1) * SLOT_BYTES,
     scratchBytes: (plan) => dispatchesOf(plan).reduce((most, { scratchBytes }) => Math.max(most, scratchBytes), 0),
-    isCut: isCuttable,
   };
 };
