@@ -910,6 +910,54 @@ describe.each(storeCases)("$name", (storeCase) => {
     expect((await world.store.resource("p"))?.files).toEqual(files);
   });
 
+  const filled = storeCase.fillDisk
+    ? test_
+    : (title: string, _body: () => unknown) => test.skip(`${title} (it has no disk of its own)`, () => {});
+
+  filled("on a full disk every write is refused as full and half of none is done; with room again each goes through", async () => {
+    const { store, time, name } = await openWorld(storeCase);
+    await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: 0 })));
+    const [{ attempt }] = (await store.claim("w")) as [Claim];
+    await store.append([span("a", attempt.id, "s1")]);
+    const look = async () => ({
+      rollouts: await collect(store.rollouts()),
+      attempts: await Promise.all(["a", "b", "c"].map((id) => store.attempts(id))),
+      spans: await collect(store.spans({ rolloutId: "a" })),
+      stats: await store.stats(),
+    });
+    const before = await look();
+    const heard: StoreEvent[] = [];
+    store.watch((event) => void heard.push(event));
+    time.now = 2_000;
+    const writes: (() => Promise<unknown>)[] = [
+      () => store.claim("w2", 2),
+      () => store.finish(attempt, { status: "succeeded" }),
+      () => store.cancel("a"),
+      () => store.cancel("b"),
+      () => store.heartbeat(attempt),
+      () => store.append([span("a", attempt.id, "s2")]),
+      () => store.enqueue([{ id: "d", input: 0 }]),
+      () => store.requeueStale(2_000),
+    ];
+    const empty = storeCase.fillDisk!(name);
+    try {
+      for (const write of writes) expect(await codeOf(write()), String(write)).toBe("full");
+      expect(await look()).toEqual(before);
+      expect(await Promise.all(writes.map((write) => codeOf(write())))).toEqual(writes.map(() => "full"));
+      expect(await look()).toEqual(before);
+    } finally {
+      empty();
+    }
+    await settle();
+    expect(heard).toEqual([]);
+    expect((await store.claim("w2")).map(({ rollout, attempt }) => [rollout.id, attempt.sequence])).toEqual([["b", 1]]);
+    await store.append([span("a", attempt.id, "s2")]);
+    expect((await store.finish(attempt, { status: "succeeded" })).status).toBe("succeeded");
+    expect((await store.cancel("c")).status).toBe("cancelled");
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["s1@1", "s2@2"]);
+    expect((await store.enqueue([{ id: "d", input: 0 }]))[0]!.seq).toBe(4);
+  });
+
   const shared = storeCase.shared
     ? test_
     : (title: string, _body: () => unknown) => test.skip(`${title} (one object holds it at a time)`, () => {});
