@@ -10,6 +10,7 @@ import {
   type StoreEvent,
   type StoreOptions,
   TraceError,
+  verifyStore,
 } from "@fulgurite/trace";
 import { afterEach, describe, expect, test } from "vitest";
 import { type StoreCase, storeCases } from "./storeCases.ts";
@@ -901,11 +902,13 @@ describe.each(storeCases)("$name", (storeCase) => {
     await world.store.publish({ name: "p", kind: "lora", files });
     await world.store.publish({ name: "q", kind: "lora", files: { whole: Uint8Array.of(4) } });
     const [{ manifest }] = (await collect(world.store.resources())) as [ResourceEntry];
+    expect(await verifyStore(world.store)).toEqual({ rollouts: 0, attempts: 0, spans: 0, resources: 2, states: 0, problems: [] });
     await storeCase.spoil!(world.name, { resource: "p", path: "w", sha256: manifest.w!.sha256 });
     const error = await world.store.resource("p").catch((caught) => caught);
     expect([error.code, error.message]).toEqual(["corrupt", expect.stringMatching(/039058c6.*got/)]);
     expect((await world.store.resource("q"))?.files).toEqual({ whole: Uint8Array.of(4) });
     expect((await collect(world.store.resources())).length).toBe(2); // what it should be is still told
+    expect((await verifyStore(world.store)).problems).toEqual([expect.stringMatching(/039058c6/)]);
     expect((await world.store.publish({ name: "p", kind: "lora", files })).version).toBe(2);
     expect((await world.store.resource("p"))?.files).toEqual(files);
   });

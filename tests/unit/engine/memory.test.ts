@@ -134,7 +134,9 @@ describe("fitMemory", () => {
     const memory = await fitMemory(SHORT, options, { arenaBytes: 80 * MIB });
     expect(memory.checkpoint).toBe(true);
     expect(memory.items.activations).toBeLessThanOrEqual(80 * MIB);
-    await expect(fitMemory(SHORT, options, { tensorBytes: MIB })).rejects.toThrow(/limit 1\.0 MiB for one tensor, got [\d.]+ MiB for logits\.0/);
+    await expect(fitMemory(SHORT, options, { tensorBytes: MIB })).rejects.toThrow(
+      /limit 1\.0 MiB for one tensor, got [\d.]+ MiB for logits\.0/,
+    );
     expect(limitsOf({ maxTensorBytes: 3, maxArenaBytes: 4 } as Backend, 5)).toEqual({ tensorBytes: 3, arenaBytes: 4, bytes: 5 });
   });
 
