@@ -21,6 +21,8 @@ export interface Bench {
   progress(line: string): void;
   /** A package of tests/peers, installed at the first use. */
   loadPeer<T>(name: string): Promise<T>;
+  /** What a process of its own imports it by. */
+  peerPath(name: string): string;
 }
 
 /** ratio > 1: ours is better; null without a peer. Three digits that a reader can hold in mind. */

@@ -51,10 +51,12 @@ const installPeers = () => {
   });
 };
 
-const loadPeer = async (name) => {
+const peerPath = (name) => {
   if (!existsSync(join(peersFolder, "node_modules", name))) installPeers();
-  const found = createRequire(join(peersFolder, "package.json")).resolve(name);
-  const module = await import(pathToFileURL(found).href);
+  return createRequire(join(peersFolder, "package.json")).resolve(name);
+};
+const loadPeer = async (name) => {
+  const module = await import(pathToFileURL(peerPath(name)).href);
   return module.default ?? module;
 };
 
@@ -73,5 +75,6 @@ await run({
   print,
   progress,
   loadPeer,
+  peerPath,
 });
 await vite.close();

@@ -115,3 +115,34 @@ export const openLmdb = async ({ loadPeer }: Bench, folder: string): Promise<Con
 };
 
 export const remove = (folder: string): void => rmSync(folder, { recursive: true, force: true });
+
+const SPANS_A_ROLLOUT = 20;
+
+/** Rollouts of 20 model calls each, all ended but the last, by 64 workers. */
+export const fillOurs = async (folder: string, count: number): Promise<void> => {
+  const store = await openFileStore(folder);
+  let left = count / SPANS_A_ROLLOUT;
+  const worker = async (): Promise<void> => {
+    while (left-- > 0) {
+      const [rollout] = await store.enqueue([{ input: { question: `what is ${left} + 1?`, answer: left + 1 } }]);
+      const [claim] = await store.claim("bench");
+      const attempt = claim!.attempt;
+      await store.append(Array.from({ length: SPANS_A_ROLLOUT }, (_, index) => spanOf(attempt, index)));
+      if (rollout!.seq < count / SPANS_A_ROLLOUT) await store.finish(attempt, { status: "succeeded" });
+    }
+  };
+  await Promise.all(Array.from({ length: 64 }, worker));
+  await store.close();
+};
+
+/** The same spans, a thousand at once. */
+export const fillPeer = async (peer: Contestant, count: number): Promise<void> => {
+  for (let at = 0; at < count; at += 1_000)
+    await peer.append(
+      Array.from({ length: Math.min(1_000, count - at) }, (_, index) => {
+        const rollout = Math.floor((at + index) / SPANS_A_ROLLOUT);
+        return spanOf({ rolloutId: `r${rollout}`, id: `a${rollout}` }, (at + index) % SPANS_A_ROLLOUT);
+      }),
+    );
+  await peer.close();
+};

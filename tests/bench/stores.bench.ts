@@ -1,9 +1,11 @@
 // The stores: files beside better-sqlite3 (WAL, synchronous = FULL) and lmdb.
+import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import type { Span } from "@fulgurite/trace";
+import { bundleChild } from "../bundle.ts";
 import { type Bench, inRounds, seconds } from "./figures.ts";
-import { type Contestant, grouped, openLmdb, openOurs, openSqlite, remove, spanOf } from "./storeContestants.ts";
+import { type Contestant, fillOurs, fillPeer, grouped, openLmdb, openOurs, openSqlite, remove, spanOf } from "./storeContestants.ts";
 
 const SQLITE = "better-sqlite3 12.11";
 const LMDB = "lmdb 3.5";
@@ -55,10 +57,63 @@ const benchAppend = async (bench: Bench, root: string): Promise<void> => {
   }
 };
 
+interface Opening {
+  readonly seconds: number;
+  readonly rssBytes: number;
+}
+
+const openInChild = (program: string, ...args: readonly string[]): Opening =>
+  JSON.parse(execFileSync(process.execPath, ["--expose-gc", program, ...args], { encoding: "utf8" })) as Opening;
+
+const MIB = 2 ** 20;
+
+/** A store of many spans, opened by a process of its own. The system has its files in memory: that is the same for all. */
+const benchReopen = async (bench: Bench, root: string): Promise<void> => {
+  if (!bench.wants("reopen")) return;
+  const [few, many] = bench.isQuick ? ([2_000, 20_000] as const) : ([100_000, 1_000_000] as const);
+  const program = await bundleChild(import.meta.dirname, "reopenChild", join(root, "bundle"));
+  const folder = mkdtempSync(join(root, "reopen-"));
+  const pathOf = (kind: string, count: number): string => join(folder, `${kind}-${count}`);
+  for (const count of [few, many]) {
+    bench.progress(`reopen: ours is filled with ${count} spans`);
+    await fillOurs(pathOf("ours", count), count);
+    bench.progress(`reopen: the peers are filled with ${count} spans`);
+    for (const [kind, open] of [
+      ["sqlite", openSqlite],
+      ["lmdb", openLmdb],
+    ] as const) {
+      mkdirSync(pathOf(kind, count));
+      await fillPeer(await open(bench, pathOf(kind, count)), count);
+    }
+  }
+  const openings: Record<string, (count: number) => Opening> = {
+    ours: (count) => openInChild(program, "ours", pathOf("ours", count)),
+    sqlite: (count) => openInChild(program, "sqlite", join(pathOf("sqlite", count), "spans.sqlite"), bench.peerPath("better-sqlite3")),
+    lmdb: (count) => openInChild(program, "lmdb", join(pathOf("lmdb", count), "lmdb"), bench.peerPath("lmdb")),
+  };
+  const rounds = bench.isQuick ? 2 : 5;
+  const each = (measure: (open: (count: number) => Opening) => number) =>
+    inRounds(rounds, {
+      ours: async () => measure(openings.ours!),
+      sqlite: async () => measure(openings.sqlite!),
+      lmdb: async () => measure(openings.lmdb!),
+    });
+  const time = await each((open) => open(many).seconds);
+  const growth = await each((open) => (open(many).rssBytes - open(few).rssBytes) / MIB);
+  for (const [peer, peerName] of [
+    ["sqlite", SQLITE],
+    ["lmdb", LMDB],
+  ] as const)
+    bench.print({ name: `reopen, ${many} spans`, ours: time.ours, peer: time[peer], peerName, unit: "s" });
+  bench.print({ name: `reopen, memory beyond that for ${few} spans`, ours: growth.ours, peer: null, peerName: null, unit: "MiB" });
+  remove(folder);
+};
+
 export const run = async (bench: Bench): Promise<void> => {
   const root = newRoot();
   try {
     await benchAppend(bench, root);
+    await benchReopen(bench, root);
   } finally {
     remove(root);
   }

@@ -1,7 +1,5 @@
-// A disk that fails when told to, and the bundle of a child process that can be killed.
-import { join } from "node:path";
-import type { LogIo } from "@fulgurite/trace/node";
-import { build } from "vite";
+// A disk that fails when told to.
+import { type LogIo, platformIo } from "@fulgurite/trace/node";
 
 /** What the disk does instead of its work, and what the caller hears. */
 export type DiskFault =
@@ -21,6 +19,7 @@ export const createFailingIo = (
   let fired = 0;
   const synced = new Map<number, number>();
   const io: LogIo = {
+    ...platformIo,
     write: async (handle, bytes, position) => {
       call += 1;
       const fault = faultAt(call).find(isWrite);
@@ -43,21 +42,4 @@ export const createFailingIo = (
     },
   };
   return { io, calls: () => call, fired: () => fired };
-};
-
-/** Bundles a file of this folder for Node, with the packages' sources. Returns the path to run. */
-export const bundleChild = async (name: string, outDir: string): Promise<string> => {
-  await build({
-    configFile: false,
-    logLevel: "silent",
-    ssr: { noExternal: true, resolve: { conditions: ["@fulgurite/source", "node", "import", "default"] } },
-    build: {
-      ssr: join(import.meta.dirname, `${name}.ts`),
-      outDir,
-      emptyOutDir: false,
-      target: "node20",
-      rollupOptions: { output: { entryFileNames: `${name}.mjs` } },
-    },
-  });
-  return join(outDir, `${name}.mjs`);
 };

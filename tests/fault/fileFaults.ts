@@ -6,8 +6,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, TraceError } from "@fulgurite/trace";
 import { type FileStoreOptions, openFileStore } from "@fulgurite/trace/node";
-import { bundleChild, createFailingIo, type DiskFault } from "./disk.ts";
+import { bundleChild } from "../bundle.ts";
+import { createFailingIo, type DiskFault } from "./disk.ts";
 import { createLedger, type Ledger, sum, type Tally, takeInventory } from "./ledger.ts";
+import { uponEnd } from "./uponEnd.ts";
 
 /** Says on stderr how far it is. */
 export type Progress = (line: string) => void;
@@ -49,6 +51,15 @@ const LAST_RECORDS: Readonly<Record<string, (store: Store, attemptId: string) =>
     const { name, version } = await store.publish({ name: "p", version: 1, kind: "prompt", files: { f: Uint8Array.of(1, 2, 3) } });
     return [`resource/${name}/${version}`];
   },
+  unpublished: async (store) => {
+    await store.unpublish("old", 1);
+    return ["gone resource/old/1"];
+  },
+};
+
+/** A key, or the word that what it names is deleted. */
+const told = (ledger: Ledger, keys: readonly string[]): void => {
+  for (const key of keys) key.startsWith("gone ") ? ledger.gone(key.slice(5)) : ledger.acknowledge(key);
 };
 
 const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
@@ -59,6 +70,7 @@ const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
     await store.enqueue([{ id: "r", input: 0 }]);
     const attemptId = (await store.claim("w"))[0]!.attempt.id;
     await store.append([spanOf("r", attemptId, "first")]);
+    for (const version of [1, 2]) await store.publish({ name: "old", version, kind: "prompt", files: { f: Uint8Array.of(version) } });
     const path = join(folder, "log", "0000000000000001.log");
     const kept = readFileSync(path).length;
     await act(store, attemptId);
@@ -68,11 +80,11 @@ const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
       for (const name of readdirSync(join(folder, "log"))) rmSync(join(folder, "log", name));
       writeFileSync(path, whole.subarray(0, end)); // the last record was never acknowledged in this history
       const ledger = createLedger("tail");
-      ledger.acknowledge("rollout/r", `attempt/r/${attemptId}`, "span/r/first");
+      ledger.acknowledge("rollout/r", `attempt/r/${attemptId}`, "span/r/first", "resource/old/2");
       ledger.fault();
       const torn = await open(folder);
       ledger.check(await takeInventory(torn));
-      ledger.acknowledge(...(await act(torn, attemptId)));
+      told(ledger, await act(torn, attemptId));
       await torn.close();
       await look(folder, ledger);
       tallies.push(ledger.tally());
@@ -168,6 +180,7 @@ const failDisks = async (newFolder: () => string): Promise<Tally[]> => {
 const killAfter = (program: string, args: readonly string[], bytes: number): Promise<{ lines: string[]; wasKilled: boolean }> =>
   new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [program, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+    const isOver = uponEnd(() => child.kill("SIGKILL"));
     let out = "";
     let errors = "";
     child.stderr.on("data", (data) => {
@@ -178,6 +191,7 @@ const killAfter = (program: string, args: readonly string[], bytes: number): Pro
       if (out.length >= bytes) child.kill("SIGKILL");
     });
     child.on("close", (_code, signal) => {
+      isOver();
       if (errors !== "") reject(new Error(`${program}: silence on stderr, got ${errors}; read it`));
       else
         resolve({
@@ -233,6 +247,8 @@ const fight = async (newFolder: () => string, program: string, kills: number): P
 /** @throws what is no fault of the store's: an error of its own that it should not have made. */
 export const faultFiles = async (progress: Progress): Promise<Tally> => {
   const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
+  const remove = () => rmSync(root, { recursive: true, force: true });
+  const isRemoved = uponEnd(remove);
   let folders = 0;
   const newFolder = (): string => {
     const folder = join(root, String(++folders));
@@ -248,12 +264,13 @@ export const faultFiles = async (progress: Progress): Promise<Tally> => {
     };
     await part("a log cut at every byte of its last record", () => tearTails(newFolder));
     await part("a disk that fails any call", () => failDisks(newFolder));
-    const writer = await bundleChild("filesChild", join(root, "bundle"));
+    const writer = await bundleChild(import.meta.dirname, "filesChild", join(root, "bundle"));
     await part("kill -9 of a writer", () => killWriters(newFolder, writer, 60));
-    const fighter = await bundleChild("filesFighter", join(root, "bundle"));
+    const fighter = await bundleChild(import.meta.dirname, "filesFighter", join(root, "bundle"));
     await part("two processes, one queue, kill -9", () => fight(newFolder, fighter, 30));
     return sum("files", tallies);
   } finally {
-    rmSync(root, { recursive: true, force: true });
+    isRemoved();
+    remove();
   }
 };

@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
 import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
-import { bundleChild, createFailingIo } from "./disk.ts";
+import { bundleChild } from "../bundle.ts";
+import { createFailingIo } from "./disk.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -401,7 +402,7 @@ const failingIo = (fails: (call: number) => boolean) =>
   createFailingIo((call) =>
     fails(call)
       ? [
-          { call: "write", landed: "half", code: "ENOSPC" },
+          { call: "write", landed: "half", code: "EIO" },
           { call: "datasync", unsynced: "dropped", code: "EIO" },
         ]
       : [],
@@ -424,7 +425,7 @@ const liveOn = async (folder: string, io: LogIo): Promise<{ acknowledged: string
       );
   } catch (caught) {
     error = caught instanceof TraceError ? caught.code : String(caught);
-    expect(await codeOf(store.stats())).toBe("storage"); // once failed, it says so to everyone
+    expect(await codeOf(store.stats())).toBe("storage"); // once broken, it says so to everyone
   }
   await store.close();
   return { acknowledged, error, reports };
@@ -485,7 +486,7 @@ test("what a file that was left after a failed sync says is void from the next f
 // ---- kill -9 --------------------------------------------------------------------------------------------------------------
 
 test("kill -9 in an append loop, again and again: all that was acknowledged is recovered, once", async () => {
-  const program = await bundleChild("filesChild", join(root, "child"));
+  const program = await bundleChild(import.meta.dirname, "filesChild", join(root, "child"));
   const folder = newFolder();
   const acknowledged = new Set<string>();
   for (let life = 0; life < 4; life++) {

@@ -2,9 +2,10 @@
 // One run is kept in the browser's IndexedDB; a reload finds it and can go on with it.
 
 import { calculatorDemo } from "@fulgurite/demo-calculator";
-import { type Rollout, rewardOf, type Store, type StoredSpan, toTransitions } from "@fulgurite/trace";
+import { type Rollout, rewardOf, type Store, type StoredSpan, TraceError, toTransitions } from "@fulgurite/trace";
 import { computed, type ReadonlySignal, type Signal, signal } from "@preact/signals";
 import {
+  asOnlyTrainer,
   describeMemory,
   type ExperimentRecord,
   experiment,
@@ -147,12 +148,8 @@ const run = async (from: Store, signal: AbortSignal, plan: Recipe): Promise<void
   problem.value = undefined;
   state.value = "running";
   try {
-    await navigator.locks.request("fulgurite/studio/train", { ifAvailable: true }, async (lock) => {
-      isReader.value = lock === null;
-      if (!lock) {
-        state.value = "paused";
-        return;
-      }
+    await asOnlyTrainer("studio", async () => {
+      isReader.value = false;
       const loaded = await ensurePolicy();
       for await (const update of experiment({
         policy: loaded,
@@ -172,7 +169,9 @@ const run = async (from: Store, signal: AbortSignal, plan: Recipe): Promise<void
       state.value = "done";
     });
   } catch (error) {
-    if (signal.aborted) state.value = record.value || rows.value.length > 0 ? "paused" : "idle";
+    isReader.value = error instanceof TraceError && error.code === "locked";
+    if (isReader.value) state.value = "paused";
+    else if (signal.aborted) state.value = record.value || rows.value.length > 0 ? "paused" : "idle";
     else fail(error);
   } finally {
     progress.value = undefined;

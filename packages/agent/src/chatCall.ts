@@ -9,6 +9,7 @@ import type { SpanQueue } from "./capture.ts";
 import { type ChatRequest, parseChatRequest } from "./conversation.ts";
 import { AgentError, messageOf } from "./errors.ts";
 import { type AnswerNode, type Prompt, type RetokenisedBecause, toPrompt } from "./fidelity.ts";
+import type { TokenGrammar } from "./grammar/index.ts";
 import { type LinkedAbort, linkAbort } from "./linkedAbort.ts";
 import { type Answer, type AnswerListener, sampleAnswer } from "./sampleAnswer.ts";
 import { seedOfTurn } from "./seeds.ts";
@@ -42,10 +43,15 @@ export interface OpenAttempt {
   closed: boolean;
 }
 
-/** A call that was accepted: nothing in it is undecided but what the policy says. */
-interface Call {
+/** What a call says, with everything in it that takes time. */
+interface Parsed {
   readonly raw: Json;
   readonly chat: ChatRequest;
+  readonly grammar?: TokenGrammar;
+}
+
+/** A call that was accepted: nothing in it is undecided but what the policy says. */
+interface Call extends Parsed {
   readonly prompt: Prompt;
   readonly turn: number;
   readonly seed: number;
@@ -72,10 +78,18 @@ const parseBody = (text: string): Json => {
   }
 };
 
-/** Everything that can be refused is refused here, before a turn is counted. */
-const accept = (service: Service, attempt: OpenAttempt, text: string, record: boolean): Call => {
+const parse = async (service: Service, text: string): Promise<Parsed> => {
   const raw = parseBody(text);
   const chat = parseChatRequest(raw);
+  const { grammar } = chat.options;
+  if (!grammar) return { raw, chat };
+  const { grammarFor } = await import("./grammar/index.ts");
+  return { raw, chat, grammar: grammarFor(grammar, chat.conversation.tools, service.format, service.sampler.limits.vocabSize) };
+};
+
+/** Everything that can be refused is refused until here, before a turn is counted. */
+const accept = (service: Service, attempt: OpenAttempt, parsed: Parsed, record: boolean): Call => {
+  const { chat } = parsed;
   const prompt = toPrompt(chat.conversation, attempt.nodes, service.format);
   const { maxContext } = service.sampler.limits;
   const room = maxContext - prompt.tokens.length;
@@ -93,8 +107,7 @@ const accept = (service: Service, attempt: OpenAttempt, text: string, record: bo
   if (prompt.because) attempt.counts.retokenisedBecause[prompt.because]++;
   const startMs = service.clock();
   return {
-    raw,
-    chat,
+    ...parsed,
     prompt,
     turn,
     seed: mode === "val" && chat.options.seed !== undefined ? chat.options.seed : seedOfTurn(seed, turn),
@@ -121,6 +134,9 @@ const sample = async (
   listener?: AnswerListener,
 ): Promise<Answer> => {
   const { head, prompt, chat } = call;
+  const { topP, topK, logitBias } = chat.options;
+  const restrictions =
+    attempt.sampling.mode === "val" ? { ...(topP && { topP }), ...(topK && { topK }), ...(logitBias && { logitBias }) } : {};
   const shared = {
     attempt: attempt.ref,
     startMs: call.startMs,
@@ -130,6 +146,8 @@ const sample = async (
     mode: attempt.sampling.mode,
     fidelity: prompt.fidelity,
     temperature: attempt.sampling.temperature,
+    ...("topP" in restrictions && { topP: restrictions.topP }),
+    ...("topK" in restrictions && { topK: restrictions.topK }),
     maxTokens: call.maxTokens,
     seed: call.seed,
     promptTokens: prompt.tokens,
@@ -146,6 +164,8 @@ const sample = async (
         temperature: attempt.sampling.temperature,
         seed: call.seed,
         stop: chat.options.stop,
+        ...(call.grammar && { grammar: call.grammar }),
+        ...restrictions,
         toolNames: new Set(chat.conversation.tools.map((tool) => tool.name)),
         signal,
         mintCallId: () => `call_${mintId(service.clock(), service.randomBytes)}`,
@@ -191,6 +211,8 @@ const sample = async (
         finishReason: answer.finishReason,
         responseTokens,
         samplerLogprobs: Float32Array.from(answer.logprobs),
+        ...(answer.drawnLogprobs && { drawnLogprobs: answer.drawnLogprobs }),
+        ...(answer.forced && { forcedTokens: answer.forced }),
         response: toChatCompletion({ ...head, sendTokenIds: false, sendLogprobs: false }, answer, service.format),
         late,
       }),
@@ -279,8 +301,9 @@ export const answerChat = async (
   signal: AbortSignal | undefined,
 ): Promise<Response> => {
   const text = await request.text();
+  const parsed = await parse(service, text);
   if (attempt.closed) throw closedError(attempt.ref);
-  const call = accept(service, attempt, text, request.headers.get("x-fulgurite-record") !== "off");
+  const call = accept(service, attempt, parsed, request.headers.get("x-fulgurite-record") !== "off");
   const abort = linkAbort([signal, attempt.abort.signal]);
   const track = (ended: Promise<unknown>): void => {
     const done = ended

@@ -5,6 +5,7 @@ import type { Json } from "@fulgurite/trace";
 import { Template } from "@huggingface/jinja";
 import { Tokenizer } from "@huggingface/tokenizers";
 import { AgentError, messageOf } from "./errors.ts";
+import { readTokenBytes } from "./tokenBytes.ts";
 import type { ChatFormat, Conversation, Message, Tool } from "./types.ts";
 
 /** Files of a model's folder: JSON as text or already parsed. */
@@ -113,9 +114,11 @@ const toTemplateTool = (tool: Tool): { type: "function"; function: Record<string
 export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
   const tokenizerConfig = fieldsOf("tokenizer_config.json", files.tokenizerConfig);
   const templates = loadTemplates(files.chatTemplate, tokenizerConfig.chat_template);
+  let tokenizerFields: Fields;
   let tokenizer: Tokenizer;
   try {
-    tokenizer = new Tokenizer(fieldsOf("tokenizer.json", files.tokenizer), tokenizerConfig);
+    tokenizerFields = fieldsOf("tokenizer.json", files.tokenizer);
+    tokenizer = new Tokenizer(tokenizerFields, tokenizerConfig);
   } catch (cause) {
     if (cause instanceof AgentError) throw cause;
     throw new AgentError("bad-format", `tokenizer.json: must be one that @huggingface/tokenizers reads, got ${messageOf(cause)}`, {
@@ -153,6 +156,7 @@ export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
       const known = Array.from(tokens).filter((id) => tokenizer.id_to_token(id) !== undefined);
       return known.length === 0 ? "" : tokenizer.decode(known, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
     },
+    tokenBytes: readTokenBytes(tokenizerFields, (id) => tokenizer.id_to_token(id)),
     render: (conversation: Conversation, { addGenerationPrompt }) => {
       try {
         return templates(conversation.tools.length > 0).render({

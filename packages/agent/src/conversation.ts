@@ -1,10 +1,11 @@
 // A chat request as its one canonical meaning, whichever client sent it. The rule behind every line: ignore what does not
 // change the meaning, refuse what does, naming the field. Types of fields are zod's business, meaning is ours.
-// The distribution is not decided here: temperature, top_p and penalties belong to the run (Sampling).
+// The temperature and penalties are not decided here: they belong to the run (Sampling).
 
 import type { Json } from "@fulgurite/trace";
 import { z } from "zod";
 import { AgentError } from "./errors.ts";
+import type { GrammarSpec } from "./grammar/spec.ts";
 import type { Conversation, Message, Tool, ToolCall } from "./types.ts";
 
 export interface ChatOptions {
@@ -14,7 +15,13 @@ export interface ChatOptions {
   readonly maxTokens?: number;
   /** Honoured in val only. */
   readonly seed?: number;
+  /** These three: honoured in val only, for a training answer comes from the whole distribution. */
+  readonly topP?: number;
+  readonly topK?: number;
+  readonly logitBias?: readonly (readonly [token: number, bias: number])[];
   readonly stop: readonly string[];
+  /** What the answer has to be. Kept in train too: a token that it forced is not trained. */
+  readonly grammar?: GrammarSpec;
   readonly logprobs: boolean;
   readonly returnTokenIds: boolean;
 }
@@ -63,7 +70,14 @@ const chatBody = z.looseObject({
   n: z.int().nullish(),
   logprobs: z.boolean().nullish(),
   return_token_ids: z.boolean().nullish(),
-  response_format: z.looseObject({ type: z.string() }).nullish(),
+  top_p: z.number().gt(0).max(1).nullish(),
+  top_k: z.int().nullish(), // vLLM's; −1 and 0: all
+  logit_bias: z.record(z.string().regex(/^\d+$/), z.number()).nullish(),
+  response_format: z.looseObject({ type: z.string(), json_schema: z.looseObject({ schema: z.unknown().optional() }).nullish() }).nullish(),
+  // vLLM's
+  structured_outputs: z
+    .looseObject({ json: z.unknown().optional(), regex: z.string().nullish(), choice: z.array(z.string()).min(1).nullish() })
+    .nullish(),
 });
 type ChatBody = z.infer<typeof chatBody>;
 
@@ -152,15 +166,41 @@ const refuseMeaning = (body: ChatBody): void => {
   const choice = typeof body.tool_choice === "object" ? body.tool_choice?.type : undefined;
   if (choice && choice !== "function" && choice !== "allowed_tools")
     refuse("tool_choice.type", 'must be "function"', choice, "hosted tools are not supported");
-  const format = body.response_format?.type;
-  if (format && format !== "text") refuse("response_format.type", 'must be "text"', format, "ask for JSON in the prompt, or use a tool");
-  for (const field of ["logit_bias", "web_search_options", "audio", "functions"] as const) {
+  for (const field of ["web_search_options", "audio", "functions"] as const) {
     if (!isEmpty(body[field])) refuse(field, "is not supported", body[field], field === "functions" ? "send tools" : "leave it out");
   }
   if (Array.isArray(body.modalities) && body.modalities.some((modality) => modality !== "text")) {
     refuse("modalities", 'must be ["text"]', body.modalities, "leave it out");
   }
 };
+
+const grammarOf = ({ response_format: format, structured_outputs: structured }: ChatBody): GrammarSpec | undefined => {
+  if (structured?.regex) return { kind: "regex", value: structured.regex, where: "structured_outputs.regex" };
+  if (structured?.choice) return { kind: "choice", value: structured.choice, where: "structured_outputs.choice" };
+  if (structured?.json !== undefined) {
+    return { kind: "jsonSchema", value: structured.json as Json, where: "structured_outputs.json" };
+  }
+  switch (format?.type) {
+    case undefined:
+    case "text":
+      return undefined;
+    case "json_object":
+      return { kind: "jsonObject", where: "response_format" };
+    case "json_schema": {
+      const schema = format.json_schema?.schema;
+      if (schema === undefined) return refuse("response_format.json_schema.schema", "must be a JSON Schema", schema, "send the schema");
+      return { kind: "jsonSchema", value: schema as Json, where: "response_format.json_schema.schema" };
+    }
+    default:
+      return refuse("response_format.type", "must be text, json_object or json_schema", format?.type, "send one of them");
+  }
+};
+
+const restrictionsOf = ({ top_p, top_k, logit_bias }: ChatBody): Pick<ChatOptions, "topP" | "topK" | "logitBias"> => ({
+  ...(typeof top_p === "number" && top_p < 1 && { topP: top_p }),
+  ...(typeof top_k === "number" && top_k > 0 && { topK: top_k }),
+  ...(!isEmpty(logit_bias) && { logitBias: Object.entries(logit_bias ?? {}).map(([id, bias]) => [Number(id), bias] as const) }),
+});
 
 const maxTokensOf = (body: ChatBody): number | undefined => {
   const { max_tokens, max_completion_tokens } = body;
@@ -192,6 +232,7 @@ export const parseChatRequest = (json: unknown): ChatRequest => {
   refuseMeaning(body);
   const tools = toTools(body.tools);
   const maxTokens = maxTokensOf(body);
+  const grammar = grammarOf(body);
   const stop = (typeof body.stop === "string" ? [body.stop] : (body.stop ?? [])).filter((text) => text !== "");
   return {
     conversation: { messages: toMessages(body.messages), tools: body.tool_choice === "none" ? [] : tools },
@@ -200,7 +241,9 @@ export const parseChatRequest = (json: unknown): ChatRequest => {
       includeUsage: body.stream_options?.include_usage === true,
       ...(maxTokens !== undefined && { maxTokens }),
       ...(typeof body.seed === "number" && { seed: body.seed >>> 0 }),
+      ...restrictionsOf(body),
       stop,
+      ...(grammar && { grammar }),
       logprobs: body.logprobs === true,
       returnTokenIds: body.return_token_ids === true,
     },

@@ -2,6 +2,7 @@
 
 import type { Sampler } from "@fulgurite/engine";
 import { AgentError } from "./errors.ts";
+import type { TokenGrammar } from "./grammar/index.ts";
 import { linkAbort } from "./linkedAbort.ts";
 import { createStopMatcher, createTextStream } from "./textStream.ts";
 import { type AnswerPart, createCallParser } from "./toolCalls.ts";
@@ -14,6 +15,10 @@ export interface Answer {
   readonly malformedCalls: number;
   readonly tokens: readonly number[]; // [R]
   readonly logprobs: readonly number[]; // [R]
+  /** [R], where the answer did not come from the whole distribution. */
+  readonly drawnLogprobs?: Float32Array;
+  /** Places in `tokens` of those that the grammar left no choice. */
+  readonly forced?: Int32Array;
   readonly finishReason: "stop" | "length" | "tool_calls" | "aborted";
   readonly policyVersion: number;
 }
@@ -26,6 +31,10 @@ export interface AnswerRequest {
   readonly temperature: number;
   readonly seed: number;
   readonly stop: readonly string[];
+  readonly grammar?: TokenGrammar;
+  readonly topP?: number;
+  readonly topK?: number;
+  readonly logitBias?: readonly (readonly [token: number, bias: number])[];
   /** Empty: nothing is read as a call. */
   readonly toolNames: ReadonlySet<string>;
   readonly signal: AbortSignal;
@@ -36,6 +45,16 @@ export interface AnswerListener {
   token(token: number, logprob: number): void;
   part(part: CertainPart): void;
 }
+
+/** The grammar as the sampler asks for it: it tells the tokens so far, of which the walk knows all but the last. */
+const maskOf = (grammar: TokenGrammar): ((tokens: readonly number[]) => Uint32Array) => {
+  const walk = grammar.begin();
+  let walked = 0;
+  return (tokens) => {
+    for (; walked < tokens.length; walked++) walk.push(tokens[walked] as number);
+    return walk.mask();
+  };
+};
 
 /**
  * Samples one answer; with a listener, tells it of each token and then of what that token made certain.
@@ -79,6 +98,7 @@ export const sampleAnswer = async (
     if (stops.stopped) abort.abort();
   };
 
+  const { topP, topK, logitBias, grammar } = request;
   try {
     const completion = await sampler.generate({
       prompt: request.prompt,
@@ -87,6 +107,10 @@ export const sampleAnswer = async (
       stopTokens: format.stopTokens,
       seed: request.seed,
       signal: abort.signal,
+      ...(topP !== undefined && { topP }),
+      ...(topK !== undefined && { topK }),
+      ...(logitBias && { logitBias }),
+      ...(grammar && { mask: maskOf(grammar) }),
       ...((listener !== undefined || request.stop.length > 0) && { onToken: take }),
     });
     if (completion.tokens.length !== completion.logprobs.length) {
@@ -100,6 +124,7 @@ export const sampleAnswer = async (
     if (!stops.stopped) settle(parser.push(stops.push(characters.end()) + stops.end()));
     settle(parser.end());
 
+    const { drawnLogprobs, forced } = completion;
     const ended = stops.stopped ? "stop" : completion.finishReason;
     return {
       text,
@@ -107,6 +132,9 @@ export const sampleAnswer = async (
       malformedCalls: parser.failed,
       tokens,
       logprobs,
+      // a stop string may have cut the answer short of what was sampled
+      ...(drawnLogprobs && { drawnLogprobs: drawnLogprobs.slice(0, tokens.length) }),
+      ...(forced && { forced: Int32Array.from(tokens.keys()).filter((at) => forced[at] === 1) }),
       finishReason: ended === "stop" && calls.length > 0 ? "tool_calls" : ended,
       policyVersion: completion.policyVersion,
     };

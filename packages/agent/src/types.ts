@@ -32,6 +32,8 @@ export interface ChatFormat {
   encode(text: string): Int32Array;
   /** Special tokens are kept as text; ids ≥ the tokenizer's vocabulary decode to nothing. */
   decode(tokens: Int32Array | readonly number[]): string;
+  /** The UTF-8 bytes that a token stands for, perhaps a part of a character; undefined for a special token. Absent: no answer can be constrained. */
+  tokenBytes?(id: number): Uint8Array | undefined;
   /** The template's text, ready for encode. Throws AgentError when the template refuses the messages. */
   render(conversation: Conversation, options: { addGenerationPrompt: boolean }): string;
 }

@@ -16,6 +16,17 @@ export interface GenerateRequest {
   readonly adapter?: string;
   /** u32. Token j of the completion depends on the seed, j and the logits, never on the batch it sat in. */
   readonly seed: number;
+  /** Draw only from the k most likely tokens, ≥ 1. */
+  readonly topK?: number;
+  /** Draw only from the fewest most likely tokens whose probabilities reach p, 0 < p ≤ 1. */
+  readonly topP?: number;
+  /** Added to the logits of tokens before everything else. */
+  readonly logitBias?: readonly (readonly [token: number, bias: number])[];
+  /**
+   * Asked before each token with those sampled so far: bit id mod 32 of word ⌊id/32⌋ is set where the token may come next, [⌈V/32⌉].
+   * A request with a mask, topK, topP or logitBias is sampled one token at a time on the host: for serving and for grammars, not for speed.
+   */
+  readonly mask?: (tokens: readonly number[]) => Uint32Array | Promise<Uint32Array>;
   readonly signal?: AbortSignal;
   /** Called in order, for streaming. */
   readonly onToken?: (token: number, logprob: number) => void;
@@ -25,8 +36,12 @@ export type FinishReason = "stop" | "length" | "aborted";
 
 export interface Completion {
   readonly tokens: Int32Array;
-  /** log p(token) under the distribution that was sampled from (at τ; for τ = 0 at τ = 1), one for each token. */
+  /** log p(token) under softmax(logits/τ) (for τ = 0 at τ = 1), one for each token: what Trainer.forward finds for them. */
   readonly logprobs: Float32Array;
+  /** Where topK, topP, logitBias or a mask restricted it: log p(token) under what was really drawn from (0 for τ = 0). */
+  readonly drawnLogprobs?: Float32Array;
+  /** Where a mask was asked: 1 for a token that was the only one allowed. It was not chosen, so it is not trained. */
+  readonly forced?: Uint8Array;
   readonly finishReason: FinishReason;
   /** The version of the adapter that produced every token of it: that of publish, or what a named adapter's fulgurite.json says (0 without). */
   readonly policyVersion: number;

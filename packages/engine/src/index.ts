@@ -24,14 +24,16 @@ export {
   type PolicyMemory,
 } from "./memory.ts";
 export { parseConfig } from "./model/families.ts";
-export type { LoraSpec, ModelSpec } from "./model/spec.ts";
+export { ropeTable } from "./model/rope.ts";
+export { kindOf, type LinearName, type LoraSpec, type ModelSpec } from "./model/spec.ts";
+export type { LayerTensors, ModelTensors } from "./model/tensors.ts";
 export type { Backend } from "./plan/backend.ts";
 export { createPolicy, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
 export type { SelfTestEntry, SelfTestReport } from "./selfTest.ts";
 export type { VerdictStore } from "./webgpu/checked.ts";
 export type { WeightFiles } from "./weights/checkpoint.ts";
-export { readSafetensors, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
+export { encodeValues, readSafetensors, type StoredDtype, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
 export { exposePolicy, wrapPolicy } from "./worker.ts";
 
 const requireGpu = (): GPU => {

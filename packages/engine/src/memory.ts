@@ -34,7 +34,7 @@ export interface PolicyMemory extends MemorySettings {
   /** Bytes: base weights · adapters, gradient, moments · activations of the largest run · keys and values of running completions · inputs, results, command lists. */
   readonly items: Readonly<Record<"weights" | "adapters" | "activations" | "cache" | "other", number>>;
   readonly byteLength: number;
-  /** The largest single tensor; on WebGPU it has to fit one binding. */
+  /** The largest single tensor; on WebGPU the largest that has to fit one binding (model matrices are cut). */
   readonly largest: { readonly name: string; readonly byteLength: number };
 }
 

@@ -34,8 +34,15 @@ interface Call {
   readonly isAborted: boolean;
 }
 
-type Unsignalled<T> = Omit<T, "signal" | "onToken">;
+type Unsignalled<T> = Omit<T, "signal" | "onToken" | "mask">;
 type TokenListener = (id: CallId, token: number, logprob: number) => void | Promise<void>;
+type MaskSource = (id: CallId, tokens: readonly number[]) => Uint32Array | Promise<Uint32Array>;
+
+/** Which of a request's functions stayed on the page and are called back. */
+interface Callbacks {
+  readonly onToken: boolean;
+  readonly mask: boolean;
+}
 
 interface Facts {
   readonly device: DeviceInfo;
@@ -43,10 +50,10 @@ interface Facts {
   readonly policyVersion: number;
 }
 
-/** What the worker answers. Everything in it survives a structured clone but the listener, which is a comlink proxy. */
+/** What the worker answers. Everything in it survives a structured clone but the two functions of open, which are comlink proxies. */
 interface RemotePolicy<Options> {
-  open(options: Options, onToken: TokenListener): Promise<Facts>;
-  generate(call: Call, request: Unsignalled<GenerateRequest>, isStreaming: boolean): Promise<Completion>;
+  open(options: Options, onToken: TokenListener, mask: MaskSource): Promise<Facts>;
+  generate(call: Call, request: Unsignalled<GenerateRequest>, callbacks: Callbacks): Promise<Completion>;
   forward(call: Call, data: readonly Datum[], options: Unsignalled<ForwardOptions>): Promise<ForwardOutput>;
   forwardBackward(call: Call, data: readonly Datum[], loss: Loss, options: Unsignalled<ForwardOptions>): Promise<UpdateOutput>;
   optimStep(adam: AdamParams): Promise<StepOutput>;
@@ -101,6 +108,7 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
   let policy: Policy | undefined;
   let release: () => void = () => {};
   let emit: TokenListener = () => {};
+  let askMask: MaskSource;
 
   const opened = (): Policy => {
     if (!policy) throw new EngineError("bad-request", "exposePolicy: open comes first, got another call; use wrapPolicy on the other side");
@@ -122,17 +130,20 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
   };
 
   const remote: RemotePolicy<Options> = {
-    open: (options, onToken) =>
+    open: (options, onToken, mask) =>
       answer(async () => {
         if (policy)
           throw new EngineError("bad-request", "exposePolicy: one policy for each worker, got a second open; start another worker");
         emit = onToken;
-        release = () => (onToken as unknown as { [releaseProxy](): void })[releaseProxy]();
+        askMask = mask;
+        release = () => {
+          for (const remote of [onToken, mask]) (remote as unknown as { [releaseProxy](): void })[releaseProxy]();
+        };
         policy = await open(options);
         const { device, sampler } = policy;
         return { device, limits: { ...sampler.limits }, policyVersion: sampler.policyVersion };
       }),
-    generate: (call, request, isStreaming) =>
+    generate: (call, request, callbacks) =>
       abortable(call, async (signal) => {
         // Tokens go over a port of their own: waiting for their receipt puts them before the completion.
         const received: Promise<void>[] = [];
@@ -141,7 +152,13 @@ export const exposePolicy = <Options extends object>(scope: Endpoint, open: (opt
           if (failures.length > 0) throw failures[0]; // the page's listener threw: end the completion as it would there
           received.push(Promise.resolve(emit(call.id, token, logprob)).catch((error: unknown) => void failures.push(error)));
         };
-        const completion = await opened().sampler.generate({ ...request, signal, ...(isStreaming && { onToken }) });
+        const mask = (tokens: readonly number[]): Uint32Array | Promise<Uint32Array> => askMask(call.id, tokens);
+        const completion = await opened().sampler.generate({
+          ...request,
+          signal,
+          ...(callbacks.onToken && { onToken }),
+          ...(callbacks.mask && { mask }),
+        });
         await Promise.all(received);
         if (failures.length > 0) throw failures[0];
         return completion;
@@ -177,7 +194,7 @@ export const wrapPolicy = async <Options extends object>(
   transferred: Transferable[] = [],
 ): Promise<Policy> => {
   const remote = wrap(worker) as unknown as RemotePolicy<Options> & { [releaseProxy](): void };
-  const listeners = new Map<CallId, (token: number, logprob: number) => void>();
+  const listeners = new Map<CallId, Pick<GenerateRequest, "onToken" | "mask">>();
   const pending = new Set<(error: unknown) => void>();
   let lastId: CallId = 0;
   let ended: EngineError | undefined;
@@ -211,8 +228,13 @@ export const wrapPolicy = async <Options extends object>(
   };
   const unsignalled = ({ signal: _, ...rest }: ForwardOptions = {}): Unsignalled<ForwardOptions> => rest;
 
-  const onToken = proxy((id: CallId, token: number, logprob: number): void => listeners.get(id)?.(token, logprob));
-  const facts = await call(() => remote.open(transfer(options, transferred), onToken));
+  const onToken = proxy((id: CallId, token: number, logprob: number): void => listeners.get(id)?.onToken?.(token, logprob));
+  const onMask = proxy((id: CallId, tokens: readonly number[]): ReturnType<MaskSource> => {
+    const mask = listeners.get(id)?.mask;
+    if (!mask) throw new EngineError("bad-request", "worker: a mask is asked while its completion lives, got a call after its end");
+    return mask(tokens);
+  });
+  const facts = await call(() => remote.open(transfer(options, transferred), onToken, onMask));
   let { policyVersion } = facts;
 
   return {
@@ -222,10 +244,11 @@ export const wrapPolicy = async <Options extends object>(
       get policyVersion() {
         return policyVersion;
       },
-      generate: ({ signal, onToken: listener, ...request }) =>
+      generate: ({ signal, onToken: listener, mask, ...request }) =>
         abortable(signal, (call) => {
-          if (listener) listeners.set(call.id, listener);
-          return remote.generate(call, request, listener !== undefined).finally(() => listeners.delete(call.id));
+          listeners.set(call.id, { ...(listener && { onToken: listener }), ...(mask && { mask }) });
+          const callbacks = { onToken: listener !== undefined, mask: mask !== undefined };
+          return remote.generate(call, request, callbacks).finally(() => listeners.delete(call.id));
         }),
     },
     trainer: {

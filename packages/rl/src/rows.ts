@@ -7,7 +7,7 @@ import type { Transition } from "@fulgurite/trace";
 export interface Row {
   readonly tokens: Int32Array;
   readonly targetStart: number;
-  /** 1 where the token was sampled, 0 where the environment added it. */
+  /** 1 where the token was sampled, 0 where the environment added it or a grammar left no choice. */
   readonly mask: Uint8Array;
   /** 0 where mask is 0. */
   readonly samplerLogprobs: Float32Array;
@@ -52,11 +52,16 @@ function closeRow(transitions: readonly Transition[], { calls, context }: OpenRo
   const samplerLogprobs = new Float32Array(targets);
   const callOf = new Int32Array(targets).fill(-1);
   for (const call of calls) {
-    const { promptTokens, responseTokens, samplerLogprobs: logprobs } = transitions[call]!;
+    const { promptTokens, responseTokens, samplerLogprobs: logprobs, forcedTokens = [] } = transitions[call]!;
     const start = promptTokens.length - targetStart;
     mask.fill(1, start, start + responseTokens.length);
     callOf.fill(call, start, start + responseTokens.length);
     samplerLogprobs.set(logprobs, start);
+    for (const place of forcedTokens) {
+      mask[start + place] = 0;
+      callOf[start + place] = -1;
+      samplerLogprobs[start + place] = 0;
+    }
   }
   return { tokens: context, targetStart, mask, samplerLogprobs, callOf, calls, temperature: first.temperature };
 }

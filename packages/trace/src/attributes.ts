@@ -6,6 +6,8 @@ export const ATTRIBUTES = {
   provider: "gen_ai.provider.name",
   requestModel: "gen_ai.request.model",
   requestTemperature: "gen_ai.request.temperature",
+  requestTopP: "gen_ai.request.top_p",
+  requestTopK: "gen_ai.request.top_k",
   requestMaxTokens: "gen_ai.request.max_tokens",
   requestSeed: "gen_ai.request.seed",
   responseId: "gen_ai.response.id",
@@ -28,6 +30,10 @@ export const ATTRIBUTES = {
   promptTokens: "fulgurite.prompt.tokens",
   responseTokens: "fulgurite.response.tokens",
   samplerLogprobs: "fulgurite.sampler.logprobs",
+  /** Where top-p, top-k, a bias or a grammar restricted it: log-probs under what was really drawn from. */
+  drawnLogprobs: "fulgurite.drawn.logprobs",
+  /** Places in the response of tokens that a grammar left no choice, Int32Array. */
+  forcedTokens: "fulgurite.response.forced",
   request: "fulgurite.request",
   response: "fulgurite.response",
   errorType: "error.type",

@@ -5,9 +5,11 @@ export { collectGarbage, type Garbage, type GarbageOptions } from "./garbage.ts"
 export * from "./ids.ts";
 export * from "./jsonl.ts";
 export { createMemoryStore } from "./memory.ts";
+export { asOnlyTrainer, type OnlyTrainerOptions } from "./onlyTrainer.ts";
 export type { Redact, RedactableTask } from "./redact.ts";
 export * from "./status.ts";
 export type { StoreOptions } from "./store.ts";
 export { type SuperviseOptions, supervise } from "./supervise.ts";
 export * from "./transitions.ts";
+export { type StoreVerification, verifyStore } from "./verifyStore.ts";
 export * from "./vocabulary.ts";

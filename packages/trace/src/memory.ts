@@ -130,8 +130,9 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       const row = byId.get(rollout.id);
       if (row) row.rollout = rollout;
       else {
+        // what a lost file would have told first may come late
+        order.splice(rollout.seq > lastRolloutSeq ? order.length : firstFrom(rollout.seq), 0, rollout.id);
         byId.set(rollout.id, { rollout, attempts: new Map() });
-        order.push(rollout.id);
         lastRolloutSeq = Math.max(lastRolloutSeq, rollout.seq);
       }
       if (rollout.status !== "queued") queuedIds.delete(rollout.id);

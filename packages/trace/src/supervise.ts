@@ -6,7 +6,7 @@
 // silent, itself included; so whoever wakes late gives all one more interval to speak.
 
 import type { Store } from "./vocabulary.ts";
-import { platformTimer, type Timer } from "./waitBounds.ts";
+import type { Timer } from "./waitBounds.ts";
 
 export interface SuperviseOptions {
   /** Silent for longer is gone. A tab in the background may beat once a minute only. */
@@ -15,7 +15,7 @@ export interface SuperviseOptions {
   readonly everyMs?: number; // a third of staleAfterMs
   /** Milliseconds since 1970. Default: Date.now. */
   readonly clock?: () => number;
-  /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout. */
+  /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout, which in Node keeps no process alive. */
   readonly timer?: Timer;
   /** Hears how many attempts were ended, when any were. */
   readonly onRequeued?: (count: number) => void;
@@ -23,9 +23,15 @@ export interface SuperviseOptions {
   readonly onError?: (error: unknown) => void;
 }
 
+const quietTimer: Timer = (act, ms) => {
+  const timer = setTimeout(act, ms);
+  (timer as unknown as { unref?(): void }).unref?.(); // browsers give a number
+  return () => clearTimeout(timer);
+};
+
 /** Looks at once and then every `everyMs`, one look at a time, until the returned function is called. Never throws. */
 export const supervise = (store: Pick<Store, "requeueStale">, options: SuperviseOptions = {}): (() => void) => {
-  const { staleAfterMs = 150_000, clock = Date.now, timer = platformTimer, onRequeued, onError } = options;
+  const { staleAfterMs = 150_000, clock = Date.now, timer = quietTimer, onRequeued, onError } = options;
   const everyMs = options.everyMs ?? staleAfterMs / 3;
   let isOver = false;
   let cut = (): void => {};

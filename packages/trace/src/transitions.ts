@@ -15,8 +15,18 @@ export type CallTokens =
       readonly promptTokens: Int32Array /* [P] */;
       readonly responseTokens: Int32Array /* [R] */;
       readonly samplerLogprobs: Float32Array /* [R] */;
+      /** [R], where top-p, top-k, a bias or a grammar restricted the distribution. */
+      readonly drawnLogprobs?: Float32Array;
+      /** Places in the response of tokens that a grammar left no choice, ascending. */
+      readonly forcedTokens?: Int32Array;
     }
-  | { readonly promptTokens?: Int32Array; readonly responseTokens?: never; readonly samplerLogprobs?: never };
+  | {
+      readonly promptTokens?: Int32Array;
+      readonly responseTokens?: never;
+      readonly samplerLogprobs?: never;
+      readonly drawnLogprobs?: never;
+      readonly forcedTokens?: never;
+    };
 
 export type ModelCall = CallTokens & {
   readonly attempt: AttemptRef;
@@ -38,6 +48,8 @@ export type ModelCall = CallTokens & {
   readonly policyVersion: number;
   readonly fidelity: Fidelity;
   readonly temperature: number;
+  readonly topP?: number;
+  readonly topK?: number;
   readonly maxTokens?: number;
   readonly seed?: number;
   readonly finishReason: FinishReason;
@@ -92,6 +104,8 @@ export const modelCallSpan = (call: ModelCall): Span => {
       [ATTRIBUTES.provider]: call.provider ?? "fulgurite",
       [ATTRIBUTES.requestModel]: call.model,
       [ATTRIBUTES.requestTemperature]: call.temperature,
+      [ATTRIBUTES.requestTopP]: call.topP,
+      [ATTRIBUTES.requestTopK]: call.topK,
       [ATTRIBUTES.requestMaxTokens]: call.maxTokens,
       [ATTRIBUTES.requestSeed]: call.seed,
       [ATTRIBUTES.responseId]: call.responseId,
@@ -108,6 +122,8 @@ export const modelCallSpan = (call: ModelCall): Span => {
       [ATTRIBUTES.promptTokens]: call.promptTokens,
       [ATTRIBUTES.responseTokens]: call.responseTokens,
       [ATTRIBUTES.samplerLogprobs]: call.samplerLogprobs,
+      [ATTRIBUTES.drawnLogprobs]: call.drawnLogprobs,
+      [ATTRIBUTES.forcedTokens]: call.forcedTokens?.length ? call.forcedTokens : undefined,
       [ATTRIBUTES.request]: call.request,
       [ATTRIBUTES.response]: call.response,
       [ATTRIBUTES.errorType]: call.errorType,
@@ -186,6 +202,9 @@ const readCall = (span: Span): Omit<Transition, "reward"> => {
   const finishReason = Array.isArray(reasons) ? reasons[0] : undefined;
   if (!isFinishReason(finishReason))
     return refuse(span, `${ATTRIBUTES.finishReasons} starts with one of ${Object.keys(FINISH_REASONS).join(", ")}`, finishReason);
+  const forcedTokens = span.attributes[ATTRIBUTES.forcedTokens] === undefined ? undefined : ids(span, ATTRIBUTES.forcedTokens);
+  const stray = forcedTokens?.find((place) => place >= responseTokens.length);
+  if (stray !== undefined) return refuse(span, "forced tokens are places in the response", `${stray} of ${responseTokens.length} tokens`);
   const agent = span.attributes[ATTRIBUTES.agentName];
   return {
     rolloutId: span.rolloutId,
@@ -196,6 +215,7 @@ const readCall = (span: Span): Omit<Transition, "reward"> => {
     promptTokens: ids(span, ATTRIBUTES.promptTokens),
     responseTokens,
     samplerLogprobs,
+    ...(forcedTokens && { forcedTokens }),
     policyVersion: integer(span, ATTRIBUTES.policyVersion, 0),
     temperature,
     finishReason,

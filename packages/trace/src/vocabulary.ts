@@ -151,8 +151,10 @@ export interface Transition {
   readonly promptTokens: Int32Array;
   /** Exactly the ids that were sampled, [R]. */
   readonly responseTokens: Int32Array;
-  /** [R], of the distribution that was sampled from. */
+  /** [R], under softmax(logits/τ): of the distribution that was sampled from, but for what a grammar forbade. */
   readonly samplerLogprobs: Float32Array;
+  /** Places in responseTokens that a grammar left no choice, ascending: not trained. */
+  readonly forcedTokens?: Int32Array;
   /** The sum of the rewards that belong to this call: those that name it, and those without an address that followed it before the next call. */
   readonly reward?: number;
   readonly policyVersion: number;

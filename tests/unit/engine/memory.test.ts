@@ -82,7 +82,8 @@ describe("memoryOf", () => {
     const perRank = 4 * 576 + 2 * (576 + 192) + 3 * (576 + 1536);
     expect(items.adapters).toBe(5 * 4 * 16 * 6 * perRank);
     expect(items.cache).toBe(2 * 6 * 8 * 512 * 192 * 4);
-    expect(largest).toEqual({ name: "model.embed_tokens.weight", byteLength: 4 * 49_152 * 576 });
+    // The embedding is larger, but may lie in shards; the logits of 128 rows may not.
+    expect(largest).toEqual({ name: "logits.0", byteLength: 4 * 128 * 49_152 });
   });
 });
 
@@ -133,8 +134,8 @@ describe("fitMemory", () => {
     const memory = await fitMemory(SHORT, options, { arenaBytes: 80 * MIB });
     expect(memory.checkpoint).toBe(true);
     expect(memory.items.activations).toBeLessThanOrEqual(80 * MIB);
-    await expect(fitMemory(SHORT, options, { tensorBytes: 64 * MIB })).rejects.toThrow(
-      /limit 64 MiB for one tensor, got 108 MiB for model\.embed_tokens\.weight; take a smaller model, or a device with more memory/,
+    await expect(fitMemory(SHORT, options, { tensorBytes: MIB })).rejects.toThrow(
+      /limit 1\.0 MiB for one tensor, got [\d.]+ MiB for logits\.0/,
     );
     expect(limitsOf({ maxTensorBytes: 3, maxArenaBytes: 4 } as Backend, 5)).toEqual({ tensorBytes: 3, arenaBytes: 4, bytes: 5 });
   });

@@ -325,3 +325,68 @@ describe("faults", () => {
     expect(seenAtTimer).toBeLessThan(40);
   });
 });
+
+describe("requests that restrict the distribution", () => {
+  const words = Math.ceil(48 / 32);
+  const all = (): Uint32Array => new Uint32Array(words).fill(0xffff_ffff);
+
+  test("with a mask that allows everything give what they give without, beside neighbours that run in bursts", async () => {
+    const plain = await open({ slots: 4 });
+    const expected = await Promise.all(neighbours(8).map((one) => plain.sampler.generate(one)));
+    const { sampler } = await open({ slots: 4 });
+    const found = await Promise.all(
+      neighbours(8).map((one, i) => sampler.generate(i % 2 === 0 ? { ...one, mask: async () => all() } : one)),
+    );
+    for (const [i, { tokens, logprobs, finishReason, drawnLogprobs, forced }] of found.entries()) {
+      expect([...tokens]).toEqual([...expected[i]!.tokens]);
+      expect(finishReason).toBe(expected[i]!.finishReason);
+      for (const [j, logprob] of logprobs.entries()) expect(logprob).toBeCloseTo(expected[i]!.logprobs[j]!, 5);
+      expect(drawnLogprobs?.length).toBe(i % 2 === 0 ? tokens.length : undefined);
+      expect(forced && [...forced]).toEqual(i % 2 === 0 ? [...tokens].map(() => 0) : undefined);
+    }
+  });
+
+  test("see the tokens so far and get only what they allow; what could not be otherwise is marked", async () => {
+    const { sampler } = await open();
+    const seen: number[][] = [];
+    const mask = (tokens: readonly number[]): Uint32Array => {
+      seen.push([...tokens]);
+      const allowed = new Uint32Array(words);
+      for (const id of tokens.length === 1 ? [17] : [3, 17, 40]) allowed[id >> 5]! |= 1 << (id & 31);
+      return allowed;
+    };
+    const { tokens, forced, logprobs, drawnLogprobs } = await sampler.generate(request({ mask, maxTokens: 4 }));
+    expect([...tokens].every((id) => [3, 17, 40].includes(id))).toBe(true);
+    expect(tokens[1]).toBe(17);
+    expect([...forced!]).toEqual([0, 1, 0, 0]);
+    expect(seen).toEqual([0, 1, 2, 3].map((count) => [...tokens.slice(0, count)]));
+    for (const [j, drawn] of drawnLogprobs!.entries()) expect(drawn).toBeGreaterThan(logprobs[j]! - 1e-6);
+    expect(drawnLogprobs![1]).toBeCloseTo(0, 6);
+  });
+
+  test("top-k of one is the greedy completion", async () => {
+    const { sampler } = await open();
+    const greedy = await sampler.generate(request({ temperature: 0 }));
+    const narrow = await sampler.generate(request({ temperature: 1, topK: 1 }));
+    expect([...narrow.tokens]).toEqual([...greedy.tokens]);
+    expect(narrow.forced).toBeUndefined();
+    const biased = await sampler.generate(request({ temperature: 0, logitBias: [[11, 1e6]] }));
+    expect([...biased.tokens].every((id) => id === 11)).toBe(true);
+  });
+
+  test("a mask that throws, is too short or allows nothing rejects its own request alone and frees its row", async () => {
+    const { sampler } = await open({ slots: 4 });
+    const good = sampler.generate(request());
+    const thrown = sampler.generate(request({ mask: () => Promise.reject(new TypeError("no grammar")) }));
+    const short = sampler.generate(request({ mask: () => new Uint32Array(1) }));
+    const none = sampler.generate(request({ mask: () => new Uint32Array(words) }));
+    await expect(thrown).rejects.toThrow("no grammar");
+    await expect(short).rejects.toThrow("a mask has 2 words (a bit for each of 48 tokens), got 1");
+    await expect(none).rejects.toThrow("a mask allows at least one token, got none");
+    expect((await good).tokens).toHaveLength(8);
+    expect(sampler.load).toEqual({ live: 0, queued: 0 });
+    await expect(sampler.generate(request({ topK: 0 }))).rejects.toThrow("topK is a positive integer, got 0");
+    await expect(sampler.generate(request({ topP: 0 }))).rejects.toThrow("topP is in (0, 1], got 0");
+    await expect(sampler.generate(request({ logitBias: [[99, 1]] }))).rejects.toThrow("logitBias adds finite numbers");
+  });
+});

@@ -90,6 +90,25 @@ describe("a policy behind a port", () => {
     await policy.dispose();
   });
 
+  test("a mask is asked on the page, and what it throws rejects its completion alone", async () => {
+    const { policy } = await open();
+    const seen: number[] = [];
+    const mask = (tokens: readonly number[]): Uint32Array => {
+      seen.push(tokens.length);
+      const words = new Uint32Array(Math.ceil(policy.sampler.limits.vocabSize / 32));
+      words[0] = 1 << 9;
+      return words;
+    };
+    const { tokens, forced } = await policy.sampler.generate({ ...request, maxTokens: 3, mask });
+    expect([...tokens]).toEqual([9, 9, 9]);
+    expect([...forced!]).toEqual([1, 1, 1]);
+    expect(seen).toEqual([0, 1, 2]);
+    const broken = policy.sampler.generate({ ...request, mask: () => Promise.reject(new Error("no grammar")) });
+    await expect(broken).rejects.toThrow("no grammar");
+    expect((await policy.sampler.generate(request)).finishReason).toBe("length");
+    await policy.dispose();
+  });
+
   test("an abort reaches the sampler and the trainer", async () => {
     const { policy } = await open();
     const controller = new AbortController();

@@ -8,7 +8,7 @@ const MIN_TEMPERATURE = 1e-3;
 const U32 = 2 ** 32;
 
 export const checkRequest = (
-  { prompt, maxTokens, temperature, stopTokens, seed }: GenerateRequest,
+  { prompt, maxTokens, temperature, stopTokens, seed, topK, topP, logitBias = [] }: GenerateRequest,
   { maxContext, vocabSize }: SamplerLimits,
 ): void => {
   const bad = (rule: string, got: unknown, advice: string): EngineError =>
@@ -30,4 +30,9 @@ export const checkRequest = (
   if (!Array.isArray(stopTokens) || !stopTokens.every(isToken))
     throw bad(`stopTokens are among 0 … ${vocabSize - 1}`, stopTokens, "use the tokenizer of this model");
   if (!Number.isInteger(seed) || seed < 0 || seed >= U32) throw bad("seed is an integer 0 … 2^32 − 1", seed, "take it modulo 2^32");
+  if (topK !== undefined && (!Number.isInteger(topK) || topK < 1))
+    throw bad("topK is a positive integer", topK, "leave it out for all tokens");
+  if (topP !== undefined && !(topP > 0 && topP <= 1)) throw bad("topP is in (0, 1]", topP, "leave it out for all tokens");
+  const wrongBias = logitBias.find(([id, bias]) => !isToken(id) || !Number.isFinite(bias));
+  if (wrongBias) throw bad(`logitBias adds finite numbers to tokens of 0 … ${vocabSize - 1}`, wrongBias, "use a mask to forbid tokens");
 };

@@ -8,18 +8,21 @@
 // - A completion has one adapter version: publish stops admission, waits for the live ones, then copies.
 // - Between two bursts the event loop has one turn. An abort is seen at the end of a burst.
 //
-// Left out: top-k, top-p and penalties (samplerLogprobs must be those of the whole distribution), and stop strings (the
-// caller has the tokenizer).
+// Requests that restrict the distribution (a mask, top-k, …) take bursts of one run, and the host chooses (choose.ts).
+//
+// Left out: penalties, and stop strings (the caller has the tokenizer).
 
 import type { Completion, FinishReason, GenerateRequest, Sampler } from "../contract.ts";
 import { EngineError } from "../errors.ts";
-import type { InferPlan, KvCache } from "../model/plans.ts";
+import { type InferPlan, type KvCache, logitsTensor, withLogits } from "../model/plans.ts";
 import type { ModelSpec } from "../model/spec.ts";
 import type { Backend, Executable } from "../plan/backend.ts";
 import type { Lock } from "../plan/lock.ts";
 import { sizeOf } from "../plan/step.ts";
+import { uniform } from "../random.ts";
 import { type Burst, burstSteps, type Lane, scheduleBurst } from "./burst.ts";
 import { checkRequest } from "./checkRequest.ts";
+import { type Choice, chooseToken, isRestricted } from "./choose.ts";
 import { createSamplingDevice, type LaneState } from "./device.ts";
 import { createSlots, type Slot } from "./slots.ts";
 import { createTurn } from "./turn.ts";
@@ -65,6 +68,9 @@ export interface LocalSampler extends Sampler {
 /** An adapter with its compiled plan. Whoever generates with it is in `uses`. */
 interface Served {
   readonly executable: Executable;
+  readonly plan: InferPlan;
+  /** Compiled when the first request needs its logits on the host. */
+  readable?: Executable;
   readonly uses: Set<Promise<unknown>>;
   version: number;
 }
@@ -77,6 +83,10 @@ interface Request {
   readonly reject: (error: unknown) => void;
   readonly tokens: number[];
   readonly logprobs: number[];
+  /** The host chooses its tokens. */
+  readonly isRestricted: boolean;
+  readonly drawnLogprobs: number[];
+  readonly forced: number[];
 }
 
 interface Live extends Request {
@@ -103,7 +113,8 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   const { backend, spec, plan, cache, lock, sharesPrefixes = true } = parts;
   const limits = { maxContext: Math.min(cache.positions, spec.maxPositions), vocabSize: spec.vocab };
   const device = await createSamplingDevice(backend, plan, cache);
-  const main: Served = { executable: await backend.compile(plan.plan), uses: new Set(), version: 0 };
+  const logits = logitsTensor(spec, { rows: device.capacity, outRows: cache.slots });
+  const main: Served = { executable: await backend.compile(plan.plan), plan, uses: new Set(), version: 0 };
   const named = new Map<string, Served>();
   const maxSteps = Math.min(parts.burst ?? device.maxSteps, device.maxSteps);
   const look = backend.isHostMemory ? HOST_LOOK : DEVICE_LOOK;
@@ -125,8 +136,15 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   const disposedError = (): EngineError =>
     new EngineError("disposed", "sampler: the policy is alive, got a disposed one; create a new policy");
 
-  const finish = ({ tokens, logprobs, resolve, served }: Request, finishReason: FinishReason): void =>
-    resolve({ tokens: Int32Array.from(tokens), logprobs: Float32Array.from(logprobs), finishReason, policyVersion: served.version });
+  const finish = (one: Request, finishReason: FinishReason): void =>
+    one.resolve({
+      tokens: Int32Array.from(one.tokens),
+      logprobs: Float32Array.from(one.logprobs),
+      ...(one.isRestricted && { drawnLogprobs: Float32Array.from(one.drawnLogprobs) }),
+      ...(one.request.mask && { forced: Uint8Array.from(one.forced) }),
+      finishReason,
+      policyVersion: one.served.version,
+    });
 
   const leave = (one: Live): void => {
     live.delete(one);
@@ -164,7 +182,8 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   };
 
   /** Tokens of a request that may be sampled before the host has to look: 1 for whoever chooses the next token on the host. */
-  const stepsOf = ({ request }: Live): number => (request.onToken ? Math.min(LISTENED_STEPS, maxSteps) : maxSteps);
+  const stepsOf = ({ request, isRestricted: isChosenHere }: Live): number =>
+    isChosenHere ? 1 : request.onToken ? Math.min(LISTENED_STEPS, maxSteps) : maxSteps;
 
   const schedule = (served: Served): Burst<Live> => {
     const mine = [...live].filter((one) => one.served === served);
@@ -216,13 +235,59 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     finish(one, isStop ? "stop" : "length");
   };
 
+  /** The host's choice for a lane of a burst of one run; undefined when its mask failed and the request was rejected. */
+  const chooseFor = async (one: Live, row: Float32Array): Promise<Choice | undefined> => {
+    const { request, tokens } = one;
+    try {
+      const mask = await request.mask?.([...tokens]);
+      if (mask && mask.length !== Math.ceil(limits.vocabSize / 32))
+        throw new EngineError(
+          "bad-request",
+          `generate: a mask has ${Math.ceil(limits.vocabSize / 32)} words (a bit for each of ${limits.vocabSize} tokens), got ${mask.length}`,
+        );
+      const choice = chooseToken(row, request, uniform(request.seed, tokens.length), mask);
+      if (!choice) throw new EngineError("bad-request", "generate: a mask allows at least one token, got none; end with a stop token");
+      return choice;
+    } catch (error) {
+      if (live.has(one)) leave(one);
+      one.reject(error);
+      return undefined;
+    }
+  };
+
+  /** Runs a burst of one run and chooses on the host where that is asked for: one entry a lane, undefined where the device has chosen. */
+  const runReadable = async (served: Served, lanes: readonly Lane<Live>[], burst: Parameters<typeof device.run>[1]) => {
+    const { sampled, rows } = await lock(async () => {
+      served.readable ??= await backend.compile(withLogits(served.plan, logits));
+      const result = await device.run(served.readable, burst);
+      const count = lanes.findLastIndex(({ sequence, sampled: tokens }) => sequence.isRestricted && tokens > 0) + 1;
+      return { sampled: result, rows: (await backend.read(logits, count * limits.vocabSize)) as Float32Array };
+    });
+    const choices = lanes.map(({ sequence, sampled: count }, n) =>
+      sequence.isRestricted && count > 0
+        ? chooseFor(sequence, rows.subarray(n * limits.vocabSize, (n + 1) * limits.vocabSize))
+        : Promise.resolve(undefined),
+    );
+    return { sampled, choices: await Promise.all(choices) };
+  };
+
   const work = async (served: Served): Promise<void> => {
     const { lanes, runs } = schedule(served);
     if (runs.length === 0) return; // its requests ended while another adapter ran
     for (const { copies } of runs) for (const { from } of copies) slots.touch(from);
     const burst = { lanes: lanes.map(stateOf), runs, isEnded: () => isDisposed };
-    const sampled = await lock(() => device.run(served.executable, burst));
+    const isReadable = lanes.some(({ sequence }) => sequence.isRestricted);
+    const { sampled, choices } = isReadable
+      ? await runReadable(served, lanes, burst)
+      : { sampled: await lock(() => device.run(served.executable, burst)), choices: [] };
     for (const [n, { sequence: one, sampled: count }] of lanes.entries()) {
+      const choice = choices[n];
+      if (choice && live.has(one) && !one.request.signal?.aborted) {
+        one.drawnLogprobs.push(choice.drawnLogprob);
+        one.forced.push(choice.isForced ? 1 : 0);
+        deliver(one, choice.token, choice.logprob);
+      }
+      if (one.isRestricted) continue;
       // It may end before `count` (a stop token, a listener that throws), and an abort or a dispose may have come meanwhile.
       for (let j = 0; j < count && live.has(one) && !one.request.signal?.aborted; j++) {
         const at = 2 * (n * device.maxSteps + j);
@@ -276,11 +341,16 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     throw new EngineError("bad-request", `generate: adapter is a loaded one (${known}), got ${JSON.stringify(name)}; load it first`);
   };
 
+  const disposeServed = ({ executable, readable }: Served): void => {
+    executable.dispose();
+    readable?.dispose();
+  };
+
   /** Frees an adapter that no name leads to any more, after its last completion. */
   const retire = async (served: Served | undefined): Promise<void> => {
     if (!served) return;
     await Promise.allSettled(served.uses);
-    await lock(async () => served.executable.dispose());
+    await lock(async () => disposeServed(served));
   };
 
   return {
@@ -296,7 +366,10 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
       checkRequest(request, limits);
       const served = servedFor(request.adapter);
       const completion = new Promise<Completion>((resolve, reject) => {
-        queue.push({ request, served, stop: new Set(request.stopTokens), resolve, reject, tokens: [], logprobs: [] });
+        queue.push({
+          ...{ request, served, stop: new Set(request.stopTokens), resolve, reject, tokens: [], logprobs: [] },
+          ...{ isRestricted: isRestricted(request), drawnLogprobs: [], forced: [] },
+        });
         wake();
       });
       const use: Promise<unknown> = completion.then(
@@ -306,14 +379,14 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
       served.uses.add(use);
       return completion;
     },
-    async add({ name, plan: { plan }, version, write }) {
+    async add({ name, plan, version, write }) {
       const executable = await lock(async () => {
-        const compiled = await backend.compile(plan);
+        const compiled = await backend.compile(plan.plan);
         write();
         return compiled;
       });
       const previous = named.get(name);
-      named.set(name, { executable, uses: new Set(), version });
+      named.set(name, { executable, plan, uses: new Set(), version });
       await retire(previous);
     },
     async remove(name) {
@@ -349,7 +422,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
       rejectAll(disposedError());
       await loopEnd;
       await publishing;
-      for (const { executable } of [main, ...named.values()]) executable.dispose();
+      for (const served of [main, ...named.values()]) disposeServed(served);
       device.dispose();
     },
   };

@@ -6,6 +6,7 @@ import type { Plan } from "../plan/step.ts";
 import { SLOT_BYTES, slotsOf } from "./executable.ts";
 import type { Dispatch } from "./kernels/kernel.ts";
 import { lower } from "./kernels/lower.ts";
+import { isShardable } from "./shards.ts";
 
 /** Buffers are counted by what was asked for. */
 const ALIGNMENT = 4;
@@ -19,6 +20,7 @@ export const webgpuCosts = (): ExecutorCosts => {
   };
   return {
     kind: "webgpu",
+    isDivisible: isShardable,
     alignment: ALIGNMENT,
     planBytes: (plan) => Math.max(slotsOf(dispatchesOf(plan)).slots.length, 1) * SLOT_BYTES,
     scratchBytes: (plan) => dispatchesOf(plan).reduce((most, { scratchBytes }) => Math.max(most, scratchBytes), 0),

@@ -17,6 +17,8 @@ export interface DeviceOptions {
   readonly bindingBytes?: number;
   /** Lets kernels in that round more than f32 does. Default false. */
   readonly allowsInexact?: boolean;
+  /** Takes kernels for a processor (short texts) or for a GPU. Default: by the adapter's name. */
+  readonly isSoftware?: boolean;
   /** Which of several kernel variants to use (the tuner's choice). Default: the first candidate. */
   readonly choose?: Target["choose"];
   /** Called once when the device goes away without dispose(): driver reset, sleep, memory pressure. */
@@ -62,6 +64,7 @@ export const openDevice = async (
     features = FEATURES,
     bindingBytes = Number.POSITIVE_INFINITY,
     allowsInexact = false,
+    isSoftware,
     choose,
     onLost,
     wait = (pending) => pending,
@@ -117,7 +120,7 @@ export const openDevice = async (
     identity: identify(adapter.info),
     target: {
       features: new Set(usable),
-      isSoftware: description.endsWith(SOFTWARE),
+      isSoftware: isSoftware ?? description.endsWith(SOFTWARE),
       bindingBytes: Math.min(bindingBytes, maxBufferSize, maxStorageBufferBindingSize),
       allowsInexact,
       ...(choose && { choose }),

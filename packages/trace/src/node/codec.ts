@@ -73,13 +73,23 @@ export const encodeLine = (value: unknown): Buffer => {
   return line;
 };
 
-/** The JSON value of a line without its newline; undefined if any bit of it is not what was written. */
-export const decodeLine = (line: Buffer): unknown => {
-  if (line.length <= JSON_AT || line[JSON_AT - 1] !== SPACE) return undefined;
-  const sum = line.toString("latin1", 0, JSON_AT - 1);
-  if (crc32(line.subarray(JSON_AT)).toString(16).padStart(8, "0") !== sum) return undefined;
-  return JSON.parse(line.toString("utf8", JSON_AT));
+/** The checksum that a line begins with; undefined for anything but eight lower-case hexadecimal digits and a space. */
+const sumOf = (line: Buffer): number | undefined => {
+  let sum = 0;
+  for (let at = 0; at < JSON_AT - 1; at++) {
+    const unit = line[at] as number;
+    const digit = unit >= 0x30 && unit <= 0x39 ? unit - 0x30 : unit >= 0x61 && unit <= 0x66 ? unit - 0x57 : undefined;
+    if (digit === undefined) return undefined;
+    sum = sum * 16 + digit;
+  }
+  return line[JSON_AT - 1] === SPACE ? sum : undefined;
 };
+
+/** Is every bit of a line, without its newline, what was written? */
+const isWhole = (line: Buffer): boolean => line.length > JSON_AT && crc32(line.subarray(JSON_AT)) === sumOf(line);
+
+/** The JSON value of a line without its newline; undefined if any bit of it is not what was written. */
+export const decodeLine = (line: Buffer): unknown => (isWhole(line) ? JSON.parse(line.toString("utf8", JSON_AT)) : undefined);
 
 export const encodeRecord = (record: LogRecord): Buffer =>
   encodeLine(
@@ -103,18 +113,36 @@ const freeze = <T>(value: T): T => {
   return value;
 };
 
+const SEQ_FIRST = /^\{"seq":(\d{1,16}),/;
+
+/** The number of a record without decoding the rest of it; undefined for a damaged line. @throws as decodeRecord. */
+export const decodeSeq = (line: Buffer): number | undefined => {
+  if (!isWhole(line)) return undefined;
+  const found = SEQ_FIRST.exec(line.toString("latin1", JSON_AT, JSON_AT + 32));
+  return found ? Number(found[1]) : decodeOutline(line).seq;
+};
+
 /** undefined for a damaged line. @throws TraceError "corrupt" for a whole one that is no record of this version. */
 export const decodeRecord = (line: Buffer): LogRecord | undefined => {
-  const value = decodeLine(line) as LogRecord | undefined;
-  if (value === undefined) return undefined;
+  if (!isWhole(line)) return undefined;
+  const record = decodeOutline(line);
+  if (record.kind !== "span") return record;
+  const attributes = decodeAttributes(record.data.attributes as Record<string, Json>, base64, `log record ${record.seq}`);
+  return { ...record, data: { ...record.data, attributes } };
+};
+
+/**
+ * What a whole line says; a span's attributes are left as they are written, which is most of the work.
+ * @throws TraceError "corrupt" for what is no record of this version.
+ */
+export const decodeOutline = (line: Buffer): LogRecord => {
+  const value = JSON.parse(line.toString("utf8", JSON_AT)) as LogRecord;
   if (!KINDS.includes(value?.kind) || !Number.isSafeInteger(value.seq))
     throw new TraceError(
       "corrupt",
       `log record: kind is one of ${KINDS.join(", ")} and seq an integer, got ${JSON.stringify(value).slice(0, 80)}; open it with the release that wrote it`,
     );
-  if (value.kind !== "span") return freeze(value); // the index hands it out as it is
-  const attributes = decodeAttributes(value.data.attributes as Record<string, Json>, base64, `log record ${value.seq}`);
-  return { ...value, data: { ...value.data, attributes } };
+  return value.kind === "span" ? value : freeze(value); // the rows hand it out as it is
 };
 
 /** undefined for a damaged line. @throws TraceError "corrupt" for another magic or version. */

@@ -10,7 +10,8 @@ import { open, readFile, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { type Dropped, encodeRecord, type LogRecord } from "./codec.ts";
 import { replaceFile, syncFolder, writeAll } from "./durable.ts";
-import { type Contents, createContents, firstSeqOf, note, ownerOf, scan, seqsOf } from "./segmentFile.ts";
+import { type Contents, createContents, firstSeqOf, goneOf, note, outlineAt, ownerOf, scan, seqsOf } from "./segmentFile.ts";
+import type { Place } from "./segmentIndex.ts";
 
 export interface Compacted {
   readonly bytesBefore: number;
@@ -22,8 +23,18 @@ export interface Compacted {
 export interface LogContents {
   readonly folder: string;
   readonly files: Map<string, Contents>;
-  readonly goneAt: ReadonlyMap<string, number>;
+  readonly goneAt: Map<string, number>;
 }
+
+/** Every record of the log, in order. */
+export const noteRecord = ({ files, goneAt }: LogContents, record: LogRecord, { file, offset, byteLength }: Place): void => {
+  const contents = files.get(file) ?? createContents(0);
+  files.set(file, contents);
+  note(contents, record);
+  contents.end = offset + byteLength + 1;
+  const gone = goneOf(record);
+  if (gone !== undefined) goneAt.set(gone, record.seq);
+};
 
 const isVoid = (goneAt: ReadonlyMap<string, number>, owner: string, seq: number): boolean => seq < (goneAt.get(owner) ?? 0);
 
@@ -31,56 +42,38 @@ const headerOf = (bytes: Buffer): Buffer => bytes.subarray(0, bytes.indexOf(0x0a
 
 const droppedLine = (seq: number, data: Dropped["data"]): Buffer => encodeRecord({ seq, kind: "dropped", data });
 
-/** Removes a file of which nothing is needed. */
-const removeSegment = async ({ folder, files }: LogContents, name: string, before: string | undefined): Promise<void> => {
-  const contents = files.get(name) as Contents;
-  const { lastSeq, rolloutSeq, spanSeq } = contents;
+/** What is still to be known of a file that is removed. */
+export interface Spent {
+  readonly name: string;
+  readonly lastSeq: number;
+  readonly rolloutSeq: number;
+  readonly spanSeq: number;
+}
+
+/**
+ * Removes a file of which nothing is needed; the first of all is emptied. `before` is the file before it and where that ends.
+ * Returns where the line of what was dropped ends, in `before` or in the emptied file.
+ */
+export const removeFile = async (folder: string, spent: Spent, before: { name: string; end: number } | undefined): Promise<number> => {
+  const { name, lastSeq, rolloutSeq, spanSeq } = spent;
   const line = droppedLine(lastSeq, { firstSeq: firstSeqOf(name), rolloutSeq, spanSeq });
   if (before === undefined) {
     const path = join(folder, name);
     const bytes = Buffer.concat([headerOf(await readFile(path)), line]);
     await replaceFile(path, bytes);
-    files.set(name, { ...createContents(bytes.length), lastSeq, rolloutSeq, spanSeq });
-    return;
+    return bytes.length;
   }
-  const kept = files.get(before) as Contents;
-  const handle = await open(join(folder, before), "r+");
+  const handle = await open(join(folder, before.name), "r+");
   try {
-    await handle.truncate(kept.end); // behind it is only what was never acknowledged
-    await writeAll(handle, line, kept.end);
+    await handle.truncate(before.end); // behind it is only what was never acknowledged
+    await writeAll(handle, line, before.end);
     await handle.sync();
   } finally {
     await handle.close();
   }
-  kept.end += line.length;
-  kept.lastSeq = lastSeq;
-  kept.rolloutSeq = Math.max(kept.rolloutSeq, rolloutSeq);
-  kept.spanSeq = Math.max(kept.spanSeq, spanSeq);
   await unlink(join(folder, name));
   await syncFolder(folder);
-  files.delete(name);
-};
-
-/** Deletes the files whose owners are all gone, but not `current`. Returns their names. */
-export const removeSpent = async (log: LogContents, current: string | undefined): Promise<string[]> => {
-  const { files, goneAt } = log;
-  const removed: string[] = [];
-  const needed = new Set<string>(); // gone owners that a kept file still has records of
-  let before: string | undefined;
-  for (const [name, { owners, gone }] of [...files]) {
-    const isSpent =
-      name !== current &&
-      owners.size + gone.size > 0 && // else it is already nothing but a dropped line
-      [...owners].every(([id, seq]) => isVoid(goneAt, id, seq)) &&
-      ![...gone].some((id) => needed.has(id));
-    if (isSpent) {
-      await removeSegment(log, name, before);
-      removed.push(name);
-      if (!files.has(name)) continue;
-    } else for (const id of owners.keys()) if (goneAt.has(id)) needed.add(id);
-    before = name;
-  }
-  return removed;
+  return before.end + line.length;
 };
 
 /** Rewrites every file without the records of what is gone. Nobody may hold a place in them. */
@@ -92,6 +85,13 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
     return bytes;
   };
   const bytesBefore = await sizeOf();
+  const remove = async (name: string, { lastSeq, rolloutSeq, spanSeq }: Contents, before: string | undefined): Promise<void> => {
+    const kept = before === undefined ? undefined : (files.get(before) as Contents);
+    const end = await removeFile(folder, { name, lastSeq, rolloutSeq, spanSeq }, kept && { name: before as string, end: kept.end });
+    if (kept === undefined) return;
+    kept.end = end;
+    files.delete(name);
+  };
   const names = [...files.keys()];
   let records = 0;
   let before: string | undefined;
@@ -109,7 +109,8 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
       if (run) lines.push(droppedLine(run.seq, run.data));
       run = undefined;
     };
-    for (const { line, record } of scanned.records) {
+    for (const line of scanned.lines) {
+      const record = outlineAt(bytes, line);
       if (isKept(record, goneAt)) {
         endRun();
         lines.push(bytes.subarray(line.start, line.end + 1));
@@ -136,7 +137,7 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
       contents.end = rewritten.length;
       files.set(name, contents);
       if (contents.owners.size > 0) await replaceFile(path, rewritten);
-      else await removeSegment(log, name, before);
+      else await remove(name, contents, before);
     }
     if (files.has(name)) before = name;
   }

@@ -1,7 +1,7 @@
 // One file of the log: its name, what can be read of it, and what it holds.
 
 import { open } from "node:fs/promises";
-import { decodeHeader, decodeRecord, type LogRecord } from "./codec.ts";
+import { decodeHeader, decodeOutline, decodeSeq, type LogRecord } from "./codec.ts";
 
 const NEWLINE = 0x0a;
 export const SEGMENT: RegExp = /^(\d{16})\.log$/;
@@ -12,12 +12,14 @@ interface Line {
   readonly start: number;
   /** Without the newline. */
   readonly end: number;
+  /** Of its record. */
+  readonly seq: number;
 }
 
 export interface Scan {
   readonly header: boolean;
-  /** Whole records below the limit. */
-  readonly records: { readonly line: Line; readonly record: LogRecord }[];
+  /** Of whole records below the limit; outlineAt decodes them. */
+  readonly lines: readonly Line[];
   /** Damaged lines that stand before a whole record. */
   readonly damaged: number;
   /** Where the last whole line ends, its newline included. */
@@ -26,7 +28,7 @@ export interface Scan {
 
 export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
   let header = false;
-  const records: Scan["records"][number][] = [];
+  const lines: Line[] = [];
   let pending = 0;
   let damaged = 0;
   let end = 0;
@@ -38,18 +40,21 @@ export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
       else pending += 1;
       continue;
     }
-    const record = decodeRecord(line);
-    if (record === undefined) pending += 1;
-    else if (record.seq >= voidFrom) break;
+    const seq = decodeSeq(line);
+    if (seq === undefined) pending += 1;
+    else if (seq >= voidFrom) break;
     else {
-      records.push({ line: { start, end: newline }, record });
+      lines.push({ start, end: newline, seq });
       damaged += pending;
       pending = 0;
       end = newline + 1;
     }
   }
-  return { header, records, damaged, end };
+  return { header, lines, damaged, end };
 };
+
+/** Of a line that scan found; a span's attributes are left as they are written. @throws TraceError "corrupt" for a record of another version. */
+export const outlineAt = (bytes: Buffer, { start, end }: Line): LogRecord => decodeOutline(bytes.subarray(start, end));
 
 export const truncate = async (path: string, byteLength: number): Promise<void> => {
   const handle = await open(path, "r+");
@@ -83,8 +88,9 @@ export const createContents = (end: number): Contents => ({
   spanSeq: 0,
 });
 
-const ofRollout = (id: string): string => `rollout ${id}`;
-const ofResource = ({ name, version }: { readonly name: string; readonly version: number }): string => `resource ${version} ${name}`;
+export const ofRollout = (id: string): string => `rollout ${id}`;
+export const rolloutOf = (owner: string): string => owner.slice("rollout ".length);
+export const ofResource = ({ name, version }: { readonly name: string; readonly version: number }): string => `resource ${version} ${name}`;
 
 /** What a record is deleted with: its rollout, or the resource's version that it is. */
 export const ownerOf = (record: LogRecord): string | undefined => {

@@ -1,100 +1,264 @@
-// Append-only files of lines (codec.ts), named by the sequence number of their first record, rotated at a size.
-// A record is acknowledged when its bytes are on disk (fdatasync); records that arrive during one sync share the next.
+// Append-only files of lines (codec.ts), named by the sequence number of their first record. A record is acknowledged when its
+// bytes are on disk (fdatasync); records that arrive during one sync share the next. A file that is left gets a sidecar.
 //
 // After a failed write or sync the kernel may have dropped the bytes and call the next sync a success, so the file is closed
 // for ever and the unacknowledged records go into a new one. Hence, when reading: what a file says from the next file's
-// first number on is void. If the new file fails too, the log is failed, and says so to everyone until it is opened again.
+// first number on is void. If the new file fails too, the log is failed, and says so to everyone until it is opened again;
+// when what failed is a full disk, nothing of the records stays: whoever opens the log again finds what was acknowledged.
 
 import { randomBytes } from "node:crypto";
 import { copyFile, type FileHandle, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
+import { createBlocks } from "./blocks.ts";
 import { decodeRecord, encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
-import { type Compacted, type LogContents, removeSpent, rewriteAll } from "./compaction.ts";
+import { fullDisk, isFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
-import { type Contents, createContents, firstSeqOf, goneOf, nameOf, note, SEGMENT, scan, truncate } from "./segmentFile.ts";
+import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
+import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
+import { type Place, SegmentIndex } from "./segmentIndex.ts";
+import { checkedFrom, checkOf, type Extent, encodeSidecar, restamped } from "./sidecar.ts";
 
-/** Where a record is: its line in memory until it is on disk, then a part of a file. */
-export interface Place {
-  line?: Buffer | undefined;
-  file: string;
-  offset: number;
-  readonly byteLength: number;
-}
-
-/** The two calls that a disk can fail, replaceable so that tests can fail them. */
+/** The calls that a disk can fail, replaceable so that tests can fail them. */
 export interface LogIo {
   write(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void>;
   datasync(handle: FileHandle): Promise<void>;
+  /** Of what lies beside the log: sidecars and the manifest. */
+  replace(path: string, bytes: Uint8Array): Promise<void>;
+}
+
+export interface LogFolders {
+  readonly log: string;
+  readonly index: string;
+  readonly quarantine: string;
 }
 
 export interface SegmentLogOptions {
+  /** Where to begin: the oldest files, of which all is known. */
+  readonly known: readonly Segment[];
   readonly rotateBytes: number;
   readonly io: LogIo;
   readonly clock: () => number;
   readonly onReport: (message: string) => void;
-  /** Every record on disk, in order, before open resolves. */
+  /** Every record that replay() reads, in order. The index says of it only once this is done. */
   readonly onRecord: (record: LogRecord, place: Place) => Promise<void>;
+  /** A file was left, and everything that is on disk is in it or before it. */
+  readonly onLeft: () => Promise<void>;
 }
 
 export interface SegmentLog {
-  /** Queues records. Their places can be read at once; they are safe when a settled() called afterwards resolves. */
-  add(data: readonly LogData[]): Place[];
-  /** Resolves when all that was added before is on disk. @throws TraceError "storage" once the log is failed. */
+  readonly index: LogIndex;
+  /**
+   * Reads what is on disk after what is known; before it resolves only the index and read may be used.
+   * @throws the platform's errors; TraceError "corrupt" for files of another version.
+   */
+  replay(): Promise<void>;
+  /** Queues records. The index has them at once; they are safe when a settled() called afterwards resolves. */
+  add(data: readonly LogData[]): void;
+  /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
+  hasFailed(): boolean;
+  /** @throws TraceError "corrupt" for damage, which is then known to whoever opens the log next. */
   read(place: Place): Promise<LogRecord>;
-  /** Deletes the files whose owners are all gone. Nothing may be added or read meanwhile. */
-  removeSpent(): Promise<void>;
-  /** Rewrites the files without what is gone. Places from before are no longer true: for a log that nothing is read from. */
-  rewriteAll(signal?: AbortSignal): Promise<Compacted>;
+  /** Is the file as large as it should get? */
+  isRipe(): boolean;
+  /** Leaves the file. Everything must be settled, and nothing be added meanwhile. */
+  leave(): Promise<void>;
+  /** A file that was left now ends elsewhere, and tells of nothing else. Returns its extent. */
+  extend(segment: Segment, end: number): Promise<Extent>;
+  /** Forgets a file that was removed, or emptied: `end` is then where it ends. Returns the extent of what is left. */
+  discard(segment: Segment, end?: number): Promise<Extent>;
   close(): Promise<void>;
 }
 
-export const platformIo: LogIo = { write: writeAll, datasync: (handle) => handle.datasync() };
+export const platformIo: LogIo = { write: writeAll, datasync: (handle) => handle.datasync(), replace: replaceFile };
 
 const NEWLINE = 0x0a;
-/** @throws the platform's errors; TraceError "corrupt" for files of another version. */
-export const openSegmentLog = async (
-  folder: string,
-  quarantine: string,
-  { rotateBytes, io, clock, onReport, onRecord }: SegmentLogOptions,
-): Promise<SegmentLog> => {
+const OPEN_READERS = 64;
+
+export const sidecarName = (firstSeq: number): string => nameOf(firstSeq).replace(".log", ".idx");
+
+/** What the bytes of a log file say, by themselves. */
+export const indexBytes = (bytes: Buffer, path: string, name: string): SegmentIndex => {
+  const index = new SegmentIndex();
+  for (const line of scan(bytes, path, Number.POSITIVE_INFINITY).lines) {
+    const record = outlineAt(bytes, line);
+    index.note(record, { file: name, offset: line.start, byteLength: line.end - line.start });
+    const gone = goneOf(record);
+    if (gone !== undefined) index.drop(gone);
+  }
+  return index;
+};
+
+export const createSegmentLog = (
+  folders: LogFolders,
+  { known, rotateBytes, io, clock, onReport, onRecord, onLeft }: SegmentLogOptions,
+): SegmentLog => {
+  const folder = folders.log;
   const headerLine = (firstSeq: number) => encodeLine({ magic: LOG_MAGIC, v: LOG_VERSION, firstSeq, createdMs: clock() });
   const setAside = async (name: string): Promise<string> => {
-    await mkdir(quarantine, { recursive: true });
-    const kept = join(quarantine, `${name}.${randomBytes(4).toString("hex")}`);
+    await mkdir(folders.quarantine, { recursive: true });
+    const kept = join(folders.quarantine, `${name}.${randomBytes(4).toString("hex")}`);
     await copyFile(join(folder, name), kept);
     const handle = await open(kept, "r+");
     await handle.sync();
     await handle.close();
-    await syncFolder(quarantine);
+    await syncFolder(folders.quarantine);
     return kept;
   };
 
-  // ---- what is there ------------------------------------------------------------------------------------------------
-  let lastSeq = 0;
-  const files = new Map<string, Contents>();
-  const goneAt = new Map<string, number>();
-  const contents: LogContents = { folder, files, goneAt };
-  const take = (name: string, record: LogRecord): void => {
-    note(files.get(name) as Contents, record);
-    const gone = goneOf(record);
-    if (gone !== undefined) goneAt.set(gone, record.seq);
-  };
-  let current: { name: string; handle: FileHandle; end: number } | undefined;
+  // ---- reading ------------------------------------------------------------------------------------------------------
+  interface Reader {
+    readonly handle: Promise<FileHandle>;
+    users: number;
+  }
+  const readers = new Map<string, Reader>(); // by last use
 
-  const replay = async (name: string, voidFrom: number, isLast: boolean): Promise<number> => {
+  const dropReader = async (name: string): Promise<void> => {
+    const reader = readers.get(name);
+    readers.delete(name);
+    await reader?.handle.then((handle) => handle.close());
+  };
+
+  const readerOf = (name: string): Reader => {
+    const reader = readers.get(name) ?? { handle: open(join(folder, name), "r"), users: 0 };
+    readers.delete(name);
+    readers.set(name, reader);
+    if (readers.size > OPEN_READERS)
+      for (const [oldest, { users }] of readers) {
+        if (users > 0 || oldest === name) continue;
+        void dropReader(oldest);
+        break;
+      }
+    return reader;
+  };
+
+  const lineAt = async ({ file, offset, byteLength }: Place): Promise<Buffer> => {
+    const reader = readerOf(file);
+    reader.users += 1;
+    try {
+      const line = Buffer.allocUnsafe(byteLength);
+      await (await reader.handle).read(line, 0, byteLength, offset);
+      return line;
+    } finally {
+      reader.users -= 1;
+    }
+  };
+
+  const read: SegmentLog["read"] = async (place) => {
+    const record = decodeRecord(place.line?.subarray(0, -1) ?? (await lineAt(place)));
+    if (record !== undefined) return record;
+    await forgetIndex(); // so that all of the log is read again, and the damage set aside
+    throw new TraceError(
+      "corrupt",
+      `${join(folder, place.file)}: a whole record at byte ${place.offset}, got a damaged one; restore the file from a copy, or open the store again to keep what is whole`,
+    );
+  };
+
+  // ---- what is where ------------------------------------------------------------------------------------------------
+  interface Batch {
+    readonly firstSeq: number;
+    readonly places: Place[];
+    readonly index: SegmentIndex;
+    readonly done: Promise<void>;
+    settle(error?: unknown): void;
+  }
+  let current: { readonly name: string; readonly handle: FileHandle; end: number } | undefined;
+  let active = new SegmentIndex();
+  let written: Batch | undefined;
+  let waiting: Batch | undefined;
+  let lastSeq = known.at(-1)?.lastSeq ?? 0;
+  let isIndexed = true;
+  const blocks = createBlocks();
+  const sidecarPath = ({ firstSeq }: Extent): string => join(folders.index, sidecarName(firstSeq));
+
+  const forgetIndex = async (): Promise<void> => {
+    isIndexed = false;
+    await unlink(join(folders.index, "manifest")).catch(() => {}); // there is none, or verify will tell
+  };
+
+  const keepSidecar = async (extent: Extent, bytes: Buffer): Promise<void> => {
+    const path = sidecarPath(extent);
+    blocks.forget(path);
+    const there = await readFile(path).catch(() => undefined);
+    if (there?.equals(bytes)) return;
+    try {
+      await io.replace(path, bytes);
+    } catch (error) {
+      blocks.hold(path, bytes);
+      onReport(`${path}: what is where could not be written (${error}); it stays in memory, and is made again when the store is opened`);
+    }
+  };
+
+  const rebuild = async (segment: Segment): Promise<void> => {
+    const path = join(folder, segment.name);
+    const bytes = (await readFile(path)).subarray(0, segment.end);
+    const index = indexBytes(bytes, path, segment.name);
+    if (bytes.length < segment.end || checkOf(bytes) !== segment.check || index.owners.size !== segment.owners) {
+      await forgetIndex();
+      throw new TraceError(
+        "corrupt",
+        `${path}: the file that was written, got a damaged one; restore it from a copy, or open the store again to keep what is whole`,
+      );
+    }
+    await keepSidecar(segment, encodeSidecar(index, segment));
+  };
+
+  const index = createLogIndex({
+    blocks,
+    sidecarPath,
+    read,
+    rebuild,
+    recent: () => {
+      const parts = [active];
+      if (written) parts.push(written.index);
+      if (waiting) parts.push(waiting.index);
+      return parts;
+    },
+  });
+  index.segments.push(...known);
+
+  const extentOf = async (name: string, end: number): Promise<Extent> => {
+    const from = checkedFrom(end);
+    return { firstSeq: firstSeqOf(name), end, check: checkOf(await lineAt({ file: name, offset: from, byteLength: end - from })) };
+  };
+
+  /** `held` says what is in the first `end` bytes of a file. */
+  const toSegment = async (name: string, end: number, held: SegmentIndex): Promise<Segment> => {
+    const extent = await extentOf(name, end);
+    await keepSidecar(extent, encodeSidecar(held, extent));
+    const before = index.segments.at(-1);
+    return {
+      ...extent,
+      name,
+      lastSeq: Math.max(held.lastSeq, before?.lastSeq ?? 0),
+      rolloutSeq: Math.max(held.rolloutSeq, before?.rolloutSeq ?? 0),
+      spanSeq: Math.max(held.spanSeq, before?.spanSeq ?? 0),
+      owners: held.owners.size,
+      gone: held.gone.size,
+      marks: new Uint8Array(Math.ceil(held.owners.size / 8)),
+    };
+  };
+
+  /** From here on the index of a file that is left is its sidecar. */
+  const seal = async (name: string, end: number): Promise<void> => {
+    index.segments.push(await toSegment(name, end, active));
+    active = new SegmentIndex();
+    if (isIndexed) await onLeft();
+  };
+
+  const replayFile = async (name: string, voidFrom: number, isLast: boolean): Promise<number> => {
     const path = join(folder, name);
     const bytes = await readFile(path);
-    const { header, records, damaged, end } = scan(bytes, path, voidFrom);
+    const { header, lines, damaged, end } = scan(bytes, path, voidFrom);
     if (damaged > 0) {
       const kept = await setAside(name);
-      const good = records.map(({ line }) => bytes.subarray(line.start, line.end + 1));
+      const good = lines.map((line) => bytes.subarray(line.start, line.end + 1));
       await replaceFile(path, Buffer.concat([headerLine(firstSeqOf(name)), ...good]));
       onReport(
-        `${path}: ${damaged} damaged lines stood before whole ones; the file as it was is ${kept}, its ${records.length} whole records are kept`,
+        `${path}: ${damaged} damaged lines stood before whole ones; the file as it was is ${kept}, its ${lines.length} whole records are kept`,
       );
-      return replay(name, voidFrom, isLast);
+      return replayFile(name, voidFrom, isLast);
     }
     if (isLast && end < bytes.length) {
       // a line that was ended and is still wrong was perhaps not torn but damaged: keep it
@@ -104,39 +268,35 @@ export const openSegmentLog = async (
         `${path}: ${bytes.length - end} bytes after the last whole record were never acknowledged or are damaged, and are cut off${kept}`,
       );
     }
-    if (header) files.set(name, createContents(end));
-    for (const { line, record } of records) {
-      if (record.seq <= lastSeq) continue;
+    for (const line of lines) {
+      if (line.seq <= lastSeq) continue;
+      const record = outlineAt(bytes, line);
       const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
       if (firstSeq > lastSeq + 1) onReport(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
       lastSeq = record.seq;
-      take(name, record);
-      await onRecord(record, { file: name, offset: line.start, byteLength: line.end - line.start });
+      const place = { file: name, offset: line.start, byteLength: line.end - line.start };
+      await onRecord(record, place);
+      active.note(record, place);
+      const gone = goneOf(record);
+      if (gone !== undefined) active.drop(gone);
     }
     return header ? end : 0;
   };
 
-  const names = (await readdir(folder)).filter((name) => SEGMENT.test(name)).sort();
-  for (const [index, name] of names.entries()) {
-    const next = names[index + 1];
-    const end = await replay(name, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next), next === undefined);
-    if (next !== undefined) continue;
-    if (end > 0) current = { name, handle: await open(join(folder, name), "r+"), end };
-    else {
-      await unlink(join(folder, name)); // its header was being written
-      files.delete(name);
+  const replay = async (): Promise<void> => {
+    const names = (await readdir(folder)).filter((name) => SEGMENT.test(name)).sort();
+    for (const [at, name] of names.entries()) {
+      if (at < known.length) continue;
+      const next = names[at + 1];
+      const end = await replayFile(name, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next), next === undefined);
+      if (next !== undefined) {
+        if (end > 0) await seal(name, end);
+      } else if (end > 0) current = { name, handle: await open(join(folder, name), "r+"), end };
+      else await unlink(join(folder, name)); // its header was being written
     }
-  }
+  };
 
   // ---- writing ------------------------------------------------------------------------------------------------------
-  interface Batch {
-    readonly firstSeq: number;
-    readonly places: Place[];
-    readonly records: LogRecord[];
-    readonly done: Promise<void>;
-    settle(error?: unknown): void;
-  }
-  let waiting: Batch | undefined;
   let writing: Promise<void> = Promise.resolve();
   let failure: TraceError | undefined;
   let isWriting = false;
@@ -147,12 +307,13 @@ export const openSegmentLog = async (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, places: [], records: [], done, settle };
+    return { firstSeq, places: [], index: new SegmentIndex(), done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
     const name = nameOf(firstSeq);
     // a file of this name can only hold records that were never acknowledged
+    await dropReader(name);
     await unlink(join(folder, name)).catch((error) => {
       if (!isMissing(error)) throw error;
     });
@@ -162,7 +323,6 @@ export const openSegmentLog = async (
       await io.write(handle, line, 0);
       await io.datasync(handle);
       await syncFolder(folder);
-      files.set(name, createContents(line.length));
       return { name, handle, end: line.length };
     } catch (error) {
       await handle.close();
@@ -170,17 +330,17 @@ export const openSegmentLog = async (
     }
   };
 
-  const leaveFile = async (): Promise<void> => {
+  const leaveFile = async (): Promise<typeof current> => {
     const left = current;
     current = undefined;
     await left?.handle.close();
+    return left;
   };
 
-  const writeBatch = async ({ firstSeq, places, records }: Batch): Promise<void> => {
-    if (current !== undefined && current.end >= rotateBytes) await leaveFile();
+  const writeBatch = async ({ firstSeq, places, index: added }: Batch): Promise<void> => {
     current ??= await startFile(firstSeq);
     const file = current;
-    const bytes = Buffer.concat(places.map((place) => place.line as Buffer));
+    const bytes = places.length === 1 ? (places[0]?.line as Buffer) : Buffer.concat(places.map((place) => place.line as Buffer));
     await io.write(file.handle, bytes, file.end);
     await io.datasync(file.handle);
     for (const place of places) {
@@ -189,96 +349,137 @@ export const openSegmentLog = async (
       file.end += place.byteLength + 1;
       place.line = undefined;
     }
-    for (const record of records) take(file.name, record);
-    (files.get(file.name) as Contents).end = file.end;
+    active.absorb(added);
+    written = undefined;
+  };
+
+  /**
+   * Another file takes over from one that failed, whose sidecar is made of what it says: a word that someone is gone may have
+   * been on its way to it, and comes into the next.
+   */
+  const writeElsewhere = async (batch: Batch, left: { readonly name: string; readonly end: number } | undefined): Promise<void> => {
+    const next = await startFile(batch.firstSeq);
+    if (left !== undefined && left.name !== next.name) {
+      const path = join(folder, left.name);
+      const held = indexBytes((await readFile(path)).subarray(0, left.end), path, left.name);
+      const segment = await toSegment(left.name, left.end, held);
+      index.segments.push(segment);
+      active = new SegmentIndex();
+      for (const { gone } of [batch.index, ...(waiting ? [waiting.index] : [])])
+        for (const owner of gone) await index.forgetIn(segment, owner);
+    }
+    current = next;
+    await writeBatch(batch);
+  };
+
+  /** Takes back what a full disk took in part: it was told to be nowhere. */
+  const undo = async (batch: Batch, left: { readonly name: string; readonly end: number } | undefined): Promise<void> => {
+    const second = await leaveFile().catch(() => undefined);
+    const name = nameOf(batch.firstSeq);
+    if (second === undefined || second.name === name) await unlink(join(folder, name)).catch(() => {}); // nothing in it was acknowledged
+    if (left !== undefined && left.name !== name) await truncate(join(folder, left.name), left.end);
   };
 
   const drain = async (): Promise<void> => {
     isWriting = true;
     for (let batch = waiting; batch !== undefined; batch = waiting) {
       waiting = undefined;
+      written = batch;
+      let left: typeof current;
       try {
         if (failure) throw failure;
         try {
           await writeBatch(batch);
         } catch (first) {
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
+          left = current;
           await leaveFile().catch(() => {}); // its descriptor is gone either way
-          await writeBatch(batch);
+          await writeElsewhere(batch, left);
         }
         batch.settle();
       } catch (error) {
-        failure ??= new TraceError(
-          "storage",
-          `${folder}: records must reach the disk, got ${error} twice; free the disk and open the store again`,
-          {
-            cause: error,
-          },
-        );
+        const isUndone =
+          failure === undefined &&
+          isFull(error) &&
+          (await undo(batch, left).then(
+            () => true,
+            () => false,
+          ));
+        failure ??= isUndone
+          ? fullDisk(folder, "what was to be written", error)
+          : new TraceError(
+              "storage",
+              `${folder}: records must reach the disk, got ${error} twice; free the disk and open the store again`,
+              {
+                cause: error,
+              },
+            );
         batch.settle(failure);
       }
     }
     isWriting = false;
   };
 
-  const readers = new Map<string, Promise<FileHandle>>();
-
   return {
+    index,
+    replay,
     add: (data) => {
       if (failure) throw failure;
-      const places = data.map((record) => {
+      for (const record of data) {
         lastSeq += 1;
         const numbered: LogRecord = { seq: lastSeq, ...record };
         const line = encodeRecord(numbered);
         waiting ??= openBatch(lastSeq);
         const place: Place = { line, file: "", offset: 0, byteLength: line.length - 1 };
         waiting.places.push(place);
-        waiting.records.push(numbered);
-        return place;
-      });
-      if (places.length > 0 && waiting) {
+        waiting.index.note(numbered, place);
+      }
+      if (data.length > 0 && waiting) {
         writing = waiting.done;
         if (!isWriting) void drain();
       }
-      return places;
     },
     settled: async () => {
       if (failure) throw failure;
       await writing;
     },
-    read: async (place) => {
-      let line = place.line?.subarray(0, -1);
-      if (line === undefined) {
-        let reader = readers.get(place.file);
-        if (reader === undefined) {
-          reader = open(join(folder, place.file), "r");
-          readers.set(place.file, reader);
-        }
-        line = Buffer.allocUnsafe(place.byteLength);
-        await (await reader).read(line, 0, place.byteLength, place.offset);
-      }
-      const record = decodeRecord(line);
-      if (record === undefined)
-        throw new TraceError(
-          "corrupt",
-          `${join(folder, place.file)}: a whole record at byte ${place.offset}, got a damaged one; restore the file from a copy`,
-        );
-      return record;
-    },
-    removeSpent: async () => {
-      for (const name of await removeSpent(contents, current?.name)) {
-        await (await readers.get(name))?.close();
-        readers.delete(name);
-      }
-    },
-    rewriteAll: async (signal) => {
+    hasFailed: () => failure !== undefined,
+    read,
+    isRipe: () => current !== undefined && current.end >= rotateBytes,
+    leave: async () => {
+      // a file without a record has the name that the next would have
+      if (current === undefined || active.lastSeq < firstSeqOf(current.name)) return;
+      await seal(current.name, current.end);
       await leaveFile();
-      return rewriteAll(contents, signal);
+    },
+    extend: async (segment, end) => {
+      const extent = await extentOf(segment.name, end);
+      const file = await readFile(sidecarPath(segment)).catch(() => undefined);
+      const path = join(folder, segment.name);
+      await keepSidecar(
+        extent,
+        (file && restamped(file, extent)) ?? encodeSidecar(indexBytes((await readFile(path)).subarray(0, end), path, segment.name), extent),
+      );
+      return extent;
+    },
+    discard: async (segment, end) => {
+      await dropReader(segment.name);
+      if (end !== undefined) {
+        const extent = await extentOf(segment.name, end);
+        await keepSidecar(extent, encodeSidecar(new SegmentIndex(), extent));
+        return extent;
+      }
+      blocks.forget(sidecarPath(segment));
+      await unlink(sidecarPath(segment)).catch((error) => {
+        if (!isMissing(error)) throw error;
+      });
+      return segment;
     },
     close: async () => {
       await writing.catch(() => {}); // each caller was told
       await leaveFile();
-      for (const reader of readers.values()) await (await reader).close();
+      for (const name of [...readers.keys()]) await dropReader(name);
+      blocks.close();
     },
   };
 };

@@ -7,7 +7,9 @@ import { TraceError } from "../errors.ts";
 import { readState } from "./blobs.ts";
 import type { BlobRef } from "./codec.ts";
 import { isMissing } from "./durable.ts";
-import { firstSeqOf, SEGMENT, scan } from "./segmentFile.ts";
+import { firstSeqOf, outlineAt, SEGMENT, scan } from "./segmentFile.ts";
+import { indexBytes, sidecarName } from "./segmentLog.ts";
+import { checkOf, encodeSidecar } from "./sidecar.ts";
 
 export interface Verification {
   readonly files: number;
@@ -52,6 +54,7 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
   };
 
   const names = (await namesIn(join(folder, "log"))).filter((name) => SEGMENT.test(name));
+  const indexes = await namesIn(join(folder, "index"));
   const manifests = new Map<string, readonly BlobRef[]>(); // by resource
   let records = 0;
   let lastSeq = 0;
@@ -68,7 +71,8 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
         if (bytes.indexOf(NEWLINE, found.end) >= 0) problems.push(`${tail}, with an ended line: damaged, or never acknowledged`);
         else notes.push(`${tail} were never acknowledged; opening the store cuts them off`);
       }
-      for (const { record } of found.records) {
+      for (const line of found.lines) {
+        const record = outlineAt(bytes, line);
         if (record.seq <= lastSeq) continue;
         const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
         if (firstSeq > lastSeq + 1) problems.push(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
@@ -77,6 +81,14 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
         if (record.kind === "resource") manifests.set(resourceKey(record.data), Object.values(record.data.files));
         if (record.kind === "unpublished") manifests.delete(resourceKey(record.data));
       }
+      const sidecar = sidecarName(firstSeqOf(name));
+      if (next === undefined || found.damaged > 0) return;
+      const kept = bytes.subarray(0, found.end);
+      const extent = { firstSeq: firstSeqOf(name), end: found.end, check: checkOf(kept) };
+      const right = encodeSidecar(indexBytes(kept, path, name), extent);
+      const there = indexes.includes(sidecar) ? await readFile(join(folder, "index", sidecar)) : undefined;
+      if (!there?.equals(right))
+        notes.push(`${join(folder, "index", sidecar)}: ${there ? "not what its log file says" : "no file"}; the store makes it anew`);
     });
   }
 

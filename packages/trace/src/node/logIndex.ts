@@ -1,0 +1,225 @@
+// Where everything in the log is: a sidecar for each file that is left, a SegmentIndex for the file that is being written, and
+// one for each batch on its way to it. Who is gone is a bit beside the sidecar, which itself never changes.
+//
+// Memory and batches are looked at in one go, before anything is awaited: meanwhile a batch may become part of the file.
+
+import type { Blocks } from "./blocks.ts";
+import { DamagedBlock } from "./blocks.ts";
+import type { LogRecord } from "./codec.ts";
+import { ownerOf } from "./segmentFile.ts";
+import type { Held, Place, SegmentIndex, SpanPlace } from "./segmentIndex.ts";
+import { type Extent, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";
+
+/** A log file that is left, as the manifest knows it. */
+export interface Segment extends Extent {
+  readonly name: string;
+  readonly lastSeq: number;
+  /** The highest seqs up to its end, those that were dropped included. */
+  readonly rolloutSeq: number;
+  readonly spanSeq: number;
+  /** Rows of its sidecar: owners, and words that one is gone. */
+  readonly owners: number;
+  readonly gone: number;
+  /** A bit a row: that owner is gone by a record of a later file. */
+  readonly marks: Uint8Array;
+}
+
+export const isMarked = ({ marks }: Segment, row: number): boolean => (((marks[row >> 3] as number) >> (row & 7)) & 1) === 1;
+
+const mark = ({ marks }: Segment, row: number): void => {
+  marks[row >> 3] = (marks[row >> 3] as number) | (1 << (row & 7));
+};
+
+const bitsOf = (byte: number): number => {
+  let bits = 0;
+  for (let rest = byte; rest !== 0; rest &= rest - 1) bits += 1;
+  return bits;
+};
+
+/** All of whom it tells are gone. */
+export const isSpent = ({ owners, gone, marks }: Segment): boolean =>
+  owners + gone > 0 && // else it is already nothing but a dropped line
+  marks.reduce((sum, byte) => sum + bitsOf(byte), 0) === owners;
+
+export interface LogIndexOptions {
+  readonly blocks: Blocks;
+  readonly sidecarPath: (segment: Extent) => string;
+  readonly read: (place: Place) => Promise<LogRecord>;
+  /** Makes a sidecar anew from its log file. */
+  readonly rebuild: (segment: Segment) => Promise<void>;
+  /** The file that is being written, then the batches, in the order of their records. */
+  readonly recent: () => readonly SegmentIndex[];
+}
+
+export interface LogIndex {
+  /** Oldest first. */
+  readonly segments: Segment[];
+  /** What is known of an owner, in the order of the records. `fromRollout`: a rollout's seq, before which nothing is its. */
+  holdings(owner: string, fromRollout?: number): AsyncGenerator<Held>;
+  hasSpan(owner: string, attemptId: string, id: string, fromRollout?: number): Promise<boolean>;
+  spans(owner: string, afterSeq: number, limit: number): Promise<SpanPlace[]>;
+  /** The next `limit` rollouts beyond a seq: by their owner where it is at hand, else by their record. */
+  rollouts(order: "oldest" | "newest", fromSeq: number | undefined, limit: number): Promise<RolloutPlace[]>;
+  /** Nothing of an owner is given any more. Returns how many spans. */
+  forget(owner: string): Promise<number>;
+  /** That, in one segment only. */
+  forgetIn(segment: Segment, owner: string): Promise<number>;
+  /** Runs over a segment's sidecar, made anew if need be. */
+  within<T>(segment: Segment, act: (sidecar: Sidecar) => T): Promise<T>;
+}
+
+export type RolloutPlace = { readonly seq: number } & ({ readonly owner: string } | { readonly place: Place });
+
+export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: LogIndexOptions): LogIndex => {
+  const segments: Segment[] = [];
+  const sidecars = new WeakMap<Segment, Sidecar>();
+
+  const sidecarOf = (segment: Segment): Sidecar => {
+    let sidecar = sidecars.get(segment);
+    if (sidecar === undefined) {
+      sidecar = readSidecar(blocks, sidecarPath(segment), segment.name, segment);
+      if (sidecar.counts.owners !== segment.owners) throw new DamagedBlock(`${segment.name}: its sidecar has other owners`);
+      sidecars.set(segment, sidecar);
+    }
+    return sidecar;
+  };
+
+  const within: LogIndex["within"] = async (segment, act) => {
+    try {
+      return act(sidecarOf(segment));
+    } catch (error) {
+      if (!(error instanceof DamagedBlock)) throw error;
+      sidecars.delete(segment);
+      await rebuild(segment);
+      return act(sidecarOf(segment));
+    }
+  };
+
+  /** The segments that may tell of a rollout of that seq; those before it do not. */
+  const segmentsFrom = (fromRollout: number): Segment[] => {
+    let first = segments.length;
+    while (first > 0 && (segments[first - 1] as Segment).rolloutSeq >= fromRollout) first -= 1;
+    return segments.slice(first);
+  };
+
+  const liveRows = (segment: Segment, sidecar: Sidecar, key: ReturnType<typeof keyOf>): number[] =>
+    sidecar.owners(key).filter((row) => !isMarked(segment, row));
+
+  const forgetIn: LogIndex["forgetIn"] = async (segment, owner) => {
+    let spans = 0;
+    for (const row of await within(segment, (sidecar) => liveRows(segment, sidecar, keyOf(owner)))) {
+      const [proof, count] = await within(segment, (sidecar) => {
+        const { record, attempts } = sidecar.held(row);
+        return [record ?? attempts[0] ?? sidecar.spans(row, 0, 1)[0]?.place, sidecar.spanCount(row)] as const;
+      });
+      if (proof === undefined || ownerOf(await read(proof)) !== owner) continue;
+      mark(segment, row);
+      spans += count;
+    }
+    return spans;
+  };
+
+  return {
+    segments,
+    within,
+
+    async *holdings(owner, fromRollout = 0) {
+      const later = recent().map((index) => index.find(owner));
+      const key = keyOf(owner);
+      for (const segment of segmentsFrom(fromRollout))
+        yield* await within(segment, (sidecar) => liveRows(segment, sidecar, key).map((row) => sidecar.held(row)));
+      for (const held of later) if (held) yield held;
+    },
+
+    hasSpan: async (owner, attemptId, id, fromRollout = 0) => {
+      if (recent().some((index) => index.hasSpan(owner, attemptId, id))) return true;
+      const key = keyOf(owner);
+      const spanKey = keyOf(owner, attemptId, id);
+      for (const segment of segmentsFrom(fromRollout)) {
+        const places = await within(segment, (sidecar) => (liveRows(segment, sidecar, key).length > 0 ? sidecar.spansOf(spanKey) : []));
+        for (const place of places) {
+          const record = await read(place);
+          if (ownerOf(record) === owner && record.kind === "span" && record.data.attemptId === attemptId && record.data.id === id)
+            return true;
+        }
+      }
+      return false;
+    },
+
+    spans: async (owner, afterSeq, limit) => {
+      const later = recent().flatMap((index) => index.spans(owner, afterSeq, limit));
+      const key = keyOf(owner);
+      const found: SpanPlace[] = [];
+      for (const segment of segments) {
+        if (found.length >= limit) break;
+        if (segment.spanSeq <= afterSeq) continue;
+        found.push(
+          ...(await within(segment, (sidecar) =>
+            liveRows(segment, sidecar, key)
+              .flatMap((row) => sidecar.spans(row, afterSeq, limit - found.length))
+              .sort((a, b) => a.seq - b.seq),
+          )),
+        );
+      }
+      return [...found, ...later].slice(0, limit);
+    },
+
+    rollouts: async (order, fromSeq, limit) => {
+      // each part's are those beyond all before it: what is written anew to be cancelled began elsewhere
+      let before = segments.at(-1)?.rolloutSeq ?? 0;
+      const later = recent().map((index) => {
+        const mine = [...index.rollouts()].filter(({ seq }) => seq > before);
+        before = Math.max(before, index.rolloutSeq);
+        return mine;
+      });
+      const isBeyond = (seq: number): boolean => fromSeq === undefined || (order === "oldest" ? seq > fromSeq : seq < fromSeq);
+      const found: RolloutPlace[] = [];
+      const takeRecent = (): void => {
+        const all = later.flat().filter(({ seq }) => isBeyond(seq));
+        if (order === "newest") all.reverse();
+        found.push(...all.slice(0, limit - found.length));
+      };
+      const takeSealed = async (at: number): Promise<void> => {
+        const segment = segments[at] as Segment;
+        const floor = segments[at - 1]?.rolloutSeq ?? 0;
+        await within(segment, (sidecar) => {
+          const kept = found.length; // a repaired sidecar begins again
+          const [low, high] = [sidecar.rolloutBeyond(floor), sidecar.counts.rollouts];
+          const step = order === "oldest" ? 1 : -1;
+          const first =
+            order === "oldest"
+              ? Math.max(low, sidecar.rolloutBeyond(fromSeq ?? 0))
+              : sidecar.rolloutBeyond((fromSeq ?? Number.POSITIVE_INFINITY) - 0.5) - 1;
+          const mine: RolloutPlace[] = [];
+          for (let index = first; index >= low && index < high && kept + mine.length < limit; index += step) {
+            const { seq, row } = sidecar.rollout(index);
+            const { record } = sidecar.held(row);
+            if (!isMarked(segment, row) && record) mine.push({ seq, place: record });
+          }
+          found.push(...mine);
+        });
+      };
+      if (order === "newest") takeRecent();
+      const ats = segments
+        .map((_, at) => at)
+        .filter((at) => {
+          const [low, high] = [segments[at - 1]?.rolloutSeq ?? 0, (segments[at] as Segment).rolloutSeq];
+          return high > low && (fromSeq === undefined || (order === "oldest" ? high > fromSeq : low + 1 < fromSeq));
+        });
+      for (const at of order === "oldest" ? ats : ats.reverse()) {
+        if (found.length >= limit) break;
+        await takeSealed(at);
+      }
+      if (order === "oldest") takeRecent();
+      return found;
+    },
+
+    forget: async (owner) => {
+      let spans = 0;
+      for (const index of recent()) spans += index.drop(owner);
+      for (const segment of segments) spans += await forgetIn(segment, owner);
+      return spans;
+    },
+    forgetIn,
+  };
+};

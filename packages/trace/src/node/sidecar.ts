@@ -1,0 +1,274 @@
+// What a log file that is no longer written holds of whom, beside it on disk: sorted tables of fixed width, searched where
+// they lie. It says nothing that its log file does not say, and is made anew from it when it is missing or wrong.
+//
+//   content of index/<first seq, 16 digits>.idx (as blocks, blocks.ts); numbers little-endian, f64 where they may pass 2^32
+//   offset 0    8 bytes   "fulgidx1"
+//          8    f64       firstSeq: of the log file
+//         16    f64       end: so many bytes of the log file are indexed
+//         24    u32       check: CRC-32 of the last 4096 (or fewer) of those bytes
+//         28    u32 × 5   rows of: owners O, attempts A, spans S, rollouts R, gone G
+//         48    O × 36    owners, by key: u32 × 2 key · f64 offset, u32 byteLength of the latest rollout or resource record,
+//                         0 0 for none · u32 × 2 first attempt, attempts · u32 × 2 first span, spans
+//               A × 12    attempts, by owner: f64 offset, u32 byteLength of the latest record of one
+//               S × 20    spans, by owner, then seq: f64 seq · f64 offset, u32 byteLength
+//               S × 12    span keys, by key: u32 × 2 key · u32 row in spans
+//               R × 12    rollouts that began here, by seq: f64 seq · u32 row in owners
+//               G × 8     who is gone, by key: u32 × 2 key
+//
+// A key is keyOf of the owner (segmentFile.ts); of a span, of owner, attempt id and span id. Two may have one key: what a
+// record says decides. Owners that are gone by a record of the same file are not there.
+
+import { crc32 } from "node:zlib";
+import { type Blocks, blocksLength, DamagedBlock, fromBlocks, toBlocks } from "./blocks.ts";
+import { type Entry, firstBeyond, type Held, type Place, type SegmentIndex, type SpanPlace } from "./segmentIndex.ts";
+
+const MAGIC = "fulgidx1";
+const HEADER = 48;
+const CHECKED_BYTES = 4096;
+const WIDTH = { owners: 36, attempts: 12, spans: 20, keys: 12, rollouts: 12, gone: 8 } as const;
+
+/** Which bytes of which log file. */
+export interface Extent {
+  readonly firstSeq: number;
+  readonly end: number;
+  readonly check: number;
+}
+
+/** Of the bytes of a log file up to its end. */
+export const checkOf = (bytes: Buffer): number => crc32(bytes.subarray(Math.max(0, bytes.length - CHECKED_BYTES)));
+export const checkedFrom = (end: number): number => Math.max(0, end - CHECKED_BYTES);
+
+export interface Key {
+  readonly high: number;
+  readonly low: number;
+}
+
+/** 64 bits of texts: two lanes of multiply and xor over their UTF-16 units and a unit that ends each, mixed as MurmurHash3 ends. */
+export const keyOf = (...texts: readonly string[]): Key => {
+  let a = 0xdeadbeef;
+  let b = 0x41c6ce57;
+  for (const text of texts) {
+    for (let at = 0; at < text.length; at++) {
+      const unit = text.charCodeAt(at);
+      a = Math.imul(a ^ unit, 2654435761);
+      b = Math.imul(b ^ unit, 1597334677);
+    }
+    a = Math.imul(a ^ 0x1ffff, 2654435761);
+    b = Math.imul(b ^ 0x1ffff, 1597334677);
+  }
+  const high = Math.imul(a ^ (a >>> 16), 2246822507) ^ Math.imul(b ^ (b >>> 13), 3266489909);
+  const low = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(high ^ (high >>> 13), 3266489909);
+  return { high: high >>> 0, low: low >>> 0 };
+};
+
+const byKey = (a: { readonly key: Key }, b: { readonly key: Key }): number => a.key.high - b.key.high || a.key.low - b.key.low;
+
+/** The whole file. All places must be on disk. */
+export const encodeSidecar = (index: SegmentIndex, { firstSeq, end, check }: Extent): Buffer => {
+  const owners = [...index.owners].map(([owner, entry]) => ({ owner, entry, key: keyOf(owner) })).sort(byKey);
+  const rowOf = new Map(owners.map(({ owner }, row) => [owner, row]));
+  const rollouts = [...index.rollouts()];
+  const gone = [...index.gone].map((owner) => ({ key: keyOf(owner) })).sort(byKey);
+  const count = (of: (entry: Entry) => number): number => owners.reduce((sum, { entry }) => sum + of(entry), 0);
+  const attemptCount = count(({ attempts }) => attempts.size);
+  const spanCount = count(({ spans }) => spans.length);
+  const tables = tablesOf({
+    owners: owners.length,
+    attempts: attemptCount,
+    spans: spanCount,
+    rollouts: rollouts.length,
+    gone: gone.length,
+  });
+  const content = Buffer.alloc(tables.end);
+  let at = 0;
+  const u32 = (value: number): void => {
+    at = content.writeUInt32LE(value, at);
+  };
+  const f64 = (value: number): void => {
+    at = content.writeDoubleLE(value, at);
+  };
+  const key = ({ high, low }: Key): void => {
+    u32(high);
+    u32(low);
+  };
+  const place = (placed: Place | undefined): void => {
+    f64(placed?.offset ?? 0);
+    u32(placed?.byteLength ?? 0);
+  };
+
+  at = content.write(MAGIC, "latin1");
+  f64(firstSeq);
+  f64(end);
+  for (const value of [check, owners.length, attemptCount, spanCount, rollouts.length, gone.length]) u32(value);
+  let attemptRow = 0;
+  let spanRow = 0;
+  for (const { entry, key: ownKey } of owners) {
+    key(ownKey);
+    place(entry.record);
+    for (const value of [attemptRow, entry.attempts.size, spanRow, entry.spans.length]) u32(value);
+    attemptRow += entry.attempts.size;
+    spanRow += entry.spans.length;
+  }
+  for (const { entry } of owners) for (const placed of entry.attempts.values()) place(placed);
+  const spanKeys: { key: Key; row: number }[] = [];
+  for (const { owner, entry } of owners)
+    for (const { seq, place: placed, attemptId, id } of entry.spans) {
+      spanKeys.push({ key: keyOf(owner, attemptId, id), row: spanKeys.length });
+      f64(seq);
+      place(placed);
+    }
+  for (const { key: spanKey, row } of spanKeys.sort(byKey)) {
+    key(spanKey);
+    u32(row);
+  }
+  for (const { seq, owner } of rollouts) {
+    f64(seq);
+    u32(rowOf.get(owner) as number);
+  }
+  for (const { key: goneKey } of gone) key(goneKey);
+  return toBlocks(content);
+};
+
+/** The sidecar of a log file that now ends elsewhere and tells of nothing else; undefined for a damaged one. */
+export const restamped = (file: Buffer, { firstSeq, end, check }: Extent): Buffer | undefined => {
+  const content = fromBlocks(file);
+  if (content === undefined || content.toString("latin1", 0, 8) !== MAGIC || content.readDoubleLE(8) !== firstSeq) return undefined;
+  content.writeDoubleLE(end, 16);
+  content.writeUInt32LE(check, 24);
+  return toBlocks(content);
+};
+
+interface Counts {
+  readonly owners: number;
+  readonly attempts: number;
+  readonly spans: number;
+  readonly rollouts: number;
+  readonly gone: number;
+}
+
+interface Tables {
+  readonly counts: Counts;
+  /** Offset of each table, and of the end. */
+  readonly at: Readonly<Record<keyof typeof WIDTH, number>>;
+  readonly end: number;
+}
+
+const tablesOf = (counts: Counts): Tables => {
+  const rows = { ...counts, keys: counts.spans };
+  const at: Partial<Record<keyof typeof WIDTH, number>> = {};
+  let end = HEADER;
+  for (const name of Object.keys(WIDTH) as (keyof typeof WIDTH)[]) {
+    at[name] = end;
+    end += rows[name] * WIDTH[name];
+  }
+  return { counts, at: at as Tables["at"], end };
+};
+
+/** Searched for by owner; a row found under a key may be another's with the same key. */
+export interface Sidecar {
+  readonly counts: Counts;
+  /** Rows of the owners that have this key. */
+  owners(key: Key): number[];
+  held(row: number): Held;
+  spanCount(row: number): number;
+  /** The next `limit` spans of an owner's row beyond a seq. */
+  spans(row: number, afterSeq: number, limit: number): SpanPlace[];
+  /** Spans that have this key. */
+  spansOf(key: Key): Place[];
+  /** The place in the order of the first rollout beyond a seq; and what is at a place. */
+  rolloutBeyond(seq: number): number;
+  rollout(at: number): { readonly seq: number; readonly row: number };
+  /** The keys of who is gone. */
+  gone(): Key[];
+}
+
+/** @throws DamagedBlock when the file is not that of `extent`; so does each of its methods when it meets damage. */
+export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSeq, end, check }: Extent): Sidecar => {
+  const header = blocks.read(path, 0, HEADER);
+  const [owners, attempts, spans, rollouts, gone] = [28, 32, 36, 40, 44].map((at) => header.readUInt32LE(at)) as [
+    number,
+    number,
+    number,
+    number,
+    number,
+  ];
+  const { counts, at, end: contentLength } = tablesOf({ owners, attempts, spans, rollouts, gone });
+  if (
+    header.toString("latin1", 0, 8) !== MAGIC ||
+    header.readDoubleLE(8) !== firstSeq ||
+    header.readDoubleLE(16) !== end ||
+    header.readUInt32LE(24) !== check ||
+    blocksLength(contentLength) !== blocks.byteLength(path)
+  )
+    throw new DamagedBlock(`${path}: it is not of bytes 0 to ${end} of ${log}`);
+
+  const rowAt = (table: keyof typeof WIDTH, row: number): Buffer => blocks.read(path, at[table] + row * WIDTH[table], WIDTH[table]);
+  const placeAt = (row: Buffer, offset: number): Place => ({
+    file: log,
+    offset: row.readDoubleLE(offset),
+    byteLength: row.readUInt32LE(offset + 8),
+  });
+  const keyAt = (row: Buffer): Key => ({ high: row.readUInt32LE(0), low: row.readUInt32LE(4) });
+
+  /** The first row whose key is not below: keys are spread evenly, so it is looked for around where it should be, ever wider. */
+  const firstWith = (table: "owners" | "keys", rows: number, { high, low }: Key): number => {
+    const isBelow = (row: number): boolean => {
+      const found = keyAt(rowAt(table, row));
+      return found.high < high || (found.high === high && found.low < low);
+    };
+    const guess = Math.floor((high / 2 ** 32) * rows);
+    let [from, to] = [guess, guess];
+    for (let step = 8; from > 0 && !isBelow(from - 1); step *= 2) from = Math.max(0, from - step);
+    for (let step = 8; to < rows && isBelow(to); step *= 2) to = Math.min(rows, to + step);
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      if (isBelow(middle)) from = middle + 1;
+      else to = middle;
+    }
+    return from;
+  };
+  const rowsWith = (table: "owners" | "keys", rows: number, { high, low }: Key): Buffer[] => {
+    const found: Buffer[] = [];
+    for (let row = firstWith(table, rows, { high, low }); row < rows; row++) {
+      const bytes = rowAt(table, row);
+      if (bytes.readUInt32LE(0) !== high || bytes.readUInt32LE(4) !== low) break;
+      found.push(bytes);
+    }
+    return found;
+  };
+  const spanAt = (row: number): SpanPlace => {
+    const bytes = rowAt("spans", row);
+    return { seq: bytes.readDoubleLE(0), place: placeAt(bytes, 8) };
+  };
+
+  return {
+    counts,
+    owners: (key) => {
+      const first = firstWith("owners", owners, key);
+      return rowsWith("owners", owners, key).map((_, index) => first + index);
+    },
+    held: (row) => {
+      const bytes = rowAt("owners", row);
+      const record = placeAt(bytes, 8);
+      const [first, count] = [bytes.readUInt32LE(20), bytes.readUInt32LE(24)];
+      return {
+        record: record.byteLength === 0 ? undefined : record,
+        attempts: Array.from({ length: count }, (_, index) => placeAt(rowAt("attempts", first + index), 0)),
+      };
+    },
+    spanCount: (row) => rowAt("owners", row).readUInt32LE(32),
+    spans: (row, afterSeq, limit) => {
+      const bytes = rowAt("owners", row);
+      const [first, count] = [bytes.readUInt32LE(28), bytes.readUInt32LE(32)];
+      const from = firstBeyond({ length: count }, (index) => spanAt(first + index).seq, afterSeq);
+      return Array.from({ length: Math.min(limit, count - from) }, (_, index) => spanAt(first + from + index));
+    },
+    spansOf: (key) => rowsWith("keys", spans, key).map((bytes) => spanAt(bytes.readUInt32LE(8)).place),
+    rolloutBeyond: (seq) => firstBeyond({ length: rollouts }, (index) => rowAt("rollouts", index).readDoubleLE(0), seq),
+    rollout: (index) => {
+      const bytes = rowAt("rollouts", index);
+      return { seq: bytes.readDoubleLE(0), row: bytes.readUInt32LE(8) };
+    },
+    gone: () => Array.from({ length: gone }, (_, row) => keyAt(rowAt("gone", row))),
+  };
+};
