@@ -103,7 +103,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
 
   const store = (tensor: Tensor, data?: TensorData): void => {
     const { values, scales } = placeOf(tensor);
-    const address = alive("allocate").heap.allocate(values + scales, `"${tensor.name}"`);
+    const address = alive("allocate").heap.allocate(values + scales, `"${tensor.name}"`, tensor.home);
     addresses.set(tensor, address);
     if (data) place(tensor, new Uint32Array(data.buffer, data.byteOffset, data.length), 0);
     else new Uint8Array(alive("allocate").heap.memory.buffer, address, values + scales).fill(0);
@@ -137,7 +137,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     if (panelled.has(weight)) return;
     const { heap, kernels } = alive("compile");
     const [outputs, inputs] = weight.shape as [number, number];
-    const scratch = heap.allocate(8 * inputs * 4, "8 rows of a weight");
+    const scratch = heap.allocate(8 * inputs * 4, "8 rows of a weight", "weights");
     kernels.toPanels(panelKindOf(weight), addressOf(weight), scalesOf(weight), outputs, inputs, scratch);
     heap.free(scratch);
     panelled.add(weight);
@@ -169,7 +169,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     try {
       workspace = {
         ...workspace,
-        address: heap.allocate(arena + scratch * threadCount, "the arena"),
+        address: heap.allocate(arena + scratch * threadCount, "the arena", "arena"),
         arenaBytes: arena,
         scratchBytes: scratch,
       };
@@ -177,7 +177,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
       // The plans compiled so far keep running.
       const { arenaBytes: oldArena, scratchBytes: oldScratch } = previous;
       if (previous.address) {
-        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena");
+        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena", "arena");
         workspace = { ...workspace, address, arenaBytes: oldArena, scratchBytes: oldScratch };
       }
       throw cause;
@@ -215,7 +215,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         },
         { address: workspace.address + workspace.arenaBytes, perThread: workspace.scratchBytes },
       );
-      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`);
+      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`, "io");
       new Uint32Array(heap.memory.buffer, program, table.length).set(table);
       encodedFor = workspace.generation;
     };
