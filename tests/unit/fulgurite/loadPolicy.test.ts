@@ -108,9 +108,11 @@ test("path, address, hub name, whole and in shards: one policy", async () => {
 test("an interrupted download of shards is resumed, and progress says how far it is", async () => {
   const files = sharded(modelFiles("qwen3"));
   const shard = "model-00001-of-00002.safetensors";
-  const server = await serve(inFolder("m", files), { cuts: { [`/m/${shard}`]: [20_000], "/m/tokenizer.json": [100] } });
+  const place = `/${NAME}/resolve/${COMMIT}`;
+  const cuts = { [`${place}/${shard}`]: [20_000], [`${place}/tokenizer.json`]: [100] };
+  const server = await serve(onHub(NAME, ["main", COMMIT], files), { cuts, commit: COMMIT });
   const progress: { file: string; bytes: number; totalBytes: number | undefined; filesDone: number; files: number }[] = [];
-  await load(`${server.url}/m`, { onProgress: (now) => void progress.push(now) });
+  await load(NAME, { hub: server.url, onProgress: (now) => void progress.push(now) });
   expect(server.askedFor(shard).map(({ range }) => range)).toEqual([undefined, "bytes=20000-"]);
   expect(server.askedFor("tokenizer.json").map(({ range }) => range)).toEqual([undefined, "bytes=100-"]);
   const bytes = server.askedFor(shard).reduce((sum, asked) => sum + asked.bytes, 0);
@@ -121,8 +123,8 @@ test("an interrupted download of shards is resumed, and progress says how far it
   expect(progress.at(-1)).toMatchObject({ file: "", filesDone: 8, files: 8 });
 });
 
-const flipped = (bytes: Buffer): Buffer => {
-  bytes[bytes.length >> 1]! ^= 1;
+const flipped = (bytes: Buffer, at = bytes.length >> 1): Buffer => {
+  bytes[at]! ^= 1;
   return bytes;
 };
 
@@ -177,7 +179,13 @@ describe("the cache", () => {
   });
 
   test.each<[string, (bytes: Buffer) => Uint8Array | undefined, RegExp]>([
-    ["bytes with one bit flipped", flipped, /^[0-9a-f]+$/],
+    ["weights with one bit flipped", (bytes) => flipped(bytes), /\.fulg$/],
+    ["weights with one bit of their table flipped", (bytes) => flipped(bytes, bytes.length - 100), /\.fulg$/],
+    ["weights of another format version", (bytes) => flipped(bytes, 4), /\.fulg$/],
+    ["torn weights", (bytes) => bytes.subarray(0, bytes.length - 10), /\.fulg$/],
+    ["the beginning of weights", (bytes) => bytes.subarray(0, 5), /\.fulg$/],
+    ["no weights", () => undefined, /\.fulg$/],
+    ["bytes with one bit flipped", (bytes) => flipped(bytes), /^[0-9a-f]+$/],
     ["torn bytes", (bytes) => bytes.subarray(0, bytes.length - 10), /^[0-9a-f]+$/],
     ["no bytes", () => undefined, /^[0-9a-f]+$/],
     ["a torn label", (bytes) => bytes.subarray(0, 20), /\.json$/],
@@ -186,7 +194,7 @@ describe("the cache", () => {
   ])("with %s is a miss: the file is downloaded again, and kept", async (_, damage, which) => {
     const server = await serve(hubFiles(), { commit: COMMIT });
     const first = await sample(await load(NAME, { hub: server.url }));
-    const hits = (): number => server.askedFor("model.safetensors").length;
+    const hits = (): number => server.askedFor(which.test("x.fulg") ? "model.safetensors" : "tokenizer.json").length;
     expect(hits()).toBe(1);
     for (const name of readdirSync(cacheFolder).filter((entry) => which.test(entry))) {
       const path = join(cacheFolder, name);
@@ -240,7 +248,8 @@ describe("the cache", () => {
     policies.push(policy);
     const place = join(folder, "home/.cache/fulgurite");
     const entries = readdirSync(place);
-    expect(entries.filter((name) => name.endsWith(".json"))).toHaveLength(4);
+    expect(entries.filter((name) => name.endsWith(".json"))).toHaveLength(3);
+    expect(entries.filter((name) => name.endsWith(".fulg"))).toHaveLength(1);
     for (const name of entries) expect(readFileSync(join(place, name)).includes("hf_secret")).toBe(false);
   });
 });

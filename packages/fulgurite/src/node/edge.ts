@@ -1,49 +1,25 @@
-import { stat } from "node:fs/promises";
-import { homedir, totalmem } from "node:os";
-import { join, resolve } from "node:path";
-import { pathToFileURL } from "node:url";
-import { createPolicy } from "@fulgurite/engine";
+import { totalmem } from "node:os";
 import { createBackend } from "@fulgurite/engine/node";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Edge } from "../edge.ts";
 import { verdictsIn } from "../verdicts.ts";
+import { startFrom } from "../weightPlace.ts";
+import { cacheFolder, files } from "./fileEdge.ts";
 import { openFolderCache } from "./folderCache.ts";
-import { readWhole } from "./readWhole.ts";
-
-const isUrl = (source: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(source);
-
-const CACHE = join(homedir(), ".cache", "fulgurite");
 
 export const edge: Edge = {
-  folderUrl: (source) => {
-    const folder = source.endsWith("/") ? source : `${source}/`;
-    return isUrl(folder) ? new URL(folder) : new URL(`${pathToFileURL(resolve(folder)).href}/`);
-  },
-
-  isLocalFolder: async (source) =>
-    !isUrl(source) &&
-    (await stat(resolve(source)).then(
-      (found) => found.isDirectory(),
-      () => false, // a name that no path can have is no folder either
-    )),
-
-  readFile: (url, { signal, onBytes } = {}) =>
-    readWhole(url, { signal, ...(onBytes && { onPart: (_, bytes, totalBytes) => onBytes(bytes, totalBytes) }) }),
-
-  isPreflightFree: () => true,
-
-  openCache: async (folder = CACHE) => openFolderCache(resolve(folder)),
+  ...files,
 
   // a container's share, where there is one; without one some systems report an absurd number
   memoryBytes: () => Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY),
 
   openDevice: (device) => createBackend(device),
 
-  startPolicy: async ({ device, threads, ...options }) =>
-    createPolicy({
-      ...options,
-      backend: await createBackend(device, { ...(threads !== undefined && { threads }), verdicts: verdictsIn(openFolderCache(CACHE)) }),
-    }),
+  startPolicy: async (options, hooks) => {
+    const { device, threads } = options;
+    const verdicts = verdictsIn(openFolderCache(cacheFolder()));
+    return startFrom(options, await createBackend(device, { ...(threads !== undefined && { threads }), verdicts }), hooks);
+  },
 
   openStore: (name) => openFileStore(name),
 };
