@@ -14,8 +14,8 @@ import { createBuffers, USAGE } from "./buffers.ts";
 import type { WebGpuBackend } from "./checked.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
+import { lowerSteps } from "./kernels/fuse.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
-import { lower } from "./kernels/lower.ts";
 import { createPacing } from "./pacing.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
@@ -158,7 +158,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const compile = async (plan: Plan): Promise<Executable> => {
     check("compile");
     const arena = planArena(plan);
-    const dispatches = plan.steps.flatMap((step) => lower(step, open.target));
+    const dispatches = lowerSteps(plan.steps, open.target);
     // From the steps, not the kernels: an operand that a kernel leaves out (old of crossEntropy) can be written all the same.
     const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
     const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));

@@ -8,7 +8,7 @@ import { describeSelfTest, selfTest } from "../selfTest.ts";
 import { CASE_NAMES, deviceCase } from "../selfTestCases.ts";
 import { sha256 } from "../weights/sha256.ts";
 import { createDecisions, type Decisions } from "./decisions.ts";
-import { lower } from "./kernels/lower.ts";
+import { lowerSteps } from "./kernels/fuse.ts";
 import type { Target } from "./kernels/target.ts";
 import { type TuneOptions, tune } from "./tuner.ts";
 
@@ -66,7 +66,7 @@ const parse = (text: string | undefined): Verdict | undefined => {
 /** Another driver, browser or kernel is another name. */
 const nameOf = async ({ identity, target }: WebGpuBackend): Promise<string> => {
   const { choose: _, ...plain } = target;
-  const texts = CASE_NAMES.flatMap((name) => deviceCase(name).plan.steps.flatMap((step) => lower(step, plain).map(({ source }) => source)));
+  const texts = CASE_NAMES.flatMap((name) => lowerSteps(deviceCase(name).plan.steps, plain).map(({ source }) => source));
   const agent = (globalThis as { navigator?: { userAgent?: string } }).navigator?.userAgent ?? "";
   return sha256(new TextEncoder().encode(JSON.stringify([FORMAT, identity, agent, [...target.features], target.allowsInexact, texts])));
 };
