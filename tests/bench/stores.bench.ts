@@ -1,4 +1,4 @@
-// The stores: files beside better-sqlite3 (WAL, synchronous = FULL) and lmdb.
+// The stores: files beside better-sqlite3 (WAL, synchronous = FULL) and lmdb (synced commits), IndexedDB beside Dexie and idb.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync } from "node:fs";
 import { join } from "node:path";
@@ -6,20 +6,11 @@ import type { Span } from "@fulgurite/trace";
 import { openFileStore } from "@fulgurite/trace/node";
 import { bundleChild } from "../bundle.ts";
 import { benchCapture, benchRollouts } from "./agentFigures.ts";
+import { benchBrowser } from "./browserFigures.ts";
 import { type Bench, inRounds, seconds } from "./figures.ts";
 import { lmdbQueue, ourQueue, type Queue, sqliteQueue } from "./queueContestants.ts";
-import {
-  type Contestant,
-  fillOurs,
-  fillPeer,
-  fromText,
-  grouped,
-  openLmdb,
-  openOurs,
-  openSqlite,
-  remove,
-  spanOf,
-} from "./storeContestants.ts";
+import { spanOf } from "./span.ts";
+import { type Contestant, fillOurs, fillPeer, fromText, grouped, openLmdb, openOurs, openSqlite, remove } from "./storeContestants.ts";
 
 const SQLITE = "better-sqlite3 12.11";
 const LMDB = "lmdb 3.5";
@@ -197,6 +188,7 @@ export const run = async (bench: Bench): Promise<void> => {
     await benchScan(bench, root);
     await benchCapture(bench, root);
     await benchRollouts(bench, root);
+    await benchBrowser(bench, root);
     await benchReopen(bench, root);
   } finally {
     remove(root);
