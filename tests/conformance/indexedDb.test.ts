@@ -107,6 +107,28 @@ test("a database of the first version is upgraded with all that is in it, and ca
   await store.close();
 });
 
+test("a resource of the second version, which had no manifest, is given that of its bytes, and everything can be done with it", async () => {
+  const name = newName();
+  await (await openIndexedDbStore(name)).close(); // the second version made the stores that there are now
+  const db = await ask(indexedDB.open(`fulgurite/${name}`));
+  const rows = db.transaction("resources", "readwrite").objectStore("resources");
+  const old = { name: "p", kind: "lora", metadata: { step: 1 }, createdAtMs: 5 };
+  for (const version of [1, 2]) await ask(rows.put({ ...old, version, files: { w: Uint8Array.of(1, 2, 3), v: Uint8Array.of(version) } }));
+  db.close();
+  const store = await openIndexedDbStore(name);
+  const manifests = [];
+  for await (const { manifest } of store.resources()) manifests.push(manifest.w);
+  const digest = { sha256: "039058c6f2c0cb492c533b0a4d14ef77cc0f78abccced5287d84a1a2011cfb81", byteLength: 3 };
+  expect(manifests).toEqual([digest, digest]);
+  expect((await store.resource("p", 1))?.manifest.w).toEqual(digest);
+  const same = { ...old, kind: "lora" as const, files: { w: Uint8Array.of(1, 2, 3), v: Uint8Array.of(2) } };
+  expect((await store.publish({ ...same, version: 2 })).createdAtMs).toBe(5); // known
+  await expect(store.publish({ ...same, version: 2, files: {} })).rejects.toMatchObject({ code: "conflict" });
+  expect(await store.unpublish("p", 1)).toBe(true);
+  expect((await store.publish(same)).version).toBe(3);
+  await store.close();
+});
+
 test("a database deleted by another tab is empty afterwards, and works", async () => {
   const name = newName();
   const store = await openIndexedDbStore(name);

@@ -14,6 +14,8 @@ export interface StoreCase {
   readonly open: (name: string, options: StoreOptions) => Promise<Store>;
   /** Flips a bit in a file of a resource's only version, behind the store's back. */
   readonly spoil?: Spoil;
+  /** Leaves the store's disk without room for another byte, until the returned function is called. */
+  readonly fillDisk?: (store: string) => () => void;
   /** Why it cannot run here. */
   readonly skip?: string;
 }
@@ -34,9 +36,9 @@ const here = async (): Promise<StoreCase[]> => {
     return [fakeIndexedDbCase, filesCase, absent("IndexedDB", "Node has none; the browser project runs it in Chromium")];
   }
   const { openIndexedDbStore } = await import("@fulgurite/trace/indexedDb");
-  const { spoilIndexedDb } = await import("./spoilIndexedDb.ts");
+  const { fillIndexedDb, spoilIndexedDb } = await import("./indexedDbDamage.ts");
   return [
-    { name: "IndexedDB", persists: true, shared: true, open: openIndexedDbStore, spoil: spoilIndexedDb },
+    { name: "IndexedDB", persists: true, shared: true, open: openIndexedDbStore, spoil: spoilIndexedDb, fillDisk: fillIndexedDb },
     absent("fake-indexeddb", "it stands in where there is no IndexedDB"),
     absent("files", "a browser has no folder of ours"),
   ];

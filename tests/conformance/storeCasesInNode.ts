@@ -4,13 +4,36 @@ import { mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
-import { openFileStore } from "@fulgurite/trace/node";
-import { spoilIndexedDb } from "./spoilIndexedDb.ts";
+import { type LogIo, openFileStore, platformIo } from "@fulgurite/trace/node";
+import { fillIndexedDb, spoilIndexedDb } from "./indexedDbDamage.ts";
 import type { StoreCase } from "./storeCases.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "fulgurite-stores-"));
 
 const spoiled = new Set<string>();
+const full = new Set<string>();
+const wasFull = new Set<string>();
+
+/** The platform's, unless that store's disk is full. */
+const ioOf = (name: string): LogIo => {
+  const guard = (): void => {
+    if (full.has(name)) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
+  };
+  return {
+    write: async (handle, bytes, position) => {
+      guard();
+      await platformIo.write(handle, bytes, position);
+    },
+    datasync: async (handle) => {
+      guard();
+      await platformIo.datasync(handle);
+    },
+    replace: async (path, bytes) => {
+      guard();
+      await platformIo.replace(path, bytes);
+    },
+  };
+};
 
 export const fakeIndexedDbCase: StoreCase = {
   name: "fake-indexeddb",
@@ -18,6 +41,7 @@ export const fakeIndexedDbCase: StoreCase = {
   shared: true,
   open: openIndexedDbStore,
   spoil: spoilIndexedDb,
+  fillDisk: fillIndexedDb,
 };
 
 export const filesCase: StoreCase = {
@@ -28,10 +52,16 @@ export const filesCase: StoreCase = {
     openFileStore(join(folder, name), {
       ...options,
       rotateBytes: 2_000, // so that every test crosses files
+      io: ioOf(name),
       onReport: (message) => {
-        if (!spoiled.has(name)) throw new Error(`nothing was damaged, got the report: ${message}`);
+        if (!spoiled.has(name) && !wasFull.has(name)) throw new Error(`nothing was damaged, got the report: ${message}`);
       },
     }),
+  fillDisk: (name) => {
+    full.add(name);
+    wasFull.add(name);
+    return () => void full.delete(name);
+  },
   spoil: async (name, { sha256 }) => {
     spoiled.add(name);
     const path = join(folder, name, "blobs", sha256);

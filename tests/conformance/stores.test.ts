@@ -10,6 +10,7 @@ import {
   type StoreEvent,
   type StoreOptions,
   TraceError,
+  verifyStore,
 } from "@fulgurite/trace";
 import { afterEach, describe, expect, test } from "vitest";
 import { type StoreCase, storeCases } from "./storeCases.ts";
@@ -901,13 +902,63 @@ describe.each(storeCases)("$name", (storeCase) => {
     await world.store.publish({ name: "p", kind: "lora", files });
     await world.store.publish({ name: "q", kind: "lora", files: { whole: Uint8Array.of(4) } });
     const [{ manifest }] = (await collect(world.store.resources())) as [ResourceEntry];
+    expect(await verifyStore(world.store)).toEqual({ rollouts: 0, attempts: 0, spans: 0, resources: 2, states: 0, problems: [] });
     await storeCase.spoil!(world.name, { resource: "p", path: "w", sha256: manifest.w!.sha256 });
     const error = await world.store.resource("p").catch((caught) => caught);
     expect([error.code, error.message]).toEqual(["corrupt", expect.stringMatching(/039058c6.*got/)]);
     expect((await world.store.resource("q"))?.files).toEqual({ whole: Uint8Array.of(4) });
     expect((await collect(world.store.resources())).length).toBe(2); // what it should be is still told
+    expect((await verifyStore(world.store)).problems).toEqual([expect.stringMatching(/039058c6/)]);
     expect((await world.store.publish({ name: "p", kind: "lora", files })).version).toBe(2);
     expect((await world.store.resource("p"))?.files).toEqual(files);
+  });
+
+  const filled = storeCase.fillDisk
+    ? test_
+    : (title: string, _body: () => unknown) => test.skip(`${title} (it has no disk of its own)`, () => {});
+
+  filled("on a full disk every write is refused as full and half of none is done; with room again each goes through", async () => {
+    const { store, time, name } = await openWorld(storeCase);
+    await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: 0 })));
+    const [{ attempt }] = (await store.claim("w")) as [Claim];
+    await store.append([span("a", attempt.id, "s1")]);
+    const look = async () => ({
+      rollouts: await collect(store.rollouts()),
+      attempts: await Promise.all(["a", "b", "c"].map((id) => store.attempts(id))),
+      spans: await collect(store.spans({ rolloutId: "a" })),
+      stats: await store.stats(),
+    });
+    const before = await look();
+    const heard: StoreEvent[] = [];
+    store.watch((event) => void heard.push(event));
+    time.now = 2_000;
+    const writes: (() => Promise<unknown>)[] = [
+      () => store.claim("w2", 2),
+      () => store.finish(attempt, { status: "succeeded" }),
+      () => store.cancel("a"),
+      () => store.cancel("b"),
+      () => store.heartbeat(attempt),
+      () => store.append([span("a", attempt.id, "s2")]),
+      () => store.enqueue([{ id: "d", input: 0 }]),
+      () => store.requeueStale(2_000),
+    ];
+    const empty = storeCase.fillDisk!(name);
+    try {
+      for (const write of writes) expect(await codeOf(write()), String(write)).toBe("full");
+      expect(await look()).toEqual(before);
+      expect(await Promise.all(writes.map((write) => codeOf(write())))).toEqual(writes.map(() => "full"));
+      expect(await look()).toEqual(before);
+    } finally {
+      empty();
+    }
+    await settle();
+    expect(heard).toEqual([]);
+    expect((await store.claim("w2")).map(({ rollout, attempt }) => [rollout.id, attempt.sequence])).toEqual([["b", 1]]);
+    await store.append([span("a", attempt.id, "s2")]);
+    expect((await store.finish(attempt, { status: "succeeded" })).status).toBe("succeeded");
+    expect((await store.cancel("c")).status).toBe("cancelled");
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["s1@1", "s2@2"]);
+    expect((await store.enqueue([{ id: "d", input: 0 }]))[0]!.seq).toBe(4);
   });
 
   const shared = storeCase.shared

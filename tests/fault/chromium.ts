@@ -7,6 +7,7 @@ import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { type BrowserContext, chromium } from "playwright-core";
 import { build } from "vite";
+import { uponEnd } from "./uponEnd.ts";
 
 export interface KillableBrowser {
   readonly context: BrowserContext;
@@ -36,7 +37,13 @@ export const launchChromium = async (profile: string): Promise<KillableBrowser> 
     ],
     { stdio: "ignore", detached: true },
   );
-  const gone = new Promise<void>((resolve) => child.on("close", () => resolve()));
+  const isOver = uponEnd(() => process.kill(-(child.pid as number), "SIGKILL")); // of a group of its own: nobody else would end it
+  const gone = new Promise<void>((resolve) =>
+    child.on("close", () => {
+      isOver();
+      resolve();
+    }),
+  );
   let failed: Error | undefined;
   child.on("error", (error) => {
     failed = error;

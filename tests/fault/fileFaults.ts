@@ -9,6 +9,7 @@ import { type FileStoreOptions, openFileStore } from "@fulgurite/trace/node";
 import { bundleChild } from "../bundle.ts";
 import { createFailingIo, type DiskFault } from "./disk.ts";
 import { createLedger, type Ledger, sum, type Tally, takeInventory } from "./ledger.ts";
+import { uponEnd } from "./uponEnd.ts";
 
 /** Says on stderr how far it is. */
 export type Progress = (line: string) => void;
@@ -50,6 +51,15 @@ const LAST_RECORDS: Readonly<Record<string, (store: Store, attemptId: string) =>
     const { name, version } = await store.publish({ name: "p", version: 1, kind: "prompt", files: { f: Uint8Array.of(1, 2, 3) } });
     return [`resource/${name}/${version}`];
   },
+  unpublished: async (store) => {
+    await store.unpublish("old", 1);
+    return ["gone resource/old/1"];
+  },
+};
+
+/** A key, or the word that what it names is deleted. */
+const told = (ledger: Ledger, keys: readonly string[]): void => {
+  for (const key of keys) key.startsWith("gone ") ? ledger.gone(key.slice(5)) : ledger.acknowledge(key);
 };
 
 const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
@@ -60,6 +70,7 @@ const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
     await store.enqueue([{ id: "r", input: 0 }]);
     const attemptId = (await store.claim("w"))[0]!.attempt.id;
     await store.append([spanOf("r", attemptId, "first")]);
+    for (const version of [1, 2]) await store.publish({ name: "old", version, kind: "prompt", files: { f: Uint8Array.of(version) } });
     const path = join(folder, "log", "0000000000000001.log");
     const kept = readFileSync(path).length;
     await act(store, attemptId);
@@ -69,11 +80,11 @@ const tearTails = async (newFolder: () => string): Promise<Tally[]> => {
       for (const name of readdirSync(join(folder, "log"))) rmSync(join(folder, "log", name));
       writeFileSync(path, whole.subarray(0, end)); // the last record was never acknowledged in this history
       const ledger = createLedger("tail");
-      ledger.acknowledge("rollout/r", `attempt/r/${attemptId}`, "span/r/first");
+      ledger.acknowledge("rollout/r", `attempt/r/${attemptId}`, "span/r/first", "resource/old/2");
       ledger.fault();
       const torn = await open(folder);
       ledger.check(await takeInventory(torn));
-      ledger.acknowledge(...(await act(torn, attemptId)));
+      told(ledger, await act(torn, attemptId));
       await torn.close();
       await look(folder, ledger);
       tallies.push(ledger.tally());
@@ -312,6 +323,7 @@ const fillDisk = async (newFolder: () => string, progress: Progress): Promise<Ta
 const killAfter = (program: string, args: readonly string[], bytes: number): Promise<{ lines: string[]; wasKilled: boolean }> =>
   new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [program, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+    const isOver = uponEnd(() => child.kill("SIGKILL"));
     let out = "";
     let errors = "";
     child.stderr.on("data", (data) => {
@@ -322,6 +334,7 @@ const killAfter = (program: string, args: readonly string[], bytes: number): Pro
       if (out.length >= bytes) child.kill("SIGKILL");
     });
     child.on("close", (_code, signal) => {
+      isOver();
       if (errors !== "") reject(new Error(`${program}: silence on stderr, got ${errors}; read it`));
       else
         resolve({
@@ -377,6 +390,8 @@ const fight = async (newFolder: () => string, program: string, kills: number): P
 /** @throws what is no fault of the store's: an error of its own that it should not have made. */
 export const faultFiles = async (progress: Progress): Promise<Tally> => {
   const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
+  const remove = () => rmSync(root, { recursive: true, force: true });
+  const isRemoved = uponEnd(remove);
   let folders = 0;
   const newFolder = (): string => {
     const folder = join(root, String(++folders));
@@ -400,6 +415,7 @@ export const faultFiles = async (progress: Progress): Promise<Tally> => {
     await part("two processes, one queue, kill -9", () => fight(newFolder, fighter, 30));
     return sum("files", tallies);
   } finally {
-    rmSync(root, { recursive: true, force: true });
+    isRemoved();
+    remove();
   }
 };

@@ -8,6 +8,7 @@ import { launchChromium, servePage } from "./chromium.ts";
 import type { Progress } from "./fileFaults.ts";
 import type { PageActions, Round } from "./indexedDbPage.ts";
 import { createLedger, type Ledger, sum, type Tally } from "./ledger.ts";
+import { uponEnd } from "./uponEnd.ts";
 
 /** Calls one of the page's actions in it. */
 const call = <K extends keyof PageActions>(
@@ -28,8 +29,9 @@ const openTab = async (context: BrowserContext, origin: string): Promise<Page> =
   return page;
 };
 
-const take = (ledger: Ledger, { faults, acknowledged, claims }: Round): void => {
+const take = (ledger: Ledger, { faults, acknowledged, claims, gone = [] }: Round): void => {
   ledger.fault(faults);
+  ledger.gone(...gone);
   ledger.acknowledge(...acknowledged);
   for (const [rolloutId, attemptId] of claims) ledger.claimed(rolloutId, attemptId);
 };
@@ -125,6 +127,8 @@ const writeAndEnd = async (
 /** @throws what is no fault of the store's: a browser that does not start, an error of its own that it should not have made. */
 export const faultIndexedDb = async (progress: Progress): Promise<Tally> => {
   const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
+  const remove = () => rmSync(root, { recursive: true, force: true, maxRetries: 5 });
+  const isRemoved = uponEnd(remove);
   const profile = join(root, "profile");
   mkdirSync(profile);
   const server = await servePage(import.meta.dirname, "indexedDbPage", join(root, "bundle"));
@@ -179,6 +183,7 @@ export const faultIndexedDb = async (progress: Progress): Promise<Tally> => {
   } finally {
     await browser.kill();
     await server.close();
-    rmSync(root, { recursive: true, force: true, maxRetries: 5 });
+    isRemoved();
+    remove();
   }
 };

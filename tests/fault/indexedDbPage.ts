@@ -10,6 +10,8 @@ export interface Round {
   readonly acknowledged: readonly string[];
   /** Rollout and attempt, as claim gave them. */
   readonly claims: readonly (readonly [string, string])[];
+  /** Acknowledged to be deleted. */
+  readonly gone?: readonly string[];
 }
 
 /** From a worker to its tab. */
@@ -146,12 +148,12 @@ const strike = (blow: Blow, at: number, times: number): (() => number) => {
 };
 
 /** A short life in which every call may fail; a call that failed is made once more, and then counts. */
-const live = async (store: Store, acknowledged: string[], claims: (readonly [string, string])[]): Promise<void> => {
+const live = async (store: Store, acknowledged: string[], claims: (readonly [string, string])[], gone: string[]): Promise<void> => {
   const twice = async <T>(act: () => Promise<T>): Promise<T> => act().catch(act).catch(act);
   const tasks = await twice(() => store.enqueue(["a", "b"].map((id) => ({ id, input: 0 }))));
   acknowledged.push(...tasks.map(({ id }) => `rollout/${id}`));
   for (const names of [["x", "y"], ["x"]]) {
-    const [claim] = await twice(() => store.claim("w"));
+    const [claim] = await twice(() => store.claim("w", 1, `claim of ${names.join(" and ")}`));
     if (claim === undefined) throw new Error("claim: one is queued, got none; a failed claim took it");
     const { rollout, attempt } = claim;
     claims.push([rollout.id, attempt.id]);
@@ -165,19 +167,23 @@ const live = async (store: Store, acknowledged: string[], claims: (readonly [str
     await twice(() => store.finish(attempt, { status: "succeeded" }));
     acknowledged.push(`ended/${rollout.id}/${attempt.id}/succeeded`);
   }
-  await twice(() => store.publish({ name: "p", version: 1, kind: "prompt", files: { f: Uint8Array.of(1) } }));
-  acknowledged.push("resource/p/1");
+  for (const version of [1, 2])
+    await twice(() => store.publish({ name: "p", version, kind: "prompt", files: { f: Uint8Array.of(version) } }));
+  acknowledged.push("resource/p/2");
+  await twice(() => store.unpublish("p", 1));
+  gone.push("resource/p/1");
 };
 
 /** One life on a new database with one blow. `faults` is 0 when the life ended before it. */
 const liveUnder = async (name: string, blow: Blow, at: number, times: number): Promise<Round & { readonly found: Inventory }> => {
   const acknowledged: string[] = [];
   const claims: (readonly [string, string])[] = [];
+  const gone: string[] = [];
   const store = await open(name);
   const lift = strike(blow, at, times);
   let faults = 0;
   try {
-    await live(store, acknowledged, claims);
+    await live(store, acknowledged, claims, gone);
   } finally {
     faults = lift();
   }
@@ -186,7 +192,7 @@ const liveUnder = async (name: string, blow: Blow, at: number, times: number): P
   const found = await takeInventory(again);
   await again.close();
   indexedDB.deleteDatabase(`fulgurite/${name}`);
-  return { faults, acknowledged, claims, found };
+  return { faults, acknowledged, claims, gone, found };
 };
 
 // ---- a full disk ----------------------------------------------------------------------------------------------------------

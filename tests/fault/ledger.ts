@@ -27,8 +27,10 @@ export interface Ledger {
   acknowledge(...keys: readonly string[]): void;
   /** Two workers were told that one rollout is theirs. */
   claimed(rolloutId: string, attemptId: string): void;
-  /** No longer owed: its rollout was forgotten. */
+  /** No longer owed: it may be deleted from now on. */
   release(...keys: readonly string[]): void;
+  /** Acknowledged to be deleted: being there again is a loss too. */
+  gone(...keys: readonly string[]): void;
   fault(count?: number): void;
   check(found: Inventory): void;
   tally(): Tally;
@@ -60,6 +62,7 @@ const repeats = (items: readonly unknown[]): number => items.length - new Set(it
 /** Lost and doubled things are counted once however often they are looked for; `recovered` is what the last look found. */
 export const createLedger = (store: string): Ledger => {
   const acknowledged = new Set<string>();
+  const deleted = new Set<string>();
   const lost = new Set<string>();
   const claims = new Map<string, string>();
   const twice = new Set<string>();
@@ -82,12 +85,20 @@ export const createLedger = (store: string): Ledger => {
     release: (...keys) => {
       for (const key of keys) acknowledged.delete(key);
     },
+    gone: (...keys) => {
+      for (const key of keys) {
+        acknowledged.delete(key);
+        if (!deleted.has(key)) total += 1;
+        deleted.add(key);
+      }
+    },
     fault: (count = 1) => {
       faults += count;
     },
     check: ({ keys, seqs, doubleClaims: found }) => {
       const there = new Set(keys);
       for (const key of acknowledged) if (!there.has(key)) lost.add(key);
+      for (const key of deleted) if (there.has(key)) lost.add(`deleted ${key}`);
       recovered = there.size;
       duplicates = Math.max(duplicates, repeats(keys) + repeats(seqs));
       doubleClaims = Math.max(doubleClaims, found);

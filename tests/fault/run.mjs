@@ -1,12 +1,14 @@
-// npm run fault -- stores [--json] [files] [indexedDb]
+// npm run fault -- stores [--json] [files] [indexedDb] [http]
 // Does to the stores what machines do to them, and ends with one JSON line a store. Exit code 1 when anything that was
 // acknowledged is gone, is there twice, or was given to two workers. Progress goes to stderr.
-import { runnerImport } from "vite";
+import { join } from "node:path";
+import { createServer } from "vite";
 
-const USAGE = "usage: npm run fault -- stores [--json] [files] [indexedDb]";
+const USAGE = "usage: npm run fault -- stores [--json] [files] [indexedDb] [http]";
 const STORES = {
   files: ["./fileFaults.ts", "faultFiles"],
   indexedDb: ["./indexedDbFaults.ts", "faultIndexedDb"],
+  http: ["./httpFaults.ts", "faultHttp"],
 };
 
 const [subject, ...rest] = process.argv.slice(2);
@@ -14,20 +16,21 @@ const json = rest.includes("--json");
 const named = rest.filter((word) => word !== "--json");
 if (subject !== "stores" || named.some((name) => !Object.hasOwn(STORES, name))) {
   console.error(
-    `fault: stores, and of them ${Object.keys(STORES).join(" or ")}, got ${process.argv.slice(2).join(" ") || "nothing"}; ${USAGE}`,
+    `fault: stores, and of them ${Object.keys(STORES).join(", ")}, got ${process.argv.slice(2).join(" ") || "nothing"}; ${USAGE}`,
   );
   process.exit(2);
 }
 
-/** A module of this folder, run on the packages' sources: no build is needed. */
-const load = async (name) => {
-  const { module } = await runnerImport(new URL(name, import.meta.url).pathname, {
-    configFile: false,
-    logLevel: "error",
-    environments: { inline: { resolve: { conditions: ["@fulgurite/source", "node", "import", "module", "default"] } } },
-  });
-  return module;
-};
+/** Modules run on the packages' sources: no build is needed. */
+const vite = await createServer({
+  root: join(import.meta.dirname, "../.."),
+  appType: "custom",
+  configFile: false,
+  logLevel: "error",
+  server: { middlewareMode: true, ws: false, watch: null },
+  ssr: { resolve: { conditions: ["@fulgurite/source", "node", "import", "module", "default"] } },
+});
+const load = (name) => vite.ssrLoadModule(join(import.meta.dirname, name));
 
 const began = Date.now();
 const progress = (line) => console.error(`${((Date.now() - began) / 1000).toFixed(0).padStart(4)} s  ${line}`);
@@ -43,4 +46,5 @@ for (const tally of tallies)
       ? JSON.stringify(tally)
       : `${tally.store}: ${tally.faults} faults; ${tally.acknowledged} acknowledged, ${tally.recovered} recovered, ${tally.lost} lost, ${tally.duplicates} duplicates, ${tally.doubleClaims} double claims`,
   );
+await vite.close();
 process.exitCode = tallies.every(isClean) ? 0 : 1;

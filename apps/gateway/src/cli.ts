@@ -2,12 +2,14 @@
 // fulgurite <command>: reads the command's name, hands the rest on, turns errors into exit codes.
 // 0 done · 1 failed · 2 called wrongly · 130 interrupted (Ctrl+C; the run can be continued).
 
+import { exportRun } from "./export.ts";
 import { store } from "./store.ts";
 import { train } from "./train.ts";
 import { UsageError } from "./usageError.ts";
 
 const COMMANDS: Readonly<Record<string, { run: (args: string[]) => Promise<number>; help: string }>> = {
   train: { run: train, help: "train a demo agent headless: fulgurite train calculator --help" },
+  export: { run: exportRun, help: "what a run trained, for other tools: fulgurite export --help" },
   store: { run: store, help: "look into a store, move it, check it: fulgurite store --help" },
 };
 

@@ -34,7 +34,7 @@ export interface PolicyMemory extends MemorySettings {
   /** Bytes: base weights · adapters, gradient, moments · activations of the largest run · keys and values of running completions · inputs, results, command lists. */
   readonly items: Readonly<Record<"weights" | "adapters" | "activations" | "cache" | "other", number>>;
   readonly byteLength: number;
-  /** The largest single tensor; on WebGPU it has to fit one binding. */
+  /** The largest single tensor; on WebGPU the largest that has to fit one binding (model matrices are cut). */
   readonly largest: { readonly name: string; readonly byteLength: number };
 }
 
@@ -195,37 +195,54 @@ export const fitMemory = async (full: ModelSpec, options: MemoryOptions = {}, li
   );
 };
 
-/** Settings that a refused policy may lower: each with smaller values, and what it becomes with one of them. */
-const leversOf = (full: ModelSpec, from: Settings) => {
-  const shorten = (settings: Settings, maxContext: number): Settings => ({
-    ...settings,
-    maxContext,
-    spec: { ...full, maxPositions: maxContext },
-    microBatchTokens: Math.min(settings.microBatchTokens, maxContext),
-  });
+interface Lever {
+  readonly name: string;
+  /** Smaller and smaller. */
+  readonly values: readonly (number | true)[];
+  readonly set: (settings: Settings, value: never) => Settings;
+}
+
+/** What a refused policy may lower: settings that change no number, then those that change what it can do. */
+const leversOf = (full: ModelSpec, from: Settings): { readonly free: readonly Lever[]; readonly dear: readonly Lever[] } => {
   const smaller = (value: number, least: number): number[] => halvings(value, least).slice(1);
-  return [
-    ...(from.checkpoint ? [] : [{ name: "checkpoint", values: [true], set: (settings: Settings) => ({ ...settings, checkpoint: true }) }]),
-    { name: "slots", values: smaller(from.slots, 1), set: (settings: Settings, slots: number) => ({ ...settings, slots }) },
-    {
-      name: "microBatchTokens",
-      values: smaller(from.microBatchTokens, from.maxContext),
-      set: (settings: Settings, microBatchTokens: number) => ({ ...settings, microBatchTokens }),
-    },
-    {
-      name: "lora.rank",
-      values: smaller(from.lora.rank, 1),
-      set: (settings: Settings, rank: number) => ({ ...settings, lora: { ...settings.lora, rank } }),
-    },
-    { name: "maxContext", values: smaller(from.maxContext, 64), set: shorten },
-  ] as readonly { name: string; values: readonly (number | true)[]; set: (settings: Settings, value: never) => Settings }[];
+  return {
+    free: [
+      { name: "checkpoint", values: from.checkpoint ? [] : [true], set: (settings) => ({ ...settings, checkpoint: true }) },
+      { name: "slots", values: smaller(from.slots, 1), set: (settings, slots: number) => ({ ...settings, slots }) },
+      {
+        name: "microBatchTokens",
+        values: smaller(from.microBatchTokens, from.maxContext),
+        set: (settings, microBatchTokens: number) => ({ ...settings, microBatchTokens }),
+      },
+    ],
+    dear: [
+      {
+        name: "lora.rank",
+        values: smaller(from.lora.rank, 1),
+        set: (settings, rank: number) => ({ ...settings, lora: { ...settings.lora, rank } }),
+      },
+      {
+        name: "maxContext",
+        values: smaller(from.maxContext, 64),
+        set: (settings, maxContext: number) => ({
+          ...settings,
+          maxContext,
+          spec: { ...full, maxPositions: maxContext },
+          microBatchTokens: Math.min(settings.microBatchTokens, maxContext),
+        }),
+      },
+    ],
+  };
 };
 
 const order = (name: string, value: number | true): string => (value === true ? `set ${name} to true` : `lower ${name} to ${value}`);
 
-/** One setting that is enough to lower, or several, or another model. */
-const adviceFor = async (from: Settings, full: ModelSpec, isEnough: (settings: Settings) => Promise<boolean>): Promise<string> => {
-  const levers = leversOf(full, from);
+/** One lever that is enough, or several, each but the last at its least. */
+const pull = async (
+  levers: readonly Lever[],
+  from: Settings,
+  isEnough: (settings: Settings) => Promise<boolean>,
+): Promise<string | undefined> => {
   for (const { name, values, set } of levers) {
     const value = await firstEnough(values, (one) => isEnough(set(from, one as never)));
     if (value !== undefined) return order(name, value);
@@ -233,10 +250,21 @@ const adviceFor = async (from: Settings, full: ModelSpec, isEnough: (settings: S
   const orders: string[] = [];
   let settings = from;
   for (const { name, values, set } of levers) {
+    const least = values.at(-1);
+    if (least === undefined) continue;
     const value = await firstEnough(values, (one) => isEnough(set(settings, one as never)));
-    if (values.length > 0) orders.push(order(name, value ?? values.at(-1)!));
+    orders.push(order(name, value ?? least));
     if (value !== undefined) return orders.join(" and ");
-    if (values.length > 0) settings = set(settings, values.at(-1)! as never);
+    settings = set(settings, least as never);
   }
-  return "take a smaller model, or a device with more memory";
+  return undefined;
+};
+
+const adviceFor = async (from: Settings, full: ModelSpec, isEnough: (settings: Settings) => Promise<boolean>): Promise<string> => {
+  const { free, dear } = leversOf(full, from);
+  return (
+    (await pull(free, from, isEnough)) ??
+    (await pull([...free, ...dear], from, isEnough)) ??
+    "take a smaller model, or a device with more memory"
+  );
 };

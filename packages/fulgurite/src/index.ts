@@ -1,7 +1,15 @@
 // What `npm i fulgurite` gives: a few functions with good defaults. Everything else is one package name further.
 
 export type { Agent, AgentContext, OpenAIOptions } from "@fulgurite/agent";
-export { type DeviceKind, describeMemory, type LoraSpec, type PeftFiles, type Policy, type PolicyMemory } from "@fulgurite/engine";
+export {
+  type DeviceKind,
+  describeMemory,
+  type FileToWrite,
+  type LoraSpec,
+  type PeftFiles,
+  type Policy,
+  type PolicyMemory,
+} from "@fulgurite/engine";
 export { type Algorithm, type Evaluation, type GrpoOptions, grpo, reinforce, rloo, type StepReport } from "@fulgurite/rl";
 export { asOnlyTrainer, type Store } from "@fulgurite/trace";
 export { collectGarbage } from "./collectGarbage.ts";
@@ -17,7 +25,8 @@ export {
   readExperiment,
   type Score,
 } from "./experiment.ts";
+export { EXPORT_FORMATS, type ExportDtype, type ExportFormat, type ExportOptions, exportModel } from "./exportModel.ts";
 export { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "./loadPolicy.ts";
-export type { LoadProgress } from "./modelFiles.ts";
+export { type LoadProgress, type ModelFiles, readModel } from "./modelFiles.ts";
 export { type OpenStoreOptions, openStore } from "./openStore.ts";
 export { type TrainOptions, train } from "./train.ts";

@@ -14,12 +14,14 @@ import {
 } from "@fulgurite/engine";
 import { edge } from "#edge";
 import { budgetFor } from "./memoryFit.ts";
-import { type ModelFilesOptions, type ModelFolder, openModelFolder } from "./modelFiles.ts";
+import { type ModelFiles, type ModelFilesOptions, type ModelFolder, openModelFolder, readModel } from "./modelFiles.ts";
 
 export interface LoadedPolicy extends Policy {
   /** What it was loaded from. */
   readonly source: string;
   readonly format: ChatFormat;
+  /** The files that it was loaded from, read again (from the cache, if they are in one): an export starts from the original checkpoint. */
+  readModel(options?: Pick<ModelFilesOptions, "signal" | "onProgress">): Promise<ModelFiles>;
 }
 
 export interface LoadPolicyOptions extends ModelFilesOptions {
@@ -135,6 +137,14 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
   return {
     source,
     format,
+    readModel: (again = {}) =>
+      readModel(source, {
+        ...(hub !== undefined && { hub }),
+        ...(token !== undefined && { token }),
+        ...(cache !== undefined && { cache }),
+        ...(cacheFolder !== undefined && { cacheFolder }),
+        ...again,
+      }),
     get device() {
       return policy.device;
     },

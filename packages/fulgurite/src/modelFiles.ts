@@ -52,6 +52,17 @@ export interface ModelFolder {
   forget(): Promise<void>;
 }
 
+/** A whole model folder in memory. */
+export interface ModelFiles {
+  /** As an adapter's base is called; absent for local folders. */
+  readonly name?: string;
+  readonly config: Uint8Array;
+  readonly weights: WeightFiles;
+  readonly tokenizer: Uint8Array;
+  /** What else belongs to the model, by file name: tokenizer_config.json, chat_template.jinja, generation_config.json. */
+  readonly files: Readonly<Record<string, Uint8Array>>;
+}
+
 const SINGLE = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 /** config, generation config, tokenizer, its config, chat template, weights. */
@@ -203,4 +214,21 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
     for (const name of used) await cache?.remove(name).catch(loseCache);
   };
   return { ...(place.name !== undefined && { name: place.name }), read, readOptional, readWeights, end, forget };
+};
+
+const OTHERS = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+
+/** Everything of a model's folder that a copy of it needs. Throws what openModelFolder's files throw. */
+export const readModel = async (source: string, options: ModelFilesOptions = {}): Promise<ModelFiles> => {
+  const { name, read, readOptional, readWeights, end } = await openModelFolder(source, options);
+  const config = await read("config.json");
+  const tokenizer = await read("tokenizer.json");
+  const files: Record<string, Uint8Array> = {};
+  for (const file of OTHERS) {
+    const bytes = await readOptional(file);
+    if (bytes) files[file] = bytes;
+  }
+  const weights = await readWeights();
+  end();
+  return { config, weights, tokenizer, files, ...(name !== undefined && { name }) };
 };

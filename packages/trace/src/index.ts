@@ -11,4 +11,5 @@ export * from "./status.ts";
 export type { StoreOptions } from "./store.ts";
 export { type SuperviseOptions, supervise } from "./supervise.ts";
 export * from "./transitions.ts";
+export { type StoreVerification, verifyStore } from "./verifyStore.ts";
 export * from "./vocabulary.ts";

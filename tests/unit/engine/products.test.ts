@@ -3,10 +3,17 @@
 
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { openNodeGpu } from "../../../packages/engine/src/node/webgpu.ts";
 import type { Backend, TensorData } from "../../../packages/engine/src/plan/backend.ts";
 import type { Rows, Step, Tensor } from "../../../packages/engine/src/plan/step.ts";
+import { createPolicy } from "../../../packages/engine/src/policy.ts";
+import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.ts";
+import { type OpenDevice, openDevice } from "../../../packages/engine/src/webgpu/device.ts";
+import type { Dispatch } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
+import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
 import { type ProductVariant, productCandidates } from "../../../packages/engine/src/webgpu/kernels/productVariants.ts";
-import { PORTABLE } from "../../../packages/engine/src/webgpu/kernels/target.ts";
+import { type Feature, PORTABLE, type Target } from "../../../packages/engine/src/webgpu/kernels/target.ts";
+import { createPipelines } from "../../../packages/engine/src/webgpu/pipelines.ts";
 import { piecesOf, shardsOf, sliceOf } from "../../../packages/engine/src/webgpu/shards.ts";
 import {
   byteLengthOf,
@@ -17,7 +24,8 @@ import {
   type WeightFormat,
 } from "../../../packages/engine/src/weights/formats.ts";
 import { probe } from "./backends.ts";
-import { createNormal, createRandom } from "./opCases.ts";
+import { createNormal, createRandom, opCases } from "./opCases.ts";
+import { tinyLlama } from "./tinyLlama.ts";
 import { createTestBackend, openTestGpu } from "./webgpuDevice.ts";
 
 const { skip } = await probe("webgpu", () => createTestBackend());
@@ -137,7 +145,7 @@ const FULL: Readonly<Record<Op, Shape>> = {
   linearBackward: { rows: 37, O: 2090, I: 96, seed: 2 },
 };
 
-const candidatesOf = (op: Op, format: WeightFormat, { rows, O, I }: Shape): ProductVariant[] => {
+const candidatesOf = (op: Op, format: WeightFormat, { rows, O, I }: Shape): readonly ProductVariant[] => {
   const [N, K] = op === "linear" ? [O, I] : [I, O];
   const problem = { op, rows, sizes: { O, I }, format };
   const slices = Math.ceil(K / sliceOf(K));
@@ -340,6 +348,36 @@ describe("weights in shards", () => {
       });
     }
 
+    test("a policy whose embedding and head lie in shards samples the same tokens, and learns the same", async () => {
+      const outcome = async (options: WebGpuOptions) => {
+        const policy = await createPolicy({
+          backend: await createTestBackend(options),
+          model: tinyLlama({ num_hidden_layers: 1, vocab_size: 1200 }),
+          lora: { rank: 4, alpha: 8 },
+          slots: 2,
+          microBatchTokens: 64,
+        });
+        const prompt = Int32Array.of(5, 900, 2, 1199);
+        const generate = () => policy.sampler.generate({ prompt, maxTokens: 6, temperature: 1, stopTokens: [], seed: 7 });
+        const before = await generate();
+        const tokens = Int32Array.of(...prompt, ...before.tokens);
+        const datum = { tokens, targetStart: 4, weights: new Float32Array(before.tokens.length).fill(1) };
+        const { logprobs } = await policy.trainer.forwardBackward([datum], { name: "crossEntropy" });
+        for (const [i, logprob] of before.logprobs.entries()) expect(Math.abs(logprobs[0]![i]! - logprob)).toBeLessThan(1e-3);
+        const { gradNorm } = await policy.trainer.optimStep({ learningRate: 0.02 });
+        const after = await policy.trainer.forward([datum]);
+        await policy.dispose();
+        return { before, gradNorm, logprobs: logprobs[0]!, after: after.logprobs[0]! };
+      };
+      const [whole, cut] = [await outcome({}), await outcome({ bindingBytes: 64 << 10 })];
+      expect(cut.before).toEqual(whole.before);
+      expect(bits(cut.logprobs)).toEqual(bits(whole.logprobs));
+      // 512 rows a shard are less than a slice of the head's gradient: its sums have another order.
+      expect(Math.abs(cut.gradNorm / whole.gradNorm - 1)).toBeLessThan(1e-5);
+      for (const [i, logprob] of whole.after.entries()) expect(Math.abs(cut.after[i]! - logprob)).toBeLessThan(1e-4);
+      expect(bits(cut.after)).not.toEqual(bits(whole.logprobs));
+    });
+
     test("a weight in shards counts in byteLength, is allocated once, and is refused where only whole tensors are read", async () => {
       const backend = await createTestBackend({ bindingBytes: 64 << 10 });
       const table = weight("f32", 1000, 32);
@@ -361,7 +399,45 @@ describe("weights in shards", () => {
   });
 });
 
-test("without a device's say, nothing optional is used", () => {
-  expect(PORTABLE.features.size).toBe(0);
-  expect(PORTABLE.allowsInexact).toBe(false);
-});
+/** Dawn without a device: the whole validation of a pipeline, and nothing runs. */
+const nullDevice = async (): Promise<{ open: OpenDevice; release: () => void } | string> => {
+  try {
+    const { gpu, release } = await openNodeGpu({ flags: ["backend=null"] });
+    return { open: await openDevice(gpu), release };
+  } catch (cause) {
+    return cause instanceof Error ? cause.message : String(cause);
+  }
+};
+
+test("every variant of every operation compiles, on Dawn's null backend", async ({ skip: skipTest }) => {
+  const found = await nullDevice();
+  if (typeof found === "string") return skipTest(found);
+  const { open, release } = found;
+  expect([...open.target.features].sort()).toEqual(["shader-f16", "subgroups"]);
+  const texts = new Map<string, Dispatch>();
+  const steps = opCases().map(({ step }) => step);
+  const collect = (target: Target): void => {
+    for (const step of steps) for (const dispatch of lower(step, target)) texts.set(dispatch.source, dispatch);
+  };
+  for (const isSoftware of [true, false]) {
+    for (const features of [new Set<Feature>(), open.target.features]) collect({ ...PORTABLE, isSoftware, features });
+  }
+  const plain = texts.size;
+  const names = new Set<string>();
+  const all: Target = { ...PORTABLE, features: open.target.features, allowsInexact: true };
+  collect({
+    ...all,
+    choose: (_, candidates) => {
+      for (const { name } of candidates) names.add(name);
+      return undefined;
+    },
+  });
+  for (const name of names) collect({ ...all, choose: (_, candidates) => candidates.find((candidate) => candidate.name === name) });
+  expect(names.size).toBeGreaterThan(20);
+  expect(texts.size).toBeGreaterThan(plain + 100);
+  const { pipelineFor } = createPipelines(open);
+  await Promise.all([...texts.values()].map(pipelineFor));
+  open.check("compiling");
+  await open.close();
+  release();
+}, 120_000);

@@ -247,7 +247,9 @@ describe.skipIf(skip !== undefined)(`on WebGPU in Node${skip ? ` (skipped: ${ski
       };
       return { info, limits, features, requestDevice };
     };
-    return createWebGpuBackend({ requestAdapter } as unknown as GPU, { onDispose: release });
+    return createWebGpuBackend({ requestAdapter, wgslLanguageFeatures: gpu.wgslLanguageFeatures } as unknown as GPU, {
+      onDispose: release,
+    });
   };
 
   test("a device that is destroyed in the middle of a step or of a completion: the same bytes", async () => {

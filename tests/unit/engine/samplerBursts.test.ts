@@ -1,12 +1,14 @@
 // Bursts and shared beginnings, on every backend: they change when the host looks and what is fed, never a completion.
 
 import { afterEach, describe, expect, test } from "vitest";
+import type { Completion } from "../../../packages/engine/src/contract.ts";
 import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
 import type { Plan, Tensor } from "../../../packages/engine/src/plan/step.ts";
 import { pcg } from "../../../packages/engine/src/random.ts";
 import { createReferenceBackend, type ReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { createWebGpuBackend } from "../../../packages/engine/src/webgpu/backend.ts";
 import { BACKENDS, probe } from "./backends.ts";
+import { createRandom } from "./opCases.ts";
 import { neighbours, type OpenedSampler, type OpenOptions, openSampler, plain, request } from "./openSampler.ts";
 import { createTestBackend, openTestGpu } from "./webgpuDevice.ts";
 
@@ -217,26 +219,87 @@ const watchCache = (backend: ReferenceBackend, epoch: () => number, seen: Set<st
   };
 };
 
-describe("faults inside a burst", () => {
-  /** A reference whose runs of the model take a turn of the event loop, as a device's do. */
-  const slow =
-    (onRun: (run: number) => void) =>
-    (backend: Backend): Backend => ({
-      ...backend,
-      compile: async (plan) => {
-        const executable = await backend.compile(plan);
-        let count = 0;
-        return {
-          ...executable,
-          run: async (vars) => {
-            await new Promise((resolve) => setTimeout(resolve, 0));
-            if (plan.name.startsWith("infer")) onRun(++count);
-            await executable.run(vars);
-          },
-        };
-      },
-    });
+/** A reference whose runs of the model take a turn of the event loop, as a device's do. */
+const slow =
+  (onRun: (run: number) => void) =>
+  (backend: Backend): Backend => ({
+    ...backend,
+    compile: async (plan) => {
+      const executable = await backend.compile(plan);
+      let count = 0;
+      return {
+        ...executable,
+        run: async (vars) => {
+          await new Promise((resolve) => setTimeout(resolve, 0));
+          if (plan.name.startsWith("infer")) onRun(++count);
+          await executable.run(vars);
+        },
+      };
+    },
+  });
 
+test.each([1, 2, 3, 4])(
+  "a crowd with common beginnings, aborts and new versions at any moment, number %i: nobody gets another's tokens",
+  async (crowd) => {
+    const random = createRandom(crowd);
+    const below = (n: number): number => Math.floor(random() * n);
+    const backend = createReferenceBackend();
+    const seen = new Set<string>();
+    const { sampler } = await open({
+      create: async () => watchCache(backend, () => sampler.policyVersion, seen),
+      slots: 1 + below(5),
+      rows: 6 + below(12),
+      burst: 1 + below(16),
+      wrap: slow(() => {}),
+    });
+    const alone = await open({ slots: 1, rows: 48, burst: 1, sharesPrefixes: false });
+    const beginnings = Array.from({ length: 3 }, () => Int32Array.from({ length: 10 + below(15) }, () => below(48)));
+    const sequences: string[] = [];
+    let ended = 0;
+    const one = async (seed: number): Promise<void> => {
+      for (let pauses = below(12); pauses > 0; pauses--) await new Promise((resolve) => setTimeout(resolve, 0));
+      const beginning = beginnings[below(3)]!;
+      const prompt = Int32Array.of(
+        ...beginning.subarray(0, 1 + below(beginning.length)),
+        ...Array.from({ length: below(6) }, () => below(48)),
+      );
+      const wanted = request({
+        prompt,
+        seed,
+        maxTokens: 1 + below(15),
+        temperature: below(4) / 2,
+        stopTokens: below(2) ? [1, 2, 3, 4] : [],
+      });
+      const controller = new AbortController();
+      if (below(3) === 0) {
+        let turns = below(10);
+        const later = (): void => void (turns-- === 0 ? controller.abort() : setTimeout(later, 0));
+        later();
+      }
+      const listener = below(4) === 0 ? { onToken: () => {} } : {};
+      const got = await sampler.generate({ ...wanted, ...listener, signal: controller.signal });
+      const whole = await alone.sampler.generate(wanted);
+      sequences.push(`${[...prompt, ...whole.tokens].join()},`);
+      const count = got.tokens.length;
+      expect([...got.tokens]).toEqual([...whole.tokens.subarray(0, count)]);
+      expect([...got.logprobs]).toEqual([...whole.logprobs.subarray(0, count)]);
+      if (got.finishReason !== "aborted") expect(got.finishReason).toBe(whole.finishReason);
+      if (got.finishReason !== "aborted") ended++;
+    };
+    const all = Array.from({ length: 30 }, (_, seed) => one(seed));
+    for (const version of [1, 2]) {
+      for (let pauses = below(30); pauses > 0; pauses--) await new Promise((resolve) => setTimeout(resolve, 0));
+      await sampler.publish(async () => {}, version);
+    }
+    await Promise.all(all);
+    expect(ended).toBeGreaterThan(5);
+    expect(sampler.load).toEqual({ live: 0, queued: 0 });
+    const rows = [...seen].map((row) => row.slice(row.indexOf(",") + 1));
+    expect(rows.filter((row) => !sequences.some((sequence) => sequence.startsWith(row)))).toEqual([]);
+  },
+);
+
+describe("faults inside a burst", () => {
   test("an abort is seen when the burst is over, and frees the row", async () => {
     const controller = new AbortController();
     const { sampler, runs } = await open({ slots: 1, burst: 6, wrap: slow((run) => void (run === 8 && controller.abort())) });
@@ -279,6 +342,23 @@ describe("faults inside a burst", () => {
     const fresh = await open();
     expect(plain(again)).toEqual(plain(await fresh.sampler.generate(request({ maxTokens: 20 }))));
   });
+
+  test("who waits for a row while a run fails is served afterwards", async () => {
+    let failures = 0;
+    const { sampler } = await open({
+      slots: 1,
+      burst: 4,
+      wrap: slow((run) => {
+        if (run !== 3) return;
+        failures++;
+        throw new Error("lost");
+      }),
+    });
+    const [first, second] = await Promise.allSettled([sampler.generate(request()), sampler.generate(request({ seed: 9 }))]);
+    expect([first.status, second.status, failures]).toEqual(["rejected", "fulfilled", 1]);
+    const fresh = await open();
+    expect(plain((second as PromiseFulfilledResult<Completion>).value)).toEqual(plain(await fresh.sampler.generate(request({ seed: 9 }))));
+  });
 });
 
 const { skip } = await probe("webgpu", () => createTestBackend());
@@ -287,6 +367,7 @@ describe.skipIf(skip !== undefined)(`on a device${skip ? ` (skipped: ${skip})` :
     const { gpu, release } = await openTestGpu();
     const counts = { maps: 0, submits: 0 };
     const watched = {
+      wgslLanguageFeatures: gpu.wgslLanguageFeatures,
       requestAdapter: async (options?: GPURequestAdapterOptions) => {
         const adapter = (await gpu.requestAdapter(options))!;
         const requestDevice = async (descriptor?: GPUDeviceDescriptor): Promise<GPUDevice> => {

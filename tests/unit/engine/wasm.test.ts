@@ -219,17 +219,17 @@ describe("memory", () => {
 
   test("blocks that are freed side by side are one again, and the top goes down", () => {
     const heap = createHeap(createMemory(false), 1000);
-    const [a, b, c] = [heap.allocate(1, "a"), heap.allocate(300, "b"), heap.allocate(256, "c")];
+    const [a, b, c] = [heap.allocate(1, "a", "state"), heap.allocate(300, "b", "state"), heap.allocate(256, "c", "state")];
     expect([a, b, c]).toEqual([1024, 1280, 1792]);
     expect(heap.byteLength).toBe(256 + 512 + 256);
     heap.free(a);
     heap.free(b);
-    expect(heap.allocate(700, "d")).toBe(1024); // 768 bytes, the two together
+    expect(heap.allocate(700, "d", "state")).toBe(1024); // 768 bytes, the two together
     heap.free(1024);
     heap.free(c);
     heap.free(c);
     expect(heap.byteLength).toBe(0);
-    expect(heap.allocate(10_000, "e")).toBe(1024);
+    expect(heap.allocate(10_000, "e", "state")).toBe(1024);
   });
 
   test("more than wasm32 can address is refused with the bytes needed, and what stood still works", async () => {
@@ -245,8 +245,8 @@ describe("memory", () => {
   test("addresses above 2 GiB work", async () => {
     // Untouched pages cost nothing: only the ends of the tensors are written.
     const heap = createHeap(createMemory(false), 0);
-    const low = heap.allocate(2 ** 31, "low");
-    const high = heap.allocate(1024, "high");
+    const low = heap.allocate(2 ** 31, "low", "state");
+    const high = heap.allocate(1024, "high", "state");
     expect([low, high]).toEqual([0, 2 ** 31]);
     new Float32Array(heap.memory.buffer, high, 1)[0] = 3;
     expect(new Float32Array(heap.memory.buffer, high, 1)[0]).toBe(3);

@@ -59,7 +59,7 @@ const watched = (gpu: GPU): { gpu: GPU; device: () => GPUDevice } => {
     };
     return { info, limits, features, requestDevice } as unknown as GPUAdapter;
   };
-  return { gpu: { requestAdapter } as unknown as GPU, device: () => device! };
+  return { gpu: { requestAdapter, wgslLanguageFeatures: gpu.wgslLanguageFeatures } as unknown as GPU, device: () => device! };
 };
 
 describe.skipIf(skip !== undefined)(`the WebGPU backend in Node${why}`, () => {

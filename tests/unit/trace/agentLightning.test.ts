@@ -227,6 +227,23 @@ test("whatever a span of ours holds, it comes back", () => {
   );
 });
 
+test("typed arrays where nobody expects them come back too", () => {
+  const { rollout } = fromAgentLightning(theirs);
+  const base = { rolloutId: "r", attemptId: "0", name: "n", startMs: 0, endMs: 1, status: "ok" } as const;
+  const call = { [ATTRIBUTES.operation]: "chat", [ATTRIBUTES.requestModel]: "m" };
+  const spans = [
+    { ...base, id: "a", seq: 1, attributes: { ...call, [ATTRIBUTES.request]: new Int32Array(0) } },
+    { ...base, id: "b", seq: 2, attributes: { ...call, [ATTRIBUTES.response]: Float32Array.of(Number.NaN) } },
+    {
+      ...base,
+      id: "c",
+      seq: 3,
+      attributes: { [ATTRIBUTES.rewardValue]: Int32Array.of(1), [ATTRIBUTES.rewardReason]: Float32Array.of(0.5) },
+    },
+  ];
+  expect(fromAgentLightning(overTheWire(toAgentLightning(rollout, spans))).spans).toEqual(spans);
+});
+
 test("whatever an event of theirs holds, it goes back", () => {
   const event = fc.record({
     event_type: fc.constantFrom("model_request", "reward", "note"),

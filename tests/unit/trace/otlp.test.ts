@@ -1,7 +1,16 @@
 // Spans as OTLP/HTTP in JSON: ours out and back, and what other exporters really send in.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { type AttributeValue, createMemoryStore, modelCallSpan, rewardSpan, type Span, TraceError, toTransitions } from "@fulgurite/trace";
+import {
+  type AttributeValue,
+  createMemoryStore,
+  exportStore,
+  modelCallSpan,
+  rewardSpan,
+  type Span,
+  TraceError,
+  toTransitions,
+} from "@fulgurite/trace";
 import { fromOtlp, type OtlpBody, type OtlpSpan, type ToOtlpOptions, toOtlp } from "@fulgurite/trace/otlp";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
@@ -267,4 +276,57 @@ test("a span that cannot be read rejects itself alone; a body that is none is re
     expect(() => fromOtlp(body)).toThrow(TraceError);
   expect(fromOtlp({ resourceSpans: [] })).toEqual({ spans: [], rejectedSpans: 0, errorMessage: "" });
   expect(fromOtlp({ resourceSpans: [null, { scopeSpans: [null] }] }).rejectedSpans).toBe(0);
+});
+
+test("headers that let somebody in come by OTLP as OpenTelemetry records them, and are not stored", async () => {
+  const secret = "s3cr3t0123456789";
+  const text = (key: string, stringValue: string) => ({ key, value: { stringValue } });
+  const list = (key: string, ...values: string[]) => ({
+    key,
+    value: { arrayValue: { values: values.map((stringValue) => ({ stringValue })) } },
+  });
+  const store = createMemoryStore();
+  await store.enqueue([{ id: "r", input: 0 }]);
+  const [claim] = await store.claim("w");
+  const { spans, rejectedSpans } = fromOtlp(
+    {
+      resourceSpans: [
+        {
+          resource: { attributes: [text("service.name", "svc"), text("http.request.header.authorization", `Bearer ${secret}`)] },
+          scopeSpans: [
+            {
+              spans: [
+                {
+                  traceId: "1".repeat(32),
+                  spanId: "2".repeat(16),
+                  name: "POST",
+                  startTimeUnixNano: "1",
+                  endTimeUnixNano: "2",
+                  status: { code: 2, message: `401: Authorization: Bearer ${secret}` },
+                  attributes: [
+                    list("http.request.header.authorization", `Bearer ${secret}`),
+                    list("http.request.header.x-api-key", secret),
+                    list("http.response.header.set-cookie", secret),
+                    list("http.request.header.accept", "*/*"),
+                    { key: "headers", value: { kvlistValue: { values: [text("Cookie", secret), text("Authorization", secret)] } } },
+                    text("error.type", `Basic ${secret}`),
+                  ],
+                  events: [
+                    { timeUnixNano: "1", name: "exception", attributes: [text("exception.message", `authorization=Bearer ${secret}`)] },
+                  ],
+                },
+              ],
+            },
+          ],
+        },
+      ],
+    },
+    { attemptOf: () => ({ rolloutId: "r", id: claim!.attempt.id }) },
+  );
+  expect([spans.length, rejectedSpans]).toEqual([1, 0]);
+  await store.append(spans);
+  const kept = await new Response(exportStore(store)).text();
+  expect(kept).not.toContain(secret);
+  expect(kept).toContain("http.request.header.accept");
+  expect(kept.match(/\[removed\]/g)!.length).toBe(8);
 });

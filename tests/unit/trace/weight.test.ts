@@ -1,35 +1,10 @@
 // What trace weighs in a page or an edge worker, and that it runs on nothing but web standards. 1 kB is 1000 bytes.
-import { join } from "node:path";
 import { createContext, runInContext } from "node:vm";
 import { gzipSync } from "node:zlib";
-import { build } from "vite";
 import { expect, test } from "vitest";
+import { bundle } from "../bundle.ts";
 
-const source = join(import.meta.dirname, "../../../packages/trace/src");
-const entry = join(source, "weighed.ts"); // is nowhere: its text is given below
-
-/** Everything that `code` gives away, as a user's bundler would ship it. */
-const bundle = async (code: string): Promise<string> => {
-  const built = await build({
-    configFile: false,
-    logLevel: "silent",
-    resolve: { conditions: ["@fulgurite/source", "module", "browser", "import", "default"] },
-    plugins: [
-      { name: "weighed", enforce: "pre", resolveId: (id) => (id === entry ? entry : null), load: (id) => (id === entry ? code : null) },
-    ],
-    build: {
-      write: false,
-      target: "es2022",
-      modulePreload: false,
-      rolldownOptions: { input: entry, preserveEntrySignatures: "strict", output: { format: "esm", minify: true, codeSplitting: false } },
-    },
-  });
-  const { output } = (Array.isArray(built) ? built[0] : built) as { output: { code: string }[] };
-  expect(output.length).toBe(1);
-  return output[0]!.code;
-};
-
-const weigh = async (code: string): Promise<number> => gzipSync(await bundle(code), { level: 9 }).length;
+const weigh = async (code: string): Promise<number> => gzipSync(await bundle("trace", code), { level: 9 }).length;
 
 test("without a store trace weighs at most 12 kB, with IndexedDB and everything else of its main entry 20 kB", async () => {
   const names = Object.keys(await import("@fulgurite/trace")).filter((name) => name !== "createMemoryStore");
@@ -44,7 +19,9 @@ test("without a store trace weighs at most 12 kB, with IndexedDB and everything 
 });
 
 test("with web standards alone it stores, serves over fetch and asks itself", async () => {
-  const code = await bundle(`
+  const code = await bundle(
+    "trace",
+    `
     import { createMemoryStore, TraceError, exportStore } from "./index.ts";
     import { openHttpStore, serveStore } from "./http/index.ts";
     globalThis.tried = async () => {
@@ -60,7 +37,8 @@ test("with web standards alone it stores, serves over fetch and asks itself", as
       const { manifest } = await store.resource("p");
       return JSON.stringify({ status, isSecretGone: !text.includes("secret"), lines: text.split("\\n").length, sha256: manifest.w.sha256.slice(0, 8) });
     };
-  `);
+  `,
+  );
   expect(code).not.toMatch(/\brequire\(|["']node:|\bprocess\b|\bBuffer\b|\bwindow\b|\bdocument\b/);
   const web = { Request, Response, Headers, URL, URLSearchParams, TextEncoder, TextDecoder, ReadableStream, AbortController, AbortSignal };
   const rest = { crypto, setTimeout, clearTimeout, queueMicrotask, btoa, atob, fetch: undefined, DOMException };

@@ -7,11 +7,12 @@
 //
 // Left out: DoRA, modules_to_save, bias, embeddings and head. No loader takes all of them, and the engine trains none.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import type { PeftFiles } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { LINEARS, type LinearName, type LoraSpec, moduleOf } from "../model/spec.ts";
 import type { LoraTensors } from "../model/tensors.ts";
+import { amount, checkShape, count, positive } from "../schema.ts";
 import { parseJson } from "../weights/json.ts";
 import { readSafetensors, type Safetensors, type TensorToWrite, toFloat32, writeSafetensors } from "../weights/safetensors.ts";
 import { sha256 } from "../weights/sha256.ts";
@@ -41,28 +42,28 @@ export interface ExportOptions {
 const sidecarSchema = z.object({
   formatVersion: z.literal(FORMAT_VERSION),
   base: z.object({
-    name: z.string().nullable(),
+    name: z.nullable(z.string()),
     configSha256: z.string(),
     weightsSha256: z.string(),
-    tokenizerSha256: z.string().optional(),
+    tokenizerSha256: z.optional(z.string()),
   }),
-  adapterVersion: z.int().nonnegative(),
-  step: z.int().nonnegative(),
+  adapterVersion: count,
+  step: count,
   dtype: z.enum(["F32", "F16", "BF16"]),
   /** Of adapter_model.safetensors. */
   sha256: z.string(),
 });
 
-const scales = z.record(z.string(), z.number().positive());
+const scales = z.record(z.string(), amount);
 const configSchema = z.object({
   peft_type: z.literal("LORA"),
-  r: z.int().positive(),
-  lora_alpha: z.number().positive(),
+  r: positive,
+  lora_alpha: amount,
   // PEFT's own default is q and v only, so an absent list is not guessed.
   target_modules: z.array(z.string()),
-  rank_pattern: scales.nullish(),
-  alpha_pattern: scales.nullish(),
-  use_rslora: z.boolean().nullish(),
+  rank_pattern: z.nullish(scales),
+  alpha_pattern: z.nullish(scales),
+  use_rslora: z.nullish(z.boolean()),
 });
 
 /** Keys that change what the adapter computes, with the values under which it is plain LoRA. Absent and null always pass. */
@@ -136,10 +137,9 @@ export const toPeft = async ({ values, layout, lora, base }: Adapter, options: E
   return { [WEIGHTS]: weights, [CONFIG]: toJson(config), [SIDECAR]: toJson(sidecar) };
 };
 
-const check = <T extends z.ZodType>(schema: T, value: unknown, file: string): z.infer<T> => {
-  const parsed = schema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0]!;
+const check = <T extends z.ZodMiniType>(schema: T, value: unknown, file: string): z.output<T> => {
+  const { data, issue } = checkShape(schema, value);
+  if (!issue) return data;
   throw new EngineError("bad-file", `${file}: ${issue.path.join(".") || "it"}: ${issue.message}; export the adapter again`);
 };
 

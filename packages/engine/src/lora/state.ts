@@ -5,11 +5,12 @@
 //
 // Gradients that wait for a step are not part of it: save between steps.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import { EngineError } from "../errors.ts";
 import { LINEARS, type LoraSpec } from "../model/spec.ts";
 import type { LoraTensors } from "../model/tensors.ts";
 import { sizeOf, type Tensor } from "../plan/step.ts";
+import { checkShape } from "../schema.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../weights/safetensors.ts";
 import { partOf } from "./init.ts";
 import { peftName } from "./peft.ts";
@@ -44,9 +45,9 @@ export const saveState = (state: TrainingState, layout: LoraTensors, lora: LoraS
   );
 
 const metadataSchema = z.object({
-  rank: z.coerce.number().int().positive(),
-  alpha: z.coerce.number().positive(),
-  adamStep: z.coerce.number().int().nonnegative(),
+  rank: z.coerce.number().check(z.int(), z.positive()),
+  alpha: z.coerce.number().check(z.positive()),
+  adamStep: z.coerce.number().check(z.int(), z.nonnegative()),
 });
 
 /** Throws EngineError("bad-file") for anything that is not the state of an adapter of this layout, rank and alpha. */
@@ -56,9 +57,9 @@ export const loadState = (bytes: Uint8Array, layout: LoraTensors, lora: LoraSpec
   const { tensors, metadata } = readSafetensors(bytes, FILE);
   const version = metadata["fulgurite.state"];
   if (version !== VERSION) throw bad(`its metadata has fulgurite.state ${VERSION}`, version ?? "none", "pass what saveState returned");
-  const parsed = metadataSchema.safeParse(metadata);
-  if (!parsed.success) throw bad("its metadata has rank, alpha and adamStep", JSON.stringify(metadata), "pass what saveState returned");
-  const { rank, alpha, adamStep } = parsed.data;
+  const { data, issue } = checkShape(metadataSchema, metadata);
+  if (issue) throw bad("its metadata has rank, alpha and adamStep", JSON.stringify(metadata), "pass what saveState returned");
+  const { rank, alpha, adamStep } = data;
   if (rank !== lora.rank || alpha !== lora.alpha)
     throw bad(`rank / alpha are the policy's, ${lora.rank} / ${lora.alpha}`, `${rank} / ${alpha}`, "create the policy with those");
 

@@ -2,40 +2,39 @@
 // of transformers 4 and 5, and refuses by key and value whatever this engine does not have. Weights are not its business:
 // weights/load.ts.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import { EngineError } from "../errors.ts";
 import type { Activation } from "../plan/step.ts";
+import { amount, checkShape, count, positive } from "../schema.ts";
 import { DEFAULTS, GEMMA_THETA } from "./configDefaults.ts";
 import { FAMILIES, type Family, type LayerKind, type LinearName, type ModelSpec, type RopeSpec } from "./spec.ts";
 
-const positive = z.int().positive();
-const nullable = <T extends z.ZodType>(schema: T): z.ZodOptional<z.ZodNullable<T>> => schema.nullable().optional();
-const record = nullable(z.record(z.string(), z.unknown()));
+const record = z.nullish(z.record(z.string(), z.unknown()));
 
 /** Every key that some family reads. An absent one was filled from DEFAULTS before. */
 const schema = z.object({
   hidden_size: positive,
   num_hidden_layers: positive,
   num_attention_heads: positive,
-  num_key_value_heads: nullable(positive),
-  head_dim: nullable(positive),
+  num_key_value_heads: z.nullish(positive),
+  head_dim: z.nullish(positive),
   intermediate_size: positive,
   vocab_size: positive,
   max_position_embeddings: positive,
-  rms_norm_eps: z.number().positive(),
+  rms_norm_eps: amount,
   tie_word_embeddings: z.boolean(),
-  hidden_act: z.string().default("silu"),
-  hidden_activation: z.string().default("gelu_pytorch_tanh"),
-  attention_bias: nullable(z.boolean()),
-  mlp_bias: nullable(z.boolean()),
-  query_pre_attn_scalar: nullable(z.number().positive()),
-  sliding_window: nullable(positive),
-  use_sliding_window: nullable(z.boolean()),
-  max_window_layers: z.int().nonnegative().default(28),
-  sliding_window_pattern: positive.default(6),
-  layer_types: nullable(z.array(z.string())),
-  rope_theta: nullable(z.number().positive()),
-  rope_local_base_freq: nullable(z.number().positive()),
+  hidden_act: z._default(z.string(), "silu"),
+  hidden_activation: z._default(z.string(), "gelu_pytorch_tanh"),
+  attention_bias: z.nullish(z.boolean()),
+  mlp_bias: z.nullish(z.boolean()),
+  query_pre_attn_scalar: z.nullish(amount),
+  sliding_window: z.nullish(positive),
+  use_sliding_window: z.nullish(z.boolean()),
+  max_window_layers: z._default(count, 28),
+  sliding_window_pattern: z._default(positive, 6),
+  layer_types: z.nullish(z.array(z.string())),
+  rope_theta: z.nullish(amount),
+  rope_local_base_freq: z.nullish(amount),
   rope_scaling: record,
   rope_parameters: record,
 });
@@ -208,13 +207,11 @@ export const parseConfig = (json: unknown, file: string): ModelSpec => {
       );
   }
 
-  const parsed = schema.safeParse({ ...DEFAULTS[family], ...text });
-  if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
+  const { data: config, issue } = checkShape(schema, { ...DEFAULTS[family], ...text });
+  if (issue) {
     const got = issue.path.reduce<unknown>((value, key) => (isRecord(value) ? value[String(key)] : undefined), text);
     throw bad(`${issue.path.join(".")}: ${issue.message}`, got, "the config is damaged; download it again");
   }
-  const config = parsed.data;
   const width = config.hidden_size;
   const heads = config.num_attention_heads;
   const kvHeads = config.num_key_value_heads ?? heads;

@@ -94,13 +94,14 @@ export interface InferCapacity extends Capacity {
 }
 
 export interface TrainCapacity extends Capacity {
-  /** Output rows whose logits exist at once; a multiple of 64, default 128. */
+  /** Output rows whose logits exist at once; a multiple of 64, default 128, or 64 where 128 would not fit the binding that every WebGPU device has. */
   readonly headChunk?: number;
   /** Keep only each block's input and run its forward again before its gradient: the same bits, less memory, about a third more time. */
   readonly checkpoint?: boolean;
 }
 
 const DEFAULT_HEAD_CHUNK = 128;
+const PROMISED_BINDING_BYTES = 128 << 20;
 const DEFAULT_STEPS = 16;
 /** Stop tokens of a lane that the device knows. A model has one to three; the sampler sees the others when it reads. */
 export const STOP_TOKENS = 10;
@@ -210,7 +211,10 @@ const chunkOf = (tensor: Tensor, chunk: Rows): Tensor => {
   };
 };
 
-const headChunks = ({ outRows, headChunk = DEFAULT_HEAD_CHUNK }: TrainCapacity): Rows[] => {
+const defaultChunk = ({ vocab }: ModelSpec): number =>
+  DEFAULT_HEAD_CHUNK * vocab * 4 <= PROMISED_BINDING_BYTES ? DEFAULT_HEAD_CHUNK : DEFAULT_HEAD_CHUNK / 2;
+
+const headChunks = (spec: ModelSpec, { outRows, headChunk = defaultChunk(spec) }: TrainCapacity): Rows[] => {
   if (!Number.isInteger(headChunk) || headChunk <= 0 || headChunk % 64 !== 0) {
     throw new EngineError("bad-request", `trainPlan: headChunk is a positive multiple of 64, got ${headChunk}`);
   }
@@ -262,7 +266,7 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
 /** Scoring only: log-probs and entropies of targets. */
 export const forwardPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity: TrainCapacity): ScorePlan => {
   const { steps, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
-  for (const chunk of headChunks(capacity)) emitLogprobs(chunk);
+  for (const chunk of headChunks(spec, capacity)) emitLogprobs(chunk);
   return { plan: { name: `forward, ${capacity.rows} rows, ${capacity.outRows} out`, steps }, ...tensors };
 };
 
@@ -280,7 +284,7 @@ export const trainPlan = (
   const [end, tokenLoss] = [io("end", capacity.rows, "i32"), io("tokenLoss", capacity.outRows)];
   const [dn, dOut] = [activation("d.out.n", outRows, spec.width), activation("d.out.x", outRows, spec.width)];
 
-  for (const chunk of headChunks(capacity)) {
+  for (const chunk of headChunks(spec, capacity)) {
     const { z, lse } = emitLogprobs(chunk);
     const dLogprob = activation(`d.logprob.${chunk.base}`, chunk, 0);
     steps.push(

@@ -13,7 +13,7 @@ export interface Backend {
   readonly device: DeviceInfo;
   /** Tensors lie in the host's own memory: reading one is a copy, not a wait for a device. */
   readonly isHostMemory?: boolean;
-  /** Bytes of the largest tensor that it can hold. Absent: none but its memory's. */
+  /** Bytes of the largest tensor that it can hold, matrices of the model aside: those may be cut. Absent: none but its memory's. */
   readonly maxTensorBytes?: number;
   /** Bytes of the largest arena. Absent: no limit but its memory's. */
   readonly maxArenaBytes?: number;

@@ -19,13 +19,15 @@ export interface ExecutorCosts {
   readonly scratchBytes: (plan: Plan) => number;
   /** What a tensor takes, in the order that its kernels like. Default: byteLengthOf. */
   readonly tensorBytes?: (tensor: Tensor) => number;
+  /** Whether it may lie in several pieces, so that no limit of one tensor binds it. Default: none may. */
+  readonly isDivisible?: (tensor: Tensor) => boolean;
 }
 
 export interface DryRun {
   readonly backend: Backend;
   /** Bytes by home; arena with scratch, io with what plans keep. */
   readonly bytes: Readonly<Record<Home, number>>;
-  /** The largest tensor, arena ones included. */
+  /** The largest tensor that has to lie in one piece, arena ones included. */
   readonly largest: Tensor;
 }
 
@@ -39,7 +41,7 @@ export const createDryRun = (costs: ExecutorCosts): DryRun => {
 
   const aligned = (byteLength: number): number => Math.ceil(byteLength / costs.alignment) * costs.alignment;
   const see = (tensor: Tensor): void => {
-    if (byteLengthOf(tensor) > byteLengthOf(largest)) largest = tensor;
+    if (byteLengthOf(tensor) > byteLengthOf(largest) && !costs.isDivisible?.(tensor)) largest = tensor;
   };
   const store = (tensor: Tensor): void => {
     stored.add(tensor);

@@ -23,6 +23,8 @@ export interface WasmOptions {
   readonly threads?: number;
   /** Starts the threads. Default: Web Workers where the browser allows it; in Node pass nodeThreads (node/wasmThreads.ts), else there is one. */
   readonly spawn?: ThreadSpawner;
+  /** Stands behind the description: why it is not another device. */
+  readonly note?: string;
   /** A run with fewer GEMM operations (2 a multiply-add) stays on the caller's thread: waking the others would cost more. */
   readonly minThreadedFlop?: number;
 }
@@ -65,7 +67,10 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
   let isBroken = false;
   const threadCount = machine.threads.length + 1;
   const control = machine.kernels.controlAddress() >>> 0;
-  const device: DeviceInfo = { kind: "wasm", description: `WASM SIMD, ${threadCount} thread${threadCount === 1 ? "" : "s"}` };
+  const device: DeviceInfo = {
+    kind: "wasm",
+    description: `WASM SIMD, ${threadCount} thread${threadCount === 1 ? "" : "s"}${options.note ? ` (${options.note})` : ""}`,
+  };
 
   const addresses = new Map<Tensor, number>();
   /** Matrices that lie in panels (assembly/panels.ts) since the first plan that reads them; before, and else, in rows. */
@@ -98,7 +103,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
 
   const store = (tensor: Tensor, data?: TensorData): void => {
     const { values, scales } = placeOf(tensor);
-    const address = alive("allocate").heap.allocate(values + scales, `"${tensor.name}"`);
+    const address = alive("allocate").heap.allocate(values + scales, `"${tensor.name}"`, tensor.home);
     addresses.set(tensor, address);
     if (data) place(tensor, new Uint32Array(data.buffer, data.byteOffset, data.length), 0);
     else new Uint8Array(alive("allocate").heap.memory.buffer, address, values + scales).fill(0);
@@ -132,7 +137,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     if (panelled.has(weight)) return;
     const { heap, kernels } = alive("compile");
     const [outputs, inputs] = weight.shape as [number, number];
-    const scratch = heap.allocate(8 * inputs * 4, "8 rows of a weight");
+    const scratch = heap.allocate(8 * inputs * 4, "8 rows of a weight", "weights");
     kernels.toPanels(panelKindOf(weight), addressOf(weight), scalesOf(weight), outputs, inputs, scratch);
     heap.free(scratch);
     panelled.add(weight);
@@ -164,7 +169,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
     try {
       workspace = {
         ...workspace,
-        address: heap.allocate(arena + scratch * threadCount, "the arena"),
+        address: heap.allocate(arena + scratch * threadCount, "the arena", "arena"),
         arenaBytes: arena,
         scratchBytes: scratch,
       };
@@ -172,7 +177,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
       // The plans compiled so far keep running.
       const { arenaBytes: oldArena, scratchBytes: oldScratch } = previous;
       if (previous.address) {
-        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena");
+        const address = heap.allocate(oldArena + oldScratch * threadCount, "the arena", "arena");
         workspace = { ...workspace, address, arenaBytes: oldArena, scratchBytes: oldScratch };
       }
       throw cause;
@@ -210,7 +215,7 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
         },
         { address: workspace.address + workspace.arenaBytes, perThread: workspace.scratchBytes },
       );
-      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`);
+      if (!program) program = heap.allocate(table.byteLength, `the table of plan "${plan.name}"`, "io");
       new Uint32Array(heap.memory.buffer, program, table.length).set(table);
       encodedFor = workspace.generation;
     };

@@ -2,6 +2,8 @@
 // the memory itself never shrinks before the whole backend is dropped.
 
 import { EngineError } from "../errors.ts";
+import { adviceFor } from "../plan/shortage.ts";
+import type { Home } from "../plan/step.ts";
 
 const PAGE = 65536;
 export const ALIGNMENT = 256;
@@ -15,8 +17,8 @@ interface Block {
 
 export interface Heap {
   readonly memory: WebAssembly.Memory;
-  /** Address of a block with undefined contents. Throws EngineError("device") with the bytes needed. */
-  allocate(byteLength: number, what: string): number;
+  /** Address of a block with undefined contents. Throws EngineError("device") with the bytes needed and what to lower. */
+  allocate(byteLength: number, what: string, home: Home): number;
   free(address: number): void;
   /** Bytes in blocks that are not free. */
   readonly byteLength: number;
@@ -42,7 +44,7 @@ export const createHeap = (memory: WebAssembly.Memory, firstAddress: number): He
   let end = Math.ceil(firstAddress / ALIGNMENT) * ALIGNMENT;
   let usedBytes = 0;
 
-  const growTo = (limit: number, byteLength: number, what: string): void => {
+  const growTo = (limit: number, byteLength: number, what: string, home: Home): void => {
     const missing = limit - memory.buffer.byteLength;
     if (missing <= 0) return;
     try {
@@ -52,7 +54,7 @@ export const createHeap = (memory: WebAssembly.Memory, firstAddress: number): He
     } catch (cause) {
       throw new EngineError(
         "device",
-        `wasm memory: ${what} needs ${byteLength} bytes, ${limit} in all; the device gives no more than ${memory.buffer.byteLength} (at most ${ADDRESS_SPACE}); use a smaller model or fewer rows`,
+        `wasm memory: ${what} needs ${byteLength} bytes, ${limit} in all; the device gives no more than ${memory.buffer.byteLength} (at most ${ADDRESS_SPACE}); ${adviceFor(home)}`,
         { cause },
       );
     }
@@ -60,7 +62,7 @@ export const createHeap = (memory: WebAssembly.Memory, firstAddress: number): He
 
   return {
     memory,
-    allocate: (byteLength, what) => {
+    allocate: (byteLength, what, home) => {
       const size = Math.max(Math.ceil(byteLength / ALIGNMENT), 1) * ALIGNMENT;
       const at = free.findIndex((block) => block.byteLength >= size);
       let address = end;
@@ -69,7 +71,7 @@ export const createHeap = (memory: WebAssembly.Memory, firstAddress: number): He
         address = block.address;
         free.splice(at, 1, ...(block.byteLength > size ? [{ address: address + size, byteLength: block.byteLength - size }] : []));
       } else {
-        growTo(end + size, byteLength, what);
+        growTo(end + size, byteLength, what, home);
         end += size;
       }
       used.set(address, size);

@@ -6,11 +6,12 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
-import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
+import type { Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { byteLengthOf } from "../weights/formats.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
+import type { WebGpuBackend } from "./checked.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
@@ -33,12 +34,12 @@ const bindingBytesOf = (tensor: Tensor): number => Math.ceil(byteLengthOf(tensor
 const rootOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
 /** Throws EngineError("device") when there is no adapter or it refuses a device. */
-export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {}): Promise<Backend> => {
+export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {}): Promise<WebGpuBackend> => {
   const open = await openDevice(gpu, options);
   const { device, check } = open;
   const info: DeviceInfo = { kind: "webgpu", description: open.description };
   const buffers = createBuffers(open);
-  const readback = createReadback(open);
+  const readback = createReadback(open, buffers);
   const { pipelineFor, layoutFor } = createPipelines(open);
   const storage = new Map<Tensor, GPUBuffer>();
   /** Weights that lie in shards; `storage` has the shards. */
@@ -51,7 +52,6 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   let scratchBuffer: GPUBuffer | undefined;
   /** Raised whenever arena or scratch is replaced: bind groups that name the old one are stale. */
   let generation = 0;
-  let paramsBytes = 0;
 
   const bufferOf = (tensor: Tensor): GPUBuffer => {
     const buffer = storage.get(rootOf(tensor));
@@ -69,26 +69,37 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     return buffer;
   };
 
+  /** What all plans share; `name` tells for which one it grew. */
   const grown = async (
     name: string,
-    buffer: GPUBuffer | undefined,
+    old: GPUBuffer | undefined,
     byteLength: number,
     isBoundWhole: boolean,
   ): Promise<GPUBuffer | undefined> => {
-    if (byteLength <= (buffer?.size ?? 0)) return buffer;
+    if (byteLength <= (old?.size ?? 0)) return old;
     // The old one goes first: at the limit of memory both would not fit. Work that still uses it finishes; its contents are nobody's.
-    if (buffer) buffers.destroy(buffer);
+    if (old) buffers.destroy(old);
     generation++;
-    return await buffers.create(name, byteLength, { isBoundWhole });
+    return await buffers.create(name, byteLength, { home: "arena", isBoundWhole });
   };
 
   const growShared = async (plan: Plan, arenaBytes: number, scratchBytes: number): Promise<void> => {
-    const [oldArena, oldScratch] = [arenaBuffer, scratchBuffer];
-    // Forgotten before the attempt, so that a failed one leaves no destroyed buffer behind.
-    if (arenaBytes > (oldArena?.size ?? 0)) arenaBuffer = undefined;
-    arenaBuffer = await grown(`arena (plan "${plan.name}")`, oldArena, arenaBytes, false);
-    if (scratchBytes > (oldScratch?.size ?? 0)) scratchBuffer = undefined;
-    scratchBuffer = await grown(`scratch (plan "${plan.name}")`, oldScratch, scratchBytes, true);
+    const before = { arena: arenaBuffer?.size ?? 0, scratch: scratchBuffer?.size ?? 0 };
+    const grow = async (name: string, sizes: typeof before): Promise<void> => {
+      // Forgotten before the attempt, so that a failed one leaves no destroyed buffer behind.
+      const [arena, scratch] = [arenaBuffer, scratchBuffer];
+      arenaBuffer = undefined;
+      arenaBuffer = await grown(`arena (${name})`, arena, sizes.arena, false);
+      scratchBuffer = undefined;
+      scratchBuffer = await grown(`scratch (${name})`, scratch, sizes.scratch, true);
+    };
+    try {
+      await grow(`plan "${plan.name}"`, { arena: arenaBytes, scratch: scratchBytes });
+    } catch (cause) {
+      // The plans compiled so far keep running.
+      await grow("as it was", before);
+      throw cause;
+    }
   };
 
   const upload = async (pieces: readonly Piece[]): Promise<void> => {
@@ -103,7 +114,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     if (shards.length > 1) cuts.set(tensor, shards);
     try {
       for (const shard of shards) {
-        const buffer = await buffers.create(shard.tensor.name, bindingBytesOf(shard.tensor));
+        const buffer = await buffers.create(shard.tensor.name, bindingBytesOf(shard.tensor), { home: tensor.home });
         storage.set(shard.tensor, buffer);
       }
       if (data) await upload(piecesOf(tensor, shards, data));
@@ -160,18 +171,16 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
     let pipelines: GPUComputePipeline[];
     try {
       for (const tensor of io) {
-        if (!storage.has(tensor)) storage.set(tensor, await buffers.create(tensor.name, sizeOf(tensor) * 4));
+        if (!storage.has(tensor)) storage.set(tensor, await buffers.create(tensor.name, sizeOf(tensor) * 4, { home: "io" }));
       }
       const scratchBytes = dispatches.reduce((most, dispatch) => Math.max(most, dispatch.scratchBytes), 0);
       await growShared(plan, arena.byteLength, scratchBytes);
       pipelines = await Promise.all(dispatches.map(pipelineFor));
       check("compile");
-      params = device.createBuffer({
-        label: `parameters of ${plan.name}`,
-        size: Math.max(slots.length, 1) * SLOT_BYTES,
+      params = await buffers.create(`parameters of ${plan.name}`, Math.max(slots.length, 1) * SLOT_BYTES, {
+        ...{ home: "io", isBoundWhole: false },
         usage: USAGE.UNIFORM | USAGE.COPY_DST,
       });
-      paramsBytes += params.size;
     } catch (cause) {
       releaseIo(io);
       throw cause instanceof EngineError ? cause : await open.failure("compile", cause);
@@ -218,8 +227,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
         if (isReleased) return;
         isReleased = true;
         bound = [];
-        params.destroy();
-        paramsBytes -= params.size;
+        buffers.destroy(params);
         releaseIo(io);
       },
     };
@@ -261,15 +269,17 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
 
   return {
     device: info,
+    identity: open.identity,
+    target: open.target,
     maxArenaBytes: device.limits.maxBufferSize,
-    maxTensorBytes: Math.min(device.limits.maxBufferSize, device.limits.maxStorageBufferBindingSize),
+    maxTensorBytes: Math.min(device.limits.maxBufferSize, open.target.bindingBytes),
     allocate,
     fill,
     compile,
     write,
     read,
     get byteLength(): number {
-      return disposal ? 0 : buffers.byteLength + readback.byteLength + paramsBytes;
+      return disposal ? 0 : buffers.byteLength;
     },
     dispose,
   };

@@ -1,7 +1,9 @@
-// Every storage buffer of a backend: limits checked first, memory asked for inside error scopes, bytes counted.
+// Every buffer of a backend: limits checked first, memory asked for inside error scopes, bytes counted.
 
 import { EngineError } from "../errors.ts";
 import type { TensorData } from "../plan/backend.ts";
+import { adviceFor } from "../plan/shortage.ts";
+import type { Home } from "../plan/step.ts";
 import type { OpenDevice } from "./device.ts";
 
 // WebGPU's flag values; the globals that name them do not exist in Node.
@@ -11,11 +13,22 @@ export const USAGE = { MAP_READ: 0x01, COPY_SRC: 0x04, COPY_DST: 0x08, UNIFORM: 
 const UPLOAD_BYTES = 8 << 20;
 const UPLOADS_IN_FLIGHT = 8;
 
+const STORAGE = USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST;
+
 const mebibytes = (bytes: number): string => `${bytes} bytes (${(bytes / 2 ** 20).toFixed(1)} MiB)`;
 
+export interface BufferOptions {
+  /** What it is for: an error says what to lower. */
+  readonly home: Home;
+  /** false: it must fit one buffer, not one binding. Default true. */
+  readonly isBoundWhole?: boolean;
+  /** Default: storage that can be copied from and to. */
+  readonly usage?: number;
+}
+
 export interface Buffers {
-  /** A zeroed storage buffer. `isBoundWhole`: it must fit one binding, not only one buffer. */
-  create(name: string, byteLength: number, options?: { isBoundWhole?: boolean }): Promise<GPUBuffer>;
+  /** A zeroed buffer. Throws EngineError("device") with the bytes wanted and in use, and what to lower. */
+  create(name: string, byteLength: number, options: BufferOptions): Promise<GPUBuffer>;
   /** `data` from the buffer's word `offset` on. */
   upload(buffer: GPUBuffer, data: TensorData, offset?: number): Promise<void>;
   destroy(buffer: GPUBuffer): void;
@@ -35,18 +48,18 @@ export const createBuffers = ({ device, check, failure }: OpenDevice): Buffers =
   };
 
   return {
-    create: async (name, size, { isBoundWhole = true } = {}): Promise<GPUBuffer> => {
+    create: async (name, size, { home, isBoundWhole = true, usage = STORAGE }): Promise<GPUBuffer> => {
       const { maxBufferSize, maxStorageBufferBindingSize } = device.limits;
       const limit = isBoundWhole ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
       if (size > limit) {
         throw new EngineError(
           "device",
-          `webgpu: "${name}" must fit this device's limit of ${mebibytes(limit)}, got ${mebibytes(size)}; use a smaller model, fewer rows, or another device`,
+          `webgpu: "${name}" must fit this device's limit of ${mebibytes(limit)}, got ${mebibytes(size)}; ${adviceFor(home)}, or use another device`,
         );
       }
       device.pushErrorScope("validation");
       device.pushErrorScope("out-of-memory");
-      const buffer = device.createBuffer({ label: name, size, usage: USAGE.STORAGE | USAGE.COPY_SRC | USAGE.COPY_DST });
+      const buffer = device.createBuffer({ label: name, size, usage });
       const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]).catch(async (cause: unknown) => {
         buffer.destroy();
         throw await failure(`allocating "${name}"`, cause);
@@ -56,7 +69,7 @@ export const createBuffers = ({ device, check, failure }: OpenDevice): Buffers =
         buffer.destroy();
         throw new EngineError(
           "device",
-          `webgpu: the device must have ${mebibytes(size)} free for "${name}" beside the ${mebibytes(byteLength)} in use, got "${error.message}"; use a smaller model or fewer rows`,
+          `webgpu: the device must have ${mebibytes(size)} free for "${name}" beside the ${mebibytes(byteLength)} in use, got "${error.message}"; ${adviceFor(home)}`,
         );
       }
       check(`allocating "${name}"`);

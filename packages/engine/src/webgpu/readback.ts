@@ -1,7 +1,8 @@
 // Device → host through a small ring of mappable buffers that are kept: a read of a size seen before allocates nothing.
 
+import { EngineError } from "../errors.ts";
 import type { HostArray } from "../plan/backend.ts";
-import { USAGE } from "./buffers.ts";
+import { type Buffers, USAGE } from "./buffers.ts";
 import type { OpenDevice } from "./device.ts";
 
 const RING = 3;
@@ -13,22 +14,25 @@ const MAP_READ = 1;
 export interface Readback {
   /** Fills `into` from `source`, byte `offset` on. Ordered after everything submitted before the call. */
   read(source: GPUBuffer, offset: number, into: HostArray): Promise<void>;
-  readonly byteLength: number;
 }
 
-export const createReadback = ({ device, check, failure, wait }: OpenDevice): Readback => {
-  const ring: GPUBuffer[] = Array.from({ length: RING });
+export const createReadback = ({ device, check, failure, wait }: OpenDevice, buffers: Buffers): Readback => {
+  const ring: (GPUBuffer | undefined)[] = Array.from({ length: RING });
   /** Resolves when the slot's last read is over. */
   const free: Promise<void>[] = Array.from({ length: RING }, () => Promise.resolve());
   let next = 0;
 
-  const stagingFor = (slot: number, byteLength: number): GPUBuffer => {
+  const stagingFor = async (slot: number, byteLength: number): Promise<GPUBuffer> => {
     const found = ring[slot];
     if (found && found.size >= byteLength) return found;
-    found?.destroy();
+    if (found) buffers.destroy(found);
+    ring[slot] = undefined;
     let size = SMALLEST;
     while (size < byteLength) size *= 2;
-    const made = device.createBuffer({ label: `readback ${slot}`, size, usage: USAGE.MAP_READ | USAGE.COPY_DST });
+    const made = await buffers.create(`readback ${slot}`, size, {
+      ...{ home: "io", isBoundWhole: false },
+      usage: USAGE.MAP_READ | USAGE.COPY_DST,
+    });
     ring[slot] = made;
     return made;
   };
@@ -43,7 +47,7 @@ export const createReadback = ({ device, check, failure, wait }: OpenDevice): Re
     try {
       await before;
       check("read");
-      const staging = stagingFor(slot, into.byteLength);
+      const staging = await stagingFor(slot, into.byteLength);
       const encoder = device.createCommandEncoder();
       encoder.copyBufferToBuffer(source, offset, staging, 0, into.byteLength);
       device.queue.submit([encoder.finish()]);
@@ -63,12 +67,9 @@ export const createReadback = ({ device, check, failure, wait }: OpenDevice): Re
           await readPiece(source, offset + from, into.subarray(from / 4, (from + LARGEST) / 4));
         }
       } catch (cause) {
-        throw await failure("read", cause);
+        throw cause instanceof EngineError ? cause : await failure("read", cause);
       }
       check("read");
-    },
-    get byteLength(): number {
-      return ring.reduce((sum, buffer) => sum + (buffer?.size ?? 0), 0);
     },
   };
 };

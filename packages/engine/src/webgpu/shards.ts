@@ -45,10 +45,12 @@ const cut = (weight: Tensor, bindingBytes: number): readonly Shard[] => {
   return Array.from({ length: Math.ceil(rows / most) }, (_, i) => part(i * most, Math.min(most, rows - i * most)));
 };
 
+/** Matrices of the model. Tables that are computed (rope) look the same; they are small, and refused where they are used if they are not. */
+export const isShardable = ({ home, view, shape }: Tensor): boolean => home === "weights" && !view && shape.length === 2;
+
 /** One shard, the tensor itself, unless it is a weight [rows, width] above the limit. */
 export const shardsOf = (tensor: Tensor, bindingBytes: number): readonly Shard[] => {
-  const isCut = tensor.home === "weights" && !tensor.view && tensor.shape.length === 2 && byteLengthOf(tensor) > bindingBytes;
-  if (!isCut) return [{ tensor, first: 0 }];
+  if (!isShardable(tensor) || byteLengthOf(tensor) <= bindingBytes) return [{ tensor, first: 0 }];
   const known = shardsOfWeight.get(tensor) ?? new Map<number, readonly Shard[]>();
   const shards = known.get(bindingBytes) ?? cut(tensor, bindingBytes);
   shardsOfWeight.set(tensor, known.set(bindingBytes, shards));

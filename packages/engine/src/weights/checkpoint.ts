@@ -1,8 +1,9 @@
 // model.safetensors, or the shards of a larger model with their index → stored tensors under the names of a plain text model.
 // Which of them a model wants is load.ts's business; reading their values too.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import { EngineError } from "../errors.ts";
+import { checkShape } from "../schema.ts";
 import { parseJson } from "./json.ts";
 import { readSafetensors, type StoredTensor } from "./safetensors.ts";
 import { sha256 } from "./sha256.ts";
@@ -31,9 +32,9 @@ const bad = (rule: string, got: string, advice: string): EngineError =>
 const readIndex = (files: Readonly<Record<string, Uint8Array>>): { map: ReadonlyMap<string, string>; shards: readonly string[] } => {
   const bytes = files[INDEX];
   if (!bytes) throw bad("it stands beside the shards", Object.keys(files).join(", ") || "no files", "pass every file of the model folder");
-  const parsed = indexSchema.safeParse(parseJson(bytes, INDEX));
-  if (!parsed.success) throw bad("weight_map maps tensor names to file names", parsed.error.issues[0]!.message, "download it again");
-  const map = new Map(Object.entries(parsed.data.weight_map));
+  const { data, issue } = checkShape(indexSchema, parseJson(bytes, INDEX));
+  if (issue) throw bad("weight_map maps tensor names to file names", issue.message, "download it again");
+  const map = new Map(Object.entries(data.weight_map));
   const shards = [...new Set(map.values())].sort();
   const absent = shards.filter((file) => !files[file]);
   if (absent.length > 0) throw bad("every file of weight_map is there", `no ${absent.join(", ")}`, "pass every file of the model folder");

@@ -7,8 +7,9 @@
 //
 // Left out: every dtype but F32, F16 and BF16. Quantised checkpoints are not read; the engine takes one input format.
 
-import * as z from "zod";
+import * as z from "zod/mini";
 import { EngineError } from "../errors.ts";
+import { checkShape, count } from "../schema.ts";
 import { toBrain } from "./formats.ts";
 import { halves, toHalf } from "./half.ts";
 
@@ -33,8 +34,8 @@ const MAX_HEADER = 100_000_000; // the limit of the reference implementation
 const metadataSchema = z.record(z.string(), z.string());
 const entrySchema = z.strictObject({
   dtype: z.string(),
-  shape: z.array(z.int().nonnegative()),
-  data_offsets: z.tuple([z.int().nonnegative(), z.int().nonnegative()]),
+  shape: z.array(count),
+  data_offsets: z.tuple([count, count]),
 });
 
 /** Long or hostile values are cut, so that an error message stays one line. */
@@ -85,15 +86,15 @@ export const readSafetensors = (bytes: Uint8Array, file: string): Safetensors =>
 
   const corrupt = "the file is corrupt or forged; download it again";
   const { __metadata__: rawMetadata = {}, ...entries } = header as Record<string, unknown>;
-  const metadata = metadataSchema.safeParse(rawMetadata);
-  if (!metadata.success) throw bad("__metadata__ maps strings to strings", shown(rawMetadata), corrupt);
+  const metadata = checkShape(metadataSchema, rawMetadata);
+  if (metadata.issue) throw bad("__metadata__ maps strings to strings", shown(rawMetadata), corrupt);
 
   const dataLength = bytes.byteLength - dataStart;
   const found: { tensor: StoredTensor; begin: number; end: number }[] = [];
   for (const [name, raw] of Object.entries(entries)) {
     const where = shown(name);
-    const entry = entrySchema.safeParse(raw);
-    if (!entry.success) throw bad(`${where} is { dtype, shape, data_offsets } of non-negative integers`, shown(raw), corrupt);
+    const entry = checkShape(entrySchema, raw);
+    if (entry.issue) throw bad(`${where} is { dtype, shape, data_offsets } of non-negative integers`, shown(raw), corrupt);
     const { dtype, shape, data_offsets } = entry.data;
     if (!Object.hasOwn(WIDTH, dtype))
       throw bad(

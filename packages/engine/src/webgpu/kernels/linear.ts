@@ -58,6 +58,14 @@ interface Product {
 
 const NOTHING: Groups = [0, 0, 0];
 
+/** Texts by label, which names one text: a plan of a deep model asks for the same few hundreds of times. */
+const bodies = new Map<string, string>();
+const bodyOf = (label: string, make: () => string): string => {
+  const body = bodies.get(label) ?? make();
+  bodies.set(label, body);
+  return body;
+};
+
 /** Sets `base`: what y[e] holds before slice 0, or what the slices so far have made of it. */
 const base = (isFirst: string, { residual, bias }: Product): string => `var base = y[e];
   if (${isFirst}) { base = ${residual ? "residual[e]" : "select(0.0, base, params.accumulate == 1u)"}${bias ? " + bias[params.first + n]" : ""}; }`;
@@ -149,15 +157,16 @@ const tiled = (product: Product, variant: TileVariant, { from, to }: { from: num
   ${base("isFirst", product)}
   y[e] = fma(params.scale, v, base);`,
       };
+  const label = `${op} ${variant.name}${read} ${format}${isSplit ? "" : suffix(product)}`;
   const main = kernel({
-    label: `${op} ${variant.name}${read} ${format}${isSplit ? "" : suffix(product)}`,
+    label,
     prelude: isHalf ? HALF_PRELUDE : "",
     bindings: {
       a: { tensor: a, as: elementOf("f32", wideA) },
       w: { tensor: w, as: elementOf(format, wideB), isFrozen: true },
       ...(isSplit ? { scratch: { tensor: SCRATCH, as: "f32" } satisfies Binding } : endings(product)),
     },
-    body: gemm({ tile, a: matrixA, b: matrixB, slice: "params.slice", isHalf, ...text }),
+    body: bodyOf(label, () => gemm({ tile, a: matrixA, b: matrixB, slice: "params.slice", isHalf, ...text })),
     sizes: sizesOf(product),
     numbers: { scale },
     rows,
@@ -171,22 +180,25 @@ const tiled = (product: Product, variant: TileVariant, { from, to }: { from: num
 const skinnied = (product: Product, { from, to }: { from: number; to: number }): Dispatch[] => {
   const { op, rows, a, w, scale, N, K } = product;
   const format = formatOf(w);
+  const label = `${op} skinny ${format}${suffix(product)}`;
   return [
     kernel({
-      label: `${op} skinny ${format}${suffix(product)}`,
+      label,
       bindings: {
         a: { tensor: a, as: "vec4f" },
         w: { tensor: w, as: wideElementOf(format), isFrozen: true },
         ...endings(product),
       },
-      body: skinny({
-        a: { name: "a", rows: "params.rows", columns: "params.K", depth: "columns", format: "f32" },
-        w: { name: "w", rows: "params.N", columns: "params.K", depth: "columns", format, scaleWord: "params.scaleWord" },
-        slice: "params.slice",
-        store: `${STORE_PLACE}
+      body: bodyOf(label, () =>
+        skinny({
+          a: { name: "a", rows: "params.rows", columns: "params.K", depth: "columns", format: "f32" },
+          w: { name: "w", rows: "params.N", columns: "params.K", depth: "columns", format, scaleWord: "params.scaleWord" },
+          slice: "params.slice",
+          store: `${STORE_PLACE}
   ${base("isFirst", product)}
   y[e] = fma(params.scale, v, base);`,
-      }),
+        }),
+      ),
       sizes: sizesOf(product),
       numbers: { scale },
       rows,
@@ -292,23 +304,26 @@ export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target:
     format: "f32",
     isWide,
   });
+  const label = `weightGrad ${tile.BM}x${tile.BN}${wideA ? " wide a" : ""}${wideB ? " wide b" : ""}`;
   const product = kernel({
-    label: `weightGrad ${tile.BM}x${tile.BN}${wideA ? " wide a" : ""}${wideB ? " wide b" : ""}`,
+    label,
     bindings: {
       dy: { tensor: dy, as: elementOf("f32", wideA) },
       x: { tensor: x, as: elementOf("f32", wideB) },
       scratch: { tensor: SCRATCH, as: "f32" },
     },
-    body: gemm({
-      tile,
-      a: operand("dy", "params.O", wideA),
-      b: operand("x", "params.I", wideB),
-      depthFrom: "group.z * params.sliceRows",
-      depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
-      slice: "params.sliceRows",
-      store: `if (m >= params.O || n >= params.I) { return; }
+    body: bodyOf(label, () =>
+      gemm({
+        tile,
+        a: operand("dy", "params.O", wideA),
+        b: operand("x", "params.I", wideB),
+        depthFrom: "group.z * params.sliceRows",
+        depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
+        slice: "params.sliceRows",
+        store: `if (m >= params.O || n >= params.I) { return; }
   scratch[(z * params.O + m) * params.I + n] = v;`,
-    }),
+      }),
+    ),
     sizes: { O, I, sliceRows },
     rows,
     groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), slices(n)],

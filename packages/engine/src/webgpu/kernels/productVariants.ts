@@ -5,7 +5,7 @@ import { isPacked } from "../../weights/formats.ts";
 import type { Tile } from "../../wgsl/gemm.ts";
 import { SKINNY } from "../../wgsl/skinny.ts";
 import { BLOCK } from "./kernel.ts";
-import type { Problem, Variant } from "./target.ts";
+import { type Problem, problemKey, type Variant } from "./target.ts";
 
 export interface TileVariant extends Variant {
   readonly kind: "tile";
@@ -66,8 +66,19 @@ const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongD
   return slices > 1 && groupsOf(TILES[small]!, rows, n) < ENOUGH_GROUPS ? `${small} wide split` : `${small} wide`;
 };
 
+/** By shape: the layers of a model ask for the same few. */
+const known = new Map<string, readonly ProductVariant[]>();
+
 /** Everything that can do the job, the one that suits the shape first. */
-export const productCandidates = (shape: ProductShape): ProductVariant[] => {
+export const productCandidates = (shape: ProductShape): readonly ProductVariant[] => {
+  const { problem, isSoftware, n, depth, slices } = shape;
+  const key = `${problemKey(problem)} ${isSoftware} ${n} ${depth} ${slices}`;
+  const found = known.get(key) ?? listCandidates(shape);
+  known.set(key, found);
+  return found;
+};
+
+const listCandidates = (shape: ProductShape): readonly ProductVariant[] => {
   const { problem, n, depth, slices, isAlongDepth } = shape;
   const canBeSkinny = isAlongDepth && depth % BLOCK === 0 && (!isPacked(problem.format) || depth % (2 * BLOCK) === 0);
   const all: ProductVariant[] = canBeSkinny ? [{ name: "skinny", kind: "skinny" }] : [];

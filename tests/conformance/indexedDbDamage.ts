@@ -1,5 +1,5 @@
-// Damage to a resource in IndexedDB, done through the platform's own door.
-import type { Spoil } from "./storeCases.ts";
+// What happens to an IndexedDB behind a store's back: changed bytes, a full disk. Through the platform's own door.
+import type { Spoil, StoreCase } from "./storeCases.ts";
 
 export const spoilIndexedDb: Spoil = (store, { resource, path }) =>
   new Promise((resolve, reject) => {
@@ -20,3 +20,14 @@ export const spoilIndexedDb: Spoil = (store, { resource, path }) =>
       transaction.onerror = () => reject(transaction.error);
     };
   });
+
+/** Of every database: there is one quota for all. */
+export const fillIndexedDb: NonNullable<StoreCase["fillDisk"]> = () => {
+  const { put } = IDBObjectStore.prototype;
+  IDBObjectStore.prototype.put = () => {
+    throw new DOMException("no room", "QuotaExceededError");
+  };
+  return () => {
+    IDBObjectStore.prototype.put = put;
+  };
+};
