@@ -1,6 +1,7 @@
-// The real page in a real browser: it trains an agent, shows the curve, survives a reload, and hands out the adapter.
-import { existsSync } from "node:fs";
+// The real page in a real browser: it trains an agent, shows the curve, survives a reload, and hands out adapter and model.
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { unzipSync } from "fflate";
 import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core";
 import { createServer, type ViteDevServer } from "vite";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -73,6 +74,14 @@ scenario("after a reload everything is still there", async () => {
 scenario("the adapter downloads as a zip of a PEFT directory", async () => {
   const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download adapter" }).click()]);
   expect(download.suggestedFilename()).toMatch(/^fulgurite-calculator-adapter-v3\.zip$/);
+});
+
+scenario("the trained model downloads as the folder that transformers.js loads", async () => {
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Download model" }).click()]);
+  expect(download.suggestedFilename()).toMatch(/^fulgurite-calculator-model-v3\.zip$/);
+  const files = unzipSync(new Uint8Array(readFileSync(await download.path())));
+  expect(Object.keys(files)).toEqual(expect.arrayContaining(["config.json", "tokenizer.json", "tokenizer_config.json", "onnx/model.onnx"]));
+  expect(files["onnx/model.onnx"]!.length).toBeGreaterThan(3e6);
 });
 
 scenario("a run that is paused goes on after a reload", async () => {

@@ -9,6 +9,7 @@ import {
   describeMemory,
   type ExperimentRecord,
   experiment,
+  exportModel,
   type LoadedPolicy,
   loadPolicy,
   openStore,
@@ -265,15 +266,28 @@ export const readRollout = async (id: string): Promise<RolloutView | undefined> 
   return undefined;
 };
 
-/** The latest published adapter as a PEFT directory, zipped, handed to the browser as a download. */
-export const downloadAdapter = async (): Promise<void> => {
-  const adapter = await store?.resource(currentRun());
-  if (!adapter) return;
+/** Files as one zip, handed to the browser as a download. */
+const download = async (name: string, files: Readonly<Record<string, Uint8Array>>): Promise<void> => {
   const { zipSync } = await import("fflate");
-  const bytes = zipSync({ ...adapter.files }, { level: 6 });
+  const bytes = zipSync({ ...files }, { level: 6 });
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([bytes as Uint8Array<ArrayBuffer>], { type: "application/zip" }));
-  link.download = `fulgurite-${demo.name}-adapter-v${adapter.version}.zip`;
+  link.download = `fulgurite-${demo.name}-${name}.zip`;
   link.click();
   URL.revokeObjectURL(link.href);
+};
+
+/** The latest published adapter as a PEFT directory. */
+export const downloadAdapter = async (): Promise<void> => {
+  const adapter = await store?.resource(currentRun());
+  if (adapter) await download(`adapter-v${adapter.version}`, adapter.files);
+};
+
+/** The model with that adapter merged, as the folder that transformers.js loads. */
+export const downloadModel = async (): Promise<void> => {
+  const adapter = await store?.resource(currentRun());
+  if (!adapter) return;
+  const files = await exportModel("spark", { format: "onnx", adapter: adapter.files });
+  const whole = await Promise.all(files.map(async ({ name, parts }) => [name, new Uint8Array(await new Blob([...parts()]).arrayBuffer())]));
+  await download(`model-v${adapter.version}`, Object.fromEntries(whole));
 };

@@ -86,8 +86,11 @@ export const readExperiment = async (store: Store, runId: string): Promise<Exper
   const bytes = await store.getState(stateName(runId));
   if (!bytes) return undefined;
   const { v: _, ...kept } = JSON.parse(new TextDecoder().decode(bytes)) as Kept & { v: number };
-  return { ...kept, steps: await reportsOf(store, runId) };
+  return { ...kept, steps: there(await reportsOf(store, runId)) };
 };
+
+/** Without the holes of steps whose versions were collected (collectGarbage): filter skips them. */
+const there = (reports: readonly StepReport[]): StepReport[] => reports.filter(() => true);
 
 /** Every published adapter version carries the report of the step that made it; the adapters' bytes are not read. */
 const reportsOf = async (store: Store, runId: string): Promise<StepReport[]> => {
@@ -152,14 +155,15 @@ export async function* experiment<Task>(options: ExperimentOptions<Task>): Async
 
   const known = await readExperiment(store, runId);
   let kept: Kept = { recipe, seed, ...(known?.before && { before: known.before }) };
-  const reports = [...(known?.steps ?? [])];
+  const reports: StepReport[] = [];
+  for (const report of known?.steps ?? []) reports[report.step] = report;
   await keep(store, runId, kept);
-  yield { ...kept, steps: [...reports] };
+  yield { ...kept, steps: there(reports) };
 
   if (measureBefore && !kept.before) {
     kept = { ...kept, before: await measure("before") };
     await keep(store, runId, kept);
-    yield { ...kept, steps: [...reports] };
+    yield { ...kept, steps: there(reports) };
   }
 
   enter("training", tasksPerStep * groupSize);
@@ -174,11 +178,11 @@ export async function* experiment<Task>(options: ExperimentOptions<Task>): Async
     adam: { learningRate },
   })) {
     reports[report.step] = report;
-    yield { ...kept, steps: [...reports] };
+    yield { ...kept, steps: there(reports) };
     enter("training", tasksPerStep * groupSize);
   }
 
   kept = { ...kept, after: await measure("after") };
   await keep(store, runId, kept);
-  yield { ...kept, steps: [...reports] };
+  yield { ...kept, steps: there(reports) };
 }

@@ -1,6 +1,7 @@
 // Bursts and shared beginnings, on every backend: they change when the host looks and what is fed, never a completion.
 
 import { afterEach, describe, expect, test } from "vitest";
+import type { Completion } from "../../../packages/engine/src/contract.ts";
 import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
 import type { Plan, Tensor } from "../../../packages/engine/src/plan/step.ts";
 import { pcg } from "../../../packages/engine/src/random.ts";
@@ -340,6 +341,23 @@ describe("faults inside a burst", () => {
     expect(runs[0]!.rows).toBe(4);
     const fresh = await open();
     expect(plain(again)).toEqual(plain(await fresh.sampler.generate(request({ maxTokens: 20 }))));
+  });
+
+  test("who waits for a row while a run fails is served afterwards", async () => {
+    let failures = 0;
+    const { sampler } = await open({
+      slots: 1,
+      burst: 4,
+      wrap: slow((run) => {
+        if (run !== 3) return;
+        failures++;
+        throw new Error("lost");
+      }),
+    });
+    const [first, second] = await Promise.allSettled([sampler.generate(request()), sampler.generate(request({ seed: 9 }))]);
+    expect([first.status, second.status, failures]).toEqual(["rejected", "fulfilled", 1]);
+    const fresh = await open();
+    expect(plain((second as PromiseFulfilledResult<Completion>).value)).toEqual(plain(await fresh.sampler.generate(request({ seed: 9 }))));
   });
 });
 

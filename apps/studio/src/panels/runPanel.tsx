@@ -4,6 +4,7 @@ import {
   type DeviceChoice,
   demo,
   downloadAdapter,
+  downloadModel,
   pause,
   problem,
   progress,
@@ -131,6 +132,14 @@ export const RunPanel = (): JSX.Element => {
             title="The trained LoRA adapter as a PEFT folder"
           >
             Download adapter
+          </button>
+          <button
+            type="button"
+            onClick={() => void downloadModel()}
+            disabled={!record.value?.steps.length || now === "running"}
+            title="The trained model, adapter merged, as ONNX: transformers.js loads the folder"
+          >
+            Download model
           </button>
         </div>
       </div>

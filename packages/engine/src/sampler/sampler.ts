@@ -300,12 +300,19 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   };
 
   const tick = async (): Promise<void> => {
-    try {
-      for (const served of new Set([...live].map((one) => one.served))) await work(served);
-    } catch (error) {
-      // What stands in the cache after a failed run is unknown.
-      slots.forget();
-      rejectAll(error);
+    for (const served of new Set([...live].map((one) => one.served))) {
+      const mine = [...live].filter((one) => one.served === served);
+      try {
+        await work(served);
+      } catch (error) {
+        for (const one of mine) {
+          // What stands in their rows after a failed run is unknown; nobody else's were written.
+          one.slot.held = 0;
+          if (!live.has(one)) continue;
+          leave(one);
+          one.reject(error);
+        }
+      }
     }
   };
 
