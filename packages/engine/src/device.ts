@@ -3,10 +3,15 @@
 import type { DeviceKind } from "./contract.ts";
 import { EngineError } from "./errors.ts";
 import type { Backend } from "./plan/backend.ts";
+import type { VerdictStore } from "./webgpu/checked.ts";
 
 export interface BackendOptions {
   /** WASM threads. Default: what the machine allows. */
   readonly threads?: number;
+  /** Where the verdict on a GPU is kept: its kernels are tested and timed at the first start. Absent: neither happens. */
+  readonly verdicts?: VerdictStore;
+  /** Stands behind WASM's description: why it is not WebGPU. */
+  readonly note?: string;
 }
 
 /** What a platform can open. Each entry imports its executor on first use and throws EngineError("device") where there is none. */
@@ -18,7 +23,8 @@ const isSoftware = ({ device }: Backend): boolean => device.description.includes
 /**
  * Opens the executor of this kind. "auto" takes WebGPU where there is a GPU, else WASM: WebGPU emulated on the CPU
  * (SwiftShader, llvmpipe) is many times slower than WASM and is taken only when asked for by name. The reference is a specification, never a choice.
- * Throws EngineError("bad-request") for an unknown kind, EngineError("device") when it cannot be opened.
+ * A GPU that computes wrong numbers is passed by, and WASM's description says so.
+ * Throws EngineError("bad-request") for an unknown kind, EngineError("wrong-results") for such a GPU asked for by name, EngineError("device") when it cannot be opened.
  */
 export const openBackend = async (kind: DeviceKind | "auto", edges: DeviceEdges, options: BackendOptions = {}): Promise<Backend> => {
   if (kind !== "auto") {
@@ -30,12 +36,14 @@ export const openBackend = async (kind: DeviceKind | "auto", edges: DeviceEdges,
     return edges[kind](options);
   }
   let gpu: Backend | undefined;
+  let note: string | undefined;
   try {
     gpu = await edges.webgpu(options);
   } catch (error) {
-    if (!(error instanceof EngineError && error.code === "device")) throw error;
+    if (!(error instanceof EngineError && (error.code === "device" || error.code === "wrong-results"))) throw error;
+    if (error.code === "wrong-results") note = "this machine's WebGPU failed the self-test";
   }
   if (gpu && !isSoftware(gpu)) return gpu;
   await gpu?.dispose();
-  return edges.wasm(options);
+  return edges.wasm(note === undefined ? options : { ...options, note });
 };

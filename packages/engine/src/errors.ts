@@ -5,6 +5,7 @@ export type EngineErrorCode =
   | "bad-request" // a call with arguments outside its contract
   | "unsupported" // a model or adapter feature that this engine does not have
   | "device" // no such device, a failing one, out of memory
+  | "wrong-results" // a device that computes wrong numbers; use another one
   | "lost" // the device went away; recovery.ts opens another one
   | "disposed"
   | "aborted";

@@ -5,6 +5,7 @@ import type { DeviceKind } from "./contract.ts";
 import { type BackendOptions, type DeviceEdges, openBackend } from "./device.ts";
 import { EngineError } from "./errors.ts";
 import type { Backend } from "./plan/backend.ts";
+import type { SelfTestEntry, SelfTestReport } from "./selfTest.ts";
 
 export type * from "./contract.ts";
 export type { BackendOptions } from "./device.ts";
@@ -29,16 +30,26 @@ export type { LayerTensors, ModelTensors } from "./model/tensors.ts";
 export type { Backend } from "./plan/backend.ts";
 export { createPolicy, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
+export type { SelfTestEntry, SelfTestReport } from "./selfTest.ts";
+export type { VerdictStore } from "./webgpu/checked.ts";
 export type { WeightFiles } from "./weights/checkpoint.ts";
 export { encodeValues, readSafetensors, type StoredDtype, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
 export { exposePolicy, wrapPolicy } from "./worker.ts";
 
+const requireGpu = (): GPU => {
+  const gpu = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
+  if (!gpu)
+    throw new EngineError("device", "webgpu: navigator.gpu exists, got none; use a browser with WebGPU over https, or the device wasm");
+  return gpu;
+};
+
 const edges: DeviceEdges = {
-  webgpu: async () => {
-    const gpu = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
-    if (!gpu)
-      throw new EngineError("device", "webgpu: navigator.gpu exists, got none; use a browser with WebGPU over https, or the device wasm");
-    return (await import("./webgpu/backend.ts")).createWebGpuBackend(gpu);
+  webgpu: async ({ verdicts }) => {
+    const gpu = requireGpu();
+    const { createWebGpuBackend } = await import("./webgpu/backend.ts");
+    if (!verdicts) return createWebGpuBackend(gpu);
+    const { openChecked } = await import("./webgpu/checked.ts");
+    return openChecked((choose) => createWebGpuBackend(gpu, { choose }), { verdicts });
   },
   wasm: async (options) => (await import("./wasm/backend.ts")).createWasmBackend(options),
   reference: async () => (await import("./reference/backend.ts")).createReferenceBackend(),
@@ -47,3 +58,22 @@ const edges: DeviceEdges = {
 /** Opens an executor in a browser or worker. "auto": WebGPU if there is a GPU, else WASM. Throws EngineError. */
 export const createBackend = (kind: DeviceKind | "auto" = "auto", options: BackendOptions = {}): Promise<Backend> =>
   openBackend(kind, edges, options);
+
+/**
+ * Runs every kernel of this page's WebGPU, in every variant, against the reference executor, and says what is right: for a page that
+ * tests a device. Seconds on a GPU, a minute on a software device. Nothing is kept. Throws EngineError("device") without WebGPU.
+ */
+export const testWebGpu = async (onEntry?: (entry: SelfTestEntry) => void): Promise<SelfTestReport> => {
+  const [{ selfTest }, { createDecisions }, { createWebGpuBackend }] = await Promise.all([
+    import("./selfTest.ts"),
+    import("./webgpu/decisions.ts"),
+    import("./webgpu/backend.ts"),
+  ]);
+  const decisions = createDecisions();
+  const backend = await createWebGpuBackend(requireGpu(), { choose: decisions.choose, allowsInexact: true });
+  try {
+    return await selfTest(backend, decisions, onEntry ? { onEntry } : {});
+  } finally {
+    await backend.dispose();
+  }
+};

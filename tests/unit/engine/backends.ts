@@ -60,3 +60,9 @@ export const BACKENDS: readonly BackendUnderTest[] = [
   },
   await probe("webgpu (Dawn)", () => createTestBackend()),
 ];
+
+/**
+ * The kernels that a GPU gets, tiles, subgroups and row classes included, on whatever device there is: on a software device they are not the
+ * default, which compiles faster. For the operations alone; a model is the same kernels.
+ */
+export const GPU_KERNELS: BackendUnderTest = await probe("webgpu (Dawn), a GPU's kernels", () => createTestBackend({ isSoftware: false }));

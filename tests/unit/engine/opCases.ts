@@ -768,6 +768,7 @@ for (const [n, vocab, options] of [
   [37, 64, {}],
   [6, 50, { base: 64 }],
   [3, 4099, {}],
+  [2, 33000, {}],
 ] as const) {
   const at = layout(n, { count: "outRows", ...options });
   const label = `${n} rows, vocabulary ${vocab}, base ${at.rows.base}`;

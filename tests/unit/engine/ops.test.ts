@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Backend, HostArray } from "../../../packages/engine/src/plan/backend.ts";
 import { OPERANDS, type PackedDtype, type Rows, type Step, type Tensor, type Vars } from "../../../packages/engine/src/plan/step.ts";
 import { createReferenceBackend, runStep } from "../../../packages/engine/src/reference/backend.ts";
-import { BACKENDS } from "./backends.ts";
+import { BACKENDS, GPU_KERNELS } from "./backends.ts";
 import { createNormal, createRandom, LOSS_ROWS, opCase, opCases, ROWWISE, runCase } from "./opCases.ts";
 
 /** The first element that differs by more than the tolerance, said in words; undefined when all agree. NaN agrees with NaN. */
@@ -29,7 +29,7 @@ test("the cases cover every operation, and their names are distinct", () => {
   expect(new Set(CASES.map(({ name }) => name)).size).toBe(CASES.length);
 });
 
-for (const { name, create, skip, refusals } of BACKENDS) {
+for (const { name, create, skip, refusals } of [...BACKENDS, GPU_KERNELS]) {
   /** Runs, or is skipped with the backend's own words. */
   const testOf = (packed: PackedDtype | undefined, title: string, run: () => Promise<void>): void => {
     const refusal = packed && refusals.get(packed);

@@ -8,7 +8,7 @@ import { createPolicy, type PolicyOptions } from "../../../packages/engine/src/p
 import { uniform } from "../../../packages/engine/src/random.ts";
 import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../../../packages/engine/src/weights/safetensors.ts";
-import { BACKENDS } from "./backends.ts";
+import { BACKENDS, GPU_KERNELS } from "./backends.ts";
 import { tinyLlama } from "./tinyLlama.ts";
 
 const policies: Policy[] = [];
@@ -53,7 +53,7 @@ const meanDifference = (a: Float32Array, b: Float32Array): number => a.reduce((s
 
 const largestDifference = (a: Float32Array, b: Float32Array): number => a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i]!)), 0);
 
-for (const { name, create, skip } of BACKENDS.filter(({ name }) => name !== "wasm, 1 thread")) {
+for (const { name, create, skip } of [...BACKENDS.filter(({ name }) => name !== "wasm, 1 thread"), GPU_KERNELS]) {
   describe.skipIf(skip !== undefined)(skip ? `on ${name} (skipped: ${skip})` : `on ${name}`, () => {
     let policy: Policy;
     let fresh: Uint8Array;

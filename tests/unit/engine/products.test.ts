@@ -6,6 +6,8 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { openNodeGpu } from "../../../packages/engine/src/node/webgpu.ts";
 import type { Backend, TensorData } from "../../../packages/engine/src/plan/backend.ts";
 import type { Rows, Step, Tensor } from "../../../packages/engine/src/plan/step.ts";
+import { createPolicy } from "../../../packages/engine/src/policy.ts";
+import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.ts";
 import { type OpenDevice, openDevice } from "../../../packages/engine/src/webgpu/device.ts";
 import type { Dispatch } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
 import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
@@ -23,6 +25,7 @@ import {
 } from "../../../packages/engine/src/weights/formats.ts";
 import { probe } from "./backends.ts";
 import { createNormal, createRandom, opCases } from "./opCases.ts";
+import { tinyLlama } from "./tinyLlama.ts";
 import { createTestBackend, openTestGpu } from "./webgpuDevice.ts";
 
 const { skip } = await probe("webgpu", () => createTestBackend());
@@ -344,6 +347,36 @@ describe("weights in shards", () => {
         await cut.dispose();
       });
     }
+
+    test("a policy whose embedding and head lie in shards samples the same tokens, and learns the same", async () => {
+      const outcome = async (options: WebGpuOptions) => {
+        const policy = await createPolicy({
+          backend: await createTestBackend(options),
+          model: tinyLlama({ num_hidden_layers: 1, vocab_size: 1200 }),
+          lora: { rank: 4, alpha: 8 },
+          slots: 2,
+          microBatchTokens: 64,
+        });
+        const prompt = Int32Array.of(5, 900, 2, 1199);
+        const generate = () => policy.sampler.generate({ prompt, maxTokens: 6, temperature: 1, stopTokens: [], seed: 7 });
+        const before = await generate();
+        const tokens = Int32Array.of(...prompt, ...before.tokens);
+        const datum = { tokens, targetStart: 4, weights: new Float32Array(before.tokens.length).fill(1) };
+        const { logprobs } = await policy.trainer.forwardBackward([datum], { name: "crossEntropy" });
+        for (const [i, logprob] of before.logprobs.entries()) expect(Math.abs(logprobs[0]![i]! - logprob)).toBeLessThan(1e-3);
+        const { gradNorm } = await policy.trainer.optimStep({ learningRate: 0.02 });
+        const after = await policy.trainer.forward([datum]);
+        await policy.dispose();
+        return { before, gradNorm, logprobs: logprobs[0]!, after: after.logprobs[0]! };
+      };
+      const [whole, cut] = [await outcome({}), await outcome({ bindingBytes: 64 << 10 })];
+      expect(cut.before).toEqual(whole.before);
+      expect(bits(cut.logprobs)).toEqual(bits(whole.logprobs));
+      // 512 rows a shard are less than a slice of the head's gradient: its sums have another order.
+      expect(Math.abs(cut.gradNorm / whole.gradNorm - 1)).toBeLessThan(1e-5);
+      for (const [i, logprob] of whole.after.entries()) expect(Math.abs(cut.after[i]! - logprob)).toBeLessThan(1e-4);
+      expect(bits(cut.after)).not.toEqual(bits(whole.logprobs));
+    });
 
     test("a weight in shards counts in byteLength, is allocated once, and is refused where only whole tensors are read", async () => {
       const backend = await createTestBackend({ bindingBytes: 64 << 10 });

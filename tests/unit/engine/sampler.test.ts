@@ -53,6 +53,43 @@ describe("slots", () => {
   });
 });
 
+describe("rows that hold more than is wanted", () => {
+  const holding = (...lengths: number[]) => {
+    const slots = createSlots(lengths.length, 40);
+    const taken = lengths.map(() => slots.take(Int32Array.of(1))!);
+    for (const [i, slot] of taken.entries()) {
+      slot.tokens.set(Array.from({ length: lengths[i]! }, (_, at) => (at < 5 ? at : 10 * i + at)));
+      slot.held = lengths[i]!;
+      slots.release(slot);
+    }
+    return { slots, taken };
+  };
+  const prompt = Int32Array.of(0, 1, 2, 3, 4, 9, 9, 9);
+
+  test("stay as they are while an empty one is free", () => {
+    const { slots, taken } = holding(30, 0, 20);
+    expect(slots.take(prompt)).toBe(taken[1]);
+    expect(taken.map(({ held }) => held)).toEqual([30, 0, 20]);
+  });
+
+  test("are given up in the order of their last use", () => {
+    const { slots, taken } = holding(30, 25, 20);
+    slots.touch(taken[0]!);
+    expect(slots.take(prompt)).toBe(taken[1]);
+    // the five tokens that it shares stay
+    expect(taken[1]!.held).toBe(5);
+    expect(slots.take(prompt)).toBe(taken[2]);
+    expect(slots.take(prompt)).toBe(taken[0]);
+    expect(slots.take(prompt)).toBeUndefined();
+  });
+
+  test("of another adapter share nothing", () => {
+    const { slots, taken } = holding(8);
+    expect(slots.take(prompt, "another")).toBe(taken[0]);
+    expect(taken[0]!.held).toBe(0);
+  });
+});
+
 describe("completions", () => {
   test("the same seed gives the same tokens, another seed others", async () => {
     const { sampler } = await open();

@@ -98,7 +98,10 @@ const SUBJECTS: readonly Subject[] = [
 
 /** A backend that uses the candidate of this name wherever there is one. */
 const createWith = (name: string): Promise<Backend> =>
-  createTestBackend({ allowsInexact: true, choose: (_, candidates) => candidates.find((candidate) => candidate.name === name) });
+  createTestBackend({
+    allowsInexact: name.endsWith("f16"),
+    choose: (_, candidates) => candidates.find((candidate) => candidate.name === name),
+  });
 
 const { features, reason } = await featuresOfTestGpu();
 

@@ -3,8 +3,9 @@
 
 import { existsSync } from "node:fs";
 import { type NodeGpu, openNodeGpu, openNodeWebGpu } from "../../../packages/engine/src/node/webgpu.ts";
-import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
+
 import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.ts";
+import type { WebGpuBackend } from "../../../packages/engine/src/webgpu/checked.ts";
 
 const LAVAPIPE = ["/usr/share/vulkan/icd.d/lvp_icd.json", "/usr/share/vulkan/icd.d/lvp_icd.x86_64.json"];
 
@@ -23,7 +24,7 @@ export const openTestGpu = async (): Promise<NodeGpu> => {
   return await openNodeGpu();
 };
 
-export const createTestBackend = async (options: WebGpuOptions = {}): Promise<Backend> => {
+export const createTestBackend = async (options: WebGpuOptions = {}): Promise<WebGpuBackend> => {
   await offerLavapipe();
   return await openNodeWebGpu(options);
 };

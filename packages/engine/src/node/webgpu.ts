@@ -3,8 +3,8 @@
 // use it (node-webgpu issue 18), so it lies in a set on globalThis until it is released, after the device is gone.
 
 import { EngineError } from "../errors.ts";
-import type { Backend } from "../plan/backend.ts";
 import { createWebGpuBackend, type WebGpuOptions } from "../webgpu/backend.ts";
+import type { WebGpuBackend } from "../webgpu/checked.ts";
 
 /** What is used of the package. */
 export interface DawnModule {
@@ -77,7 +77,7 @@ const waitWithNaps = <T>(pending: Promise<T>): Promise<T> => {
 };
 
 /** A WebGPU backend on Dawn; its dispose() lets Dawn go too, so that the process can end. */
-export const openNodeWebGpu = async (options: WebGpuOptions & NodeGpuOptions = {}): Promise<Backend> => {
+export const openNodeWebGpu = async (options: WebGpuOptions & NodeGpuOptions = {}): Promise<WebGpuBackend> => {
   const { gpu, release } = await openNodeGpu(options);
   try {
     return await createWebGpuBackend(gpu, {

@@ -1,15 +1,12 @@
-// Continuous batching over one plan. Requests queue; a free row of the cache takes the next one at once. The device works in
-// bursts of several runs (burst.ts): a sampled token feeds the next run where it is, and the host looks once a burst, hands
-// out the tokens, lets finished rows go and admits waiting requests. Requests may name one of several adapters: each that has
-// live requests gets its burst.
-//
+// Continuous batching over one plan. Requests queue; a free row of the cache takes the next one at once. The device works in bursts of
+// several runs (burst.ts): a sampled token feeds the next run where it is, and the host looks once a burst, hands out the tokens, lets
+// finished rows go and admits waiting requests. Each adapter that has live requests gets its burst. Requests that restrict the
+// distribution (a mask, top-k, …) take bursts of one run, and the host chooses (choose.ts).
 // Kept promises
 // - Token j depends on the seed, j and the logits, never on the neighbours, on the burst it came in, or on who fed its prompt.
 // - A completion has one adapter version: publish stops admission, waits for the live ones, then copies.
-// - Between two bursts the event loop has one turn. An abort is seen at the end of a burst.
-//
-// Requests that restrict the distribution (a mask, top-k, …) take bursts of one run, and the host chooses (choose.ts).
-//
+// - The event loop has a turn after each burst of every adapter. An abort is seen at the end of a burst.
+// - A run that fails rejects the requests that were in it, and no other.
 // Left out: penalties, and stop strings (the caller has the tokenizer).
 
 import type { Completion, FinishReason, GenerateRequest, Sampler } from "../contract.ts";

@@ -23,6 +23,8 @@ export interface WasmOptions {
   readonly threads?: number;
   /** Starts the threads. Default: Web Workers where the browser allows it; in Node pass nodeThreads (node/wasmThreads.ts), else there is one. */
   readonly spawn?: ThreadSpawner;
+  /** Stands behind the description: why it is not another device. */
+  readonly note?: string;
   /** A run with fewer GEMM operations (2 a multiply-add) stays on the caller's thread: waking the others would cost more. */
   readonly minThreadedFlop?: number;
 }
@@ -65,7 +67,10 @@ export const createWasmBackend = async (options: WasmOptions = {}): Promise<Back
   let isBroken = false;
   const threadCount = machine.threads.length + 1;
   const control = machine.kernels.controlAddress() >>> 0;
-  const device: DeviceInfo = { kind: "wasm", description: `WASM SIMD, ${threadCount} thread${threadCount === 1 ? "" : "s"}` };
+  const device: DeviceInfo = {
+    kind: "wasm",
+    description: `WASM SIMD, ${threadCount} thread${threadCount === 1 ? "" : "s"}${options.note ? ` (${options.note})` : ""}`,
+  };
 
   const addresses = new Map<Tensor, number>();
   /** Matrices that lie in panels (assembly/panels.ts) since the first plan that reads them; before, and else, in rows. */

@@ -6,11 +6,12 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
-import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
+import type { Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { byteLengthOf } from "../weights/formats.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
+import type { WebGpuBackend } from "./checked.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
@@ -33,7 +34,7 @@ const bindingBytesOf = (tensor: Tensor): number => Math.ceil(byteLengthOf(tensor
 const rootOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
 /** Throws EngineError("device") when there is no adapter or it refuses a device. */
-export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {}): Promise<Backend> => {
+export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {}): Promise<WebGpuBackend> => {
   const open = await openDevice(gpu, options);
   const { device, check } = open;
   const info: DeviceInfo = { kind: "webgpu", description: open.description };
@@ -268,6 +269,8 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
 
   return {
     device: info,
+    identity: open.identity,
+    target: open.target,
     maxArenaBytes: device.limits.maxBufferSize,
     maxTensorBytes: Math.min(device.limits.maxBufferSize, open.target.bindingBytes),
     allocate,

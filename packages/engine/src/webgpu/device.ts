@@ -29,6 +29,8 @@ export interface OpenDevice {
   readonly device: GPUDevice;
   /** "WebGPU, NVIDIA H100 PCIe"; software adapters say so. */
   readonly description: string;
+  /** Everything that the adapter says about itself. */
+  readonly identity: string;
   /** What kernels may be made for. */
   readonly target: Target;
   /** Awaits what the device will settle. */
@@ -50,6 +52,9 @@ const describe = ({ description, vendor, architecture, device, isFallbackAdapter
   const name = description || [vendor, architecture, device].filter(Boolean).join(" ") || "unnamed adapter";
   return `WebGPU, ${name}${isFallbackAdapter || /llvmpipe|swiftshader|lavapipe/i.test(`${name} ${architecture}`) ? SOFTWARE : ""}`;
 };
+
+const identify = ({ vendor, architecture, device, description, isFallbackAdapter }: GPUAdapterInfo): string =>
+  JSON.stringify([vendor, architecture, device, description, isFallbackAdapter]);
 
 /** Needs nothing but a `GPU`: `navigator.gpu`, or what Dawn's create() returns. */
 export const openDevice = async (
@@ -112,6 +117,7 @@ export const openDevice = async (
   return {
     device,
     description,
+    identity: identify(adapter.info),
     target: {
       features: new Set(usable),
       isSoftware: isSoftware ?? description.endsWith(SOFTWARE),

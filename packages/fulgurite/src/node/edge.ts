@@ -6,10 +6,13 @@ import { createPolicy } from "@fulgurite/engine";
 import { createBackend } from "@fulgurite/engine/node";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Edge } from "../edge.ts";
+import { verdictsIn } from "../verdicts.ts";
 import { openFolderCache } from "./folderCache.ts";
 import { readWhole } from "./readWhole.ts";
 
 const isUrl = (source: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(source);
+
+const CACHE = join(homedir(), ".cache", "fulgurite");
 
 export const edge: Edge = {
   folderUrl: (source) => {
@@ -29,7 +32,7 @@ export const edge: Edge = {
 
   isPreflightFree: () => true,
 
-  openCache: async (folder = join(homedir(), ".cache", "fulgurite")) => openFolderCache(resolve(folder)),
+  openCache: async (folder = CACHE) => openFolderCache(resolve(folder)),
 
   // a container's share, where there is one; without one some systems report an absurd number
   memoryBytes: () => Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY),
@@ -37,7 +40,10 @@ export const edge: Edge = {
   openDevice: (device) => createBackend(device),
 
   startPolicy: async ({ device, threads, ...options }) =>
-    createPolicy({ ...options, backend: await createBackend(device, threads === undefined ? {} : { threads }) }),
+    createPolicy({
+      ...options,
+      backend: await createBackend(device, { ...(threads !== undefined && { threads }), verdicts: verdictsIn(openFolderCache(CACHE)) }),
+    }),
 
   openStore: (name) => openFileStore(name),
 };

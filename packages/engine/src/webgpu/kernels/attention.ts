@@ -40,8 +40,11 @@ export const preludeOf = ({ type }: AttentionVariant): string => (type === "f16"
 /** Rough length of a walk over keys or queries, only for slicing long plans. */
 export const walkOf = (capacity: number): number => Math.min(capacity, 512);
 
-/** Where tiles are f16, everything that is not in a tile is rounded alike: forward, gradient and cache compute one function. */
-export const rounded = (type: SliceType, value: string): string => (type === "f16" ? `f32(f16(${value}))` : value);
+/**
+ * Where tiles are f16, everything that is not in a tile is rounded alike: forward, gradient and cache compute one function. Not
+ * f32(f16(x)), which a compiler may drop.
+ */
+export const rounded = (type: SliceType, value: string): string => (type === "f16" ? `quantizeToF16(${value})` : value);
 
 /**
  * NAMEAt(row, end, head, c): what lies beyond reads as zero, so that numbers of other sequences, which may be NaN, meet no weight of

@@ -20,7 +20,7 @@ import {
   threadsOf,
   weightedSum,
 } from "../../wgsl/attentionTile.ts";
-import { fetch, firstKeyTile, KV_HEAD, ownRow, preludeOf, seenKeys, walkOf, windowOf } from "./attention.ts";
+import { fetch, firstKeyTile, KV_HEAD, ownRow, seenKeys, walkOf, windowOf } from "./attention.ts";
 import { attentionVariant } from "./attentionVariants.ts";
 import { columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, linearGroup, MAIN_ARGUMENTS, SCRATCH, times } from "./kernel.ts";
 import type { Target } from "./target.ts";
@@ -118,7 +118,6 @@ fn main(${MAIN_ARGUMENTS}) {
   return [
     kernel({
       label: `attentionBackwardQ ${name}`,
-      prelude: preludeOf(variant),
       bindings: {
         q: { tensor: q, as: "f32" },
         k: { tensor: k, as: "f32" },
@@ -242,7 +241,6 @@ fn main(${MAIN_ARGUMENTS}) {
     rowNumbers(step),
     kernel({
       label: `attentionBackwardKv ${name}`,
-      prelude: preludeOf(variant),
       bindings: {
         q: { tensor: q, as: "f32" },
         k: { tensor: k, as: "f32" },

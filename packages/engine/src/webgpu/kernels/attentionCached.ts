@@ -6,7 +6,7 @@
 
 import type { Step } from "../../plan/step.ts";
 import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
-import { KV_HEAD, preludeOf, rounded, walkOf, windowOf } from "./attention.ts";
+import { KV_HEAD, rounded, walkOf, windowOf } from "./attention.ts";
 import { attentionVariant } from "./attentionVariants.ts";
 import { BLOCK, byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel, SCRATCH, times } from "./kernel.ts";
 import type { Target } from "./target.ts";
@@ -100,7 +100,7 @@ ${reductions(lanes, how)}${byRow(
   const sizes = { H, K, C, P, window: windowOf(step), span, spans };
   const first = kernel({
     label: `attentionCached ${lanes}${type === "f16" ? " f16" : ""}${isCut ? " spans" : ""}${suffix}`,
-    prelude: preludeOf(variant) + prelude,
+    prelude,
     bindings: {
       q: { tensor: q, as: "f32" },
       kCache: { tensor: kCache, as: "f32" },

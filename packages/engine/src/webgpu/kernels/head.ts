@@ -1,56 +1,69 @@
 // From logits to numbers that learn: logprob, tokenLoss, logprobBackward, sample. Formulas stand at the ops (plan/step.ts).
-// The logits are scaled and shifted once, x_j = i·z_j − max, so that lse = max + log Σ eˣ and entropy = log Σ eˣ − Σ x·eˣ / Σ eˣ,
-// which loses nothing when the logits are large.
+// Logits are most of what a head moves beside its weight, so they are read once, neighbours by neighbours: each lane keeps the largest
+// scaled logit x = i·z that it has seen, and sums relative to it. In the end all are shifted to the row's maximum, so that
+// lse = max + log Σ eˣ and entropy = log Σ eˣ − Σ x·eˣ / Σ eˣ lose nothing when the logits are large.
 
 import type { Step } from "../../plan/step.ts";
-import { reductions } from "../../wgsl/reduce.ts";
+import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
 import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel } from "./kernel.ts";
+import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
 const THREADS = 256;
 
-/** Sets `largest` = max_j i·z_j of the row; `inverse` is i. */
-const LARGEST = `var top = -3.0e38;
-  for (var j = lane; j < params.V; j += ${THREADS}u) { top = max(top, inverse * z[row * params.V + j]); }
-  let largest = maxOf(top, lane);`;
+/** Below every logit, and its difference to any of them is finite. */
+const LOWEST = "-1.0e38";
 
-export const logprob = (step: Of<"logprob">): Dispatch[] => {
-  const { rows, z, target, inverseTemperature, logprob, entropy, lse } = step;
+export const logprob = (step: Of<"logprob">, target: Target): Dispatch[] => {
+  const { rows, z, target: chosen, inverseTemperature, logprob, entropy, lse } = step;
+  const { how, prelude, suffix } = reductionsFor("logprob", target);
   const V = columnsOf(z);
   return [
     kernel({
-      label: "logprob",
+      label: `logprob${suffix}`,
+      prelude,
       bindings: {
         z: { tensor: z, as: "f32" },
-        chosen: { tensor: target, as: "i32" },
+        chosen: { tensor: chosen, as: "i32" },
         inverseTemperature: { tensor: inverseTemperature, as: "f32" },
         logprob: { tensor: logprob, as: "f32" },
         entropy: { tensor: entropy, as: "f32" },
         lse: { tensor: lse, as: "f32" },
       },
       body:
-        reductions(THREADS) +
+        reductions(THREADS, how) +
         byRow(
           THREADS,
           `let inverse = inverseTemperature[row];
-  ${LARGEST}
+  // mass = Σ e^d and moment = Σ d·e^d of this lane's logits, d = x − top.
+  var top = ${LOWEST};
   var mass = 0.0;
   var moment = 0.0;
   for (var j = lane; j < params.V; j += ${THREADS}u) {
-    let x = inverse * z[row * params.V + j] - largest;
-    let e = exp(x);
-    mass += e;
-    moment += x * e;
+    let x = inverse * z[row * params.V + j];
+    let d = x - top;
+    let e = exp(-abs(d));
+    if (d > 0.0) {
+      moment = (moment - d * mass) * e;
+      mass = mass * e + 1.0;
+      top = x;
+    } else {
+      mass += e;
+      moment += d * e;
+    }
   }
-  let total = sumOf(mass, lane);
-  let totalMoment = sumOf(moment, lane);
+  let largest = maxOf(top, lane);
+  let down = top - largest;
+  let total = sumOf(mass * exp(down), lane);
+  let totalMoment = sumOf((moment + down * mass) * exp(down), lane);
   if (lane == 0u) {
     let logTotal = log(total);
     lse[row] = largest + logTotal;
     entropy[row] = logTotal - totalMoment / total;
     logprob[row] = inverse * z[row * params.V + u32(chosen[row])] - largest - logTotal;
   }`,
+          how,
         ),
       rows,
       groups: (n) => foldedGroups(n),
@@ -136,17 +149,23 @@ export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
   ];
 };
 
+/** Ranges of tokens whose mass is summed while all logits are read, by as many lanes each. */
+const RANGES = 16;
+
 /**
- * Inverse CDF in two levels: each lane sums the mass of one range of tokens, lane 0 walks the ranges and then the tokens of one range.
- * Ranges are in token order, so the walk is the CDF's.
+ * Inverse CDF in three levels: the masses of 16 ranges of tokens come from the one reading of all logits; the range in which the sum passes
+ * u·total is read again, one part a lane; lane 0 walks the ranges, then its parts, then the tokens of one part. All are in token order, so
+ * the walk is the CDF's. Rounding at the end of a walk takes the last one with mass.
  */
-export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }: Of<"sample">): Dispatch[] => {
+export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }: Of<"sample">, target: Target): Dispatch[] => {
+  const { how, prelude, suffix } = reductionsFor("sample", target);
   const V = columnsOf(z);
-  const range = Math.ceil(V / THREADS);
-  const ranges = Math.ceil(V / range);
+  const range = Math.ceil(V / RANGES);
+  const part = Math.ceil(range / THREADS);
   return [
     kernel({
-      label: "sample",
+      label: `sample${suffix}`,
+      prelude,
       bindings: {
         z: { tensor: z, as: "f32" },
         inverseTemperature: { tensor: inverseTemperature, as: "f32" },
@@ -157,60 +176,89 @@ export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }:
       body: `var<workgroup> masses: array<f32, ${THREADS}>;
 var<workgroup> tops: array<f32, ${THREADS}>;
 var<workgroup> topAt: array<u32, ${THREADS}>;
-${reductions(THREADS)}${byRow(
+var<workgroup> pickedRange: u32;
+${reductions(THREADS, how)}${byRow(
   THREADS,
   `let asked = inverseTemperature[row];
   let isGreedy = asked == 0.0;
   let inverse = select(asked, 1.0, isGreedy);
   let first = row * params.V;
-  let begin = min(lane * params.range, params.V);
+  let perRange = ${THREADS / RANGES}u;
+  let begin = lane / perRange * params.range;
   let end = min(begin + params.range, params.V);
-  var top = -3.4e38;
-  var at = begin;
-  for (var j = begin; j < end; j++) {
+  // This lane's part of its range: the largest x, where it was first, and Σ e^(x − top).
+  var top = ${LOWEST};
+  var at = params.V;
+  var mass = 0.0;
+  for (var j = begin + lane % perRange; j < end; j += perRange) {
     let x = inverse * z[first + j];
-    if (x > top) { top = x; at = j; }
+    let e = exp(-abs(x - top));
+    if (x > top) {
+      mass = mass * e + 1.0;
+      top = x;
+      at = j;
+    } else { mass += e; }
   }
   tops[lane] = top;
   topAt[lane] = at;
   let largest = maxOf(top, lane);
-  var mass = 0.0;
-  for (var j = begin; j < end; j++) { mass += exp(inverse * z[first + j] - largest); }
-  masses[lane] = mass;
+  masses[lane] = mass * exp(top - largest);
+  workgroupBarrier();
+  var total = 0.0;
+  var below = 0.0;
+  var goal = 0.0;
+  if (lane == 0u) {
+    for (var i = 0u; i < ${THREADS}u; i++) { total += masses[i]; }
+    goal = uniform_[row] * total;
+    var sum = 0.0;
+    var picked = 0u;
+    for (var r = 0u; r < ${RANGES}u; r++) {
+      var own = 0.0;
+      for (var i = 0u; i < perRange; i++) { own += masses[r * perRange + i]; }
+      if (own > 0.0) { picked = r; below = sum; }
+      sum += own;
+      if (sum > goal) { break; }
+    }
+    pickedRange = picked;
+  }
+  let rangeBegin = workgroupUniformLoad(&pickedRange) * params.range;
+  let rangeEnd = min(rangeBegin + params.range, params.V);
+  let partBegin = rangeBegin + lane * params.part;
+  var own = 0.0;
+  for (var j = partBegin; j < min(partBegin + params.part, rangeEnd); j++) { own += exp(inverse * z[first + j] - largest); }
+  masses[lane] = own;
   workgroupBarrier();
   if (lane > 0u) { return; }
-  var total = 0.0;
-  for (var r = 0u; r < params.ranges; r++) { total += masses[r]; }
-  var chosen = 0u;
+  var chosen = params.V;
   if (isGreedy) {
-    for (var r = 0u; r < params.ranges; r++) {
-      if (tops[r] == largest) { chosen = topAt[r]; break; }
+    for (var i = 0u; i < ${THREADS}u; i++) {
+      if (tops[i] == largest) { chosen = min(chosen, topAt[i]); }
     }
   } else {
-    let goal = uniform_[row] * total;
-    var below = 0.0;
+    var sum = below;
     var picked = 0u;
-    var pickedBelow = 0.0;
-    for (var r = 0u; r < params.ranges; r++) {
-      if (masses[r] > 0.0) { picked = r; pickedBelow = below; }
-      below += masses[r];
-      if (below > goal) { break; }
+    for (var i = 0u; i < ${THREADS}u; i++) {
+      if (masses[i] > 0.0) { picked = i; below = sum; }
+      sum += masses[i];
+      if (sum > goal) { break; }
     }
-    let last = min((picked + 1u) * params.range, params.V);
-    below = pickedBelow;
-    for (var j = picked * params.range; j < last; j++) {
+    chosen = rangeBegin + picked * params.part;
+    sum = below;
+    for (var j = chosen; j < min(rangeBegin + (picked + 1u) * params.part, rangeEnd); j++) {
       let e = exp(inverse * z[first + j] - largest);
       if (e > 0.0) { chosen = j; }
-      below += e;
-      if (below > goal) { break; }
+      sum += e;
+      if (sum > goal) { break; }
     }
   }
+  chosen = min(chosen, params.V - 1u);
   token[row] = i32(chosen);
   logprob[row] = inverse * z[first + chosen] - largest - log(total);`,
+  how,
 )}`,
       rows,
       groups: (n) => foldedGroups(n),
-      sizes: { V, range, ranges },
+      sizes: { V, range, part },
       work: 10 * V,
     }),
   ];

@@ -1,0 +1,16 @@
+// What the engine found out about a GPU, beside the model files: a folder in Node, the Cache API in a browser.
+
+import type { VerdictStore } from "@fulgurite/engine";
+import type { ModelCache } from "./modelCache.ts";
+
+const VERSION = "1";
+
+const keyOf = (name: string): string => `gpu verdict ${name}`;
+
+export const verdictsIn = (cache: ModelCache): VerdictStore => ({
+  read: async (name) => {
+    const bytes = await cache.read(keyOf(name), VERSION);
+    return bytes && new TextDecoder().decode(bytes);
+  },
+  write: (name, verdict) => cache.write(keyOf(name), VERSION, new TextEncoder().encode(verdict)),
+});
