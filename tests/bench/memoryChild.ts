@@ -1,13 +1,16 @@
 // Builds a policy of a real model's shape with random weights, uses all of it once, and says what it was computed to take and what it took:
 // {"computed","held","memory","resident"} in bytes. `held`: what the backend counted at most; `memory`: the WASM memory, where there
 // is one; `resident`: the growth of the process. The weights are made as they are read: no checkpoint exists. FULGURITE_MEMORY_CASE: a MemoryCase as JSON.
-import { createPolicy, memoryOf, parseConfig, type WeightSource } from "@fulgurite/engine";
+import { memoryOf } from "../../packages/engine/src/memory.ts";
+import { parseConfig } from "../../packages/engine/src/model/families.ts";
 import { modelTensors, storedTensors } from "../../packages/engine/src/model/tensors.ts";
 import { nodeThreads } from "../../packages/engine/src/node/wasmThreads.ts";
 import { openNodeWebGpu } from "../../packages/engine/src/node/webgpu.ts";
 import type { Backend } from "../../packages/engine/src/plan/backend.ts";
 import { sizeOf } from "../../packages/engine/src/plan/step.ts";
+import { createPolicy } from "../../packages/engine/src/policy.ts";
 import { createWasmBackend } from "../../packages/engine/src/wasm/backend.ts";
+import type { WeightSource } from "../../packages/engine/src/weights/source.ts";
 import type { MemoryCase } from "./memory.bench.ts";
 
 const { config, device, weightFormat, settings } = JSON.parse(process.env.FULGURITE_MEMORY_CASE!) as MemoryCase;
