@@ -2,18 +2,21 @@
 // Who takes part first computes the same loss or the same tokens; then rounds are timed in turn.
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { DeviceKind } from "@fulgurite/engine";
 import { createJaxGemm, createJaxStep, type Jax } from "./engineJax.ts";
+import { createOrtDecoder, createOrtGemm, type Ort } from "./engineOrt.ts";
 import { decode, openGemm, openOurs, trainStep } from "./engineOurs.ts";
 import { createTfGemm, createTfStep, type Tf } from "./engineTf.ts";
 import { ADAM, loadWorkload, randoms, SPARK, type TrainBatch, trainBatch, type Workload } from "./engineWorkload.ts";
 import { type Bench, type Figure, inRounds, seconds } from "./figures.ts";
+import { WebWorker } from "./webWorker.ts";
 
 const JAX = "jax-js 0.1.25";
 const TF = "TensorFlow.js 4.22";
+const ORT = "onnxruntime-web 1.30";
 
 interface Torch {
   readonly name: string;
@@ -58,7 +61,9 @@ const openJax = async ({ loadPeer }: Bench, gpu: GPU | undefined): Promise<Jax> 
     let index = 0;
     for (const value of this) if (act(value, index++)) yield value;
   };
-  if (gpu) Object.defineProperty(globalThis, "navigator", { value: { gpu, userAgent: "Node.js" }, configurable: true });
+  const navigator = { ...(gpu && { gpu }), userAgent: "Node.js", hardwareConcurrency: cpus().length };
+  Object.defineProperty(globalThis, "navigator", { value: navigator, configurable: true });
+  Object.defineProperty(globalThis, "Worker", { value: WebWorker, configurable: true, writable: true });
   const jax = await loadPeer<Jax>("@jax-js/jax");
   await jax.init("wasm");
   if (gpu) await jax.init("webgpu");
@@ -103,7 +108,10 @@ const benchGemm = async (bench: Bench, devices: Devices, torch: Torch | undefine
       return (2 * n ** 3) / Math.min(...times) / 1e9;
     };
     const contestants: Contestants = { ours: rate(ours.run), [JAX]: rate(jax.run) };
-    if (device === "wasm") contestants[TF] = rate(createTfGemm(devices.tf, n, values).run);
+    if (device === "wasm") {
+      contestants[ORT] = rate((await createOrtGemm(devices.ort, n, values)).run);
+      contestants[TF] = rate(createTfGemm(devices.tf, n, values).run);
+    }
     if (torch && (device === "wasm" || torch.name.includes("cuda")))
       contestants[torch.name] = async () => {
         const answers = [];
@@ -120,6 +128,10 @@ const benchGemm = async (bench: Bench, devices: Devices, torch: Torch | undefine
 const agree = (name: string, loss: number, expected: number): void => {
   if (!(Math.abs(loss - expected) <= 1e-4 * Math.abs(expected)))
     throw new Error(`bench: the first loss of ${name} is ours, ${expected}, got ${loss}`);
+};
+
+const sameTokens = (name: string, tokens: Int32Array, expected: Int32Array): void => {
+  if (String(tokens) !== String(expected)) throw new Error(`bench: the greedy tokens of ${name} are ours, ${expected}, got ${tokens}`);
 };
 
 const benchStep = async (bench: Bench, workload: Workload, devices: Devices, torch: Torch | undefined): Promise<void> => {
@@ -164,8 +176,15 @@ const benchDecode = async (bench: Bench, workload: Workload, devices: Devices, t
     );
     const policy = await openOurs(workload, device, PROMPT + count);
     const rate = (tokens: number, run: () => Promise<unknown>) => async (): Promise<number> => tokens / (await seconds(run));
-    await decode(policy, prompts, count);
+    const expected = await decode(policy, prompts, count);
     const contestants: Contestants = { ours: rate(ROWS * count, () => decode(policy, prompts, count)) };
+    if (device === "wasm") {
+      const decoder = await createOrtDecoder(devices.ort, workload);
+      const [first] = prompts;
+      sameTokens(ORT, await decoder.complete(first!, count), expected[0]!);
+      // one sequence at a time is all that its loop does: one prompt says how fast
+      contestants[`${ORT}, one by one`] = rate(count, () => decoder.complete(first!, count));
+    }
     if (torch && (device === "wasm" || torch.name.includes("cuda"))) {
       const question = { decode: { prompts: prompts.map((prompt) => [...prompt]), count } };
       contestants[torch.name] = async () => (ROWS * count) / (await torch.ask<{ seconds: number }>(question)).seconds;
@@ -179,6 +198,7 @@ interface Devices {
   readonly kinds: readonly ("wasm" | "webgpu")[];
   readonly jax: Jax;
   readonly tf: Tf;
+  readonly ort: Ort;
   label(device: DeviceKind): string;
   isSoftware(device: DeviceKind): boolean;
 }
@@ -201,10 +221,16 @@ const openDevices = async (bench: Bench): Promise<Devices> => {
   }
   bench.progress(gpu ? `WebGPU: ${description}` : "no WebGPU here: its figures are left out");
   const isSoftware = /llvmpipe|swiftshader|lavapipe/i.test(description);
+  // these two start workers as Node has them: before jax-js is given a page's
+  const ort = await bench.loadPeer<Ort>("onnxruntime-web");
+  ort.env.wasm.numThreads = cpus().length;
+  await (await createOrtGemm(ort, 32, new Float32Array(32 * 32))).run();
+  const tf = await openTf(bench);
   return {
     kinds: gpu ? ["wasm", "webgpu"] : ["wasm"],
     jax: await openJax(bench, gpu),
-    tf: await openTf(bench),
+    tf,
+    ort,
     label: (device) => (device === "webgpu" ? (isSoftware ? "webgpu in software" : "webgpu") : device),
     isSoftware: (device) => device === "webgpu" && isSoftware,
   };

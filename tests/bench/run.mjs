@@ -78,3 +78,5 @@ await run({
   peerPath,
 });
 await vite.close();
+// peers leave threads behind that would keep the process
+process.exit();

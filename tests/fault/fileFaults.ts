@@ -130,7 +130,7 @@ const live = async (store: Store, ledger: Ledger): Promise<void> => {
     ledger.acknowledge(`resource/${name}/${version}`);
     await mine("w2", ["x", "y"]);
   } catch (error) {
-    if (!(error instanceof TraceError && error.code === "storage")) throw error;
+    if (!(error instanceof TraceError && (error.code === "storage" || error.code === "full"))) throw error;
   }
 };
 

@@ -19,6 +19,8 @@ export interface RunOptions {
   readonly steps: number;
   readonly learningRate: number;
   readonly control: boolean;
+  /** Absent: the default. */
+  readonly weights?: string;
 }
 
 const MAGIC = "fulgurite-run";

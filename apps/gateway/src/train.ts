@@ -14,6 +14,8 @@ import {
   type Recipe,
   type RolloutProgress,
   type Score,
+  WEIGHT_FORMATS,
+  type WeightFormat,
 } from "fulgurite";
 import { loadDemo } from "./demos.ts";
 import { createProgress, type Progress } from "./progress.ts";
@@ -32,6 +34,7 @@ with the learning rate at 0 as a control. Interrupted or killed, the same comman
   --learning-rate X     (default: the preset's)
   --threads N           WASM threads (default: what the machine has, at most 4)
   --memory MIB          what the policy may take; slower settings are chosen where it must (default: what the machine has)
+  --weights FORMAT      what the base's weights are kept in: f32, bf16, f16, q8 or q4 (default: exact, in the bits that they have)
   --run FOLDER          run folder (default: runs/<demo>-<device>-<preset>-seed<N>, a new one when that is finished)
   --no-control          leave the control run out
   --json                end with one line of JSON on stdout
@@ -46,6 +49,7 @@ interface Arguments {
   readonly learningRate: number | undefined;
   readonly threads: number | undefined;
   readonly memory: number | undefined;
+  readonly weights: WeightFormat | undefined;
   readonly run: string | undefined;
   readonly control: boolean;
   readonly json: boolean;
@@ -71,6 +75,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     "learning-rate": { type: "string" },
     threads: { type: "string" },
     memory: { type: "string" },
+    weights: { type: "string" },
     run: { type: "string" },
     "no-control": { type: "boolean", default: false },
     json: { type: "boolean", default: false },
@@ -89,9 +94,13 @@ const readArguments = (args: string[]): Arguments | "help" => {
   if (demo === undefined || rest.length > 0) throw new UsageError(`train: takes one demo, got ${positionals.length}\n\n${HELP}`);
   const device = DEVICES.find((known) => known === values.device);
   if (!device) throw new UsageError(`train: --device is one of ${DEVICES.join(", ")}, got ${JSON.stringify(values.device)}`);
+  const weights = WEIGHT_FORMATS.find((known) => known === values.weights);
+  if (values.weights !== undefined && !weights)
+    throw new UsageError(`train: --weights is one of ${WEIGHT_FORMATS.join(", ")}, got ${JSON.stringify(values.weights)}`);
   return {
     demo,
     device,
+    weights,
     preset: values.preset,
     seed: numberOf("seed", values.seed, isWhole(0, 2 ** 32 - 1), "a whole number from 0 to 4294967295") as number,
     steps: numberOf("steps", values.steps, isWhole(1, 1e6), "a whole number from 1"),
@@ -145,6 +154,7 @@ export const train = async (args: string[]): Promise<number> => {
     steps: recipe.steps,
     learningRate: recipe.learningRate,
     control: given.control,
+    ...(given.weights && { weights: given.weights }),
   });
   progress.line(`${isContinued ? "continuing" : "run folder"} ${folder}`);
 
@@ -155,6 +165,7 @@ export const train = async (args: string[]): Promise<number> => {
       seed: given.seed,
       signal: abort.signal,
       ...(given.threads !== undefined && { threads: given.threads }),
+      ...(given.weights !== undefined && { weightFormat: given.weights }),
       ...(given.memory !== undefined && { memoryBytes: given.memory * 2 ** 20 }),
       onMemory: (memory) => progress.line(`memory: at most ${describeMemory(memory)}`),
       onReport: (report) => progress.line(report),

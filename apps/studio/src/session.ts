@@ -16,6 +16,7 @@ import {
   type Phase,
   type Recipe,
   readExperiment,
+  type WeightFormat,
 } from "fulgurite";
 
 export const demo = calculatorDemo;
@@ -54,6 +55,8 @@ export const problem: Signal<string | undefined> = signal<string | undefined>(un
 export const settings: Signal<Settings> = signal<Settings>({ recipe: "default", seed: 1, device: "auto" });
 /** What the policy holds, by item; told before its weights are loaded. */
 export const memory: Signal<string | undefined> = signal<string | undefined>(undefined);
+/** What its base weights are kept in. */
+export const weightFormat: Signal<WeightFormat | undefined> = signal<WeightFormat | undefined>(undefined);
 export const device: Signal<string | undefined> = signal<string | undefined>(undefined);
 export const record: Signal<ExperimentRecord | undefined> = signal<ExperimentRecord | undefined>(undefined);
 export const progress: Signal<Progress | undefined> = signal<Progress | undefined>(undefined);
@@ -127,6 +130,7 @@ const ensurePolicy = async (): Promise<LoadedPolicy> => {
     seed: settings.value.seed,
     onMemory: (budget) => {
       memory.value = describeMemory(budget);
+      weightFormat.value = budget.weightFormat;
     },
   });
   loadedDevice = wanted;

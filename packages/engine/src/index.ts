@@ -28,12 +28,19 @@ export { ropeTable } from "./model/rope.ts";
 export { kindOf, type LinearName, type LoraSpec, type ModelSpec } from "./model/spec.ts";
 export type { LayerTensors, ModelTensors } from "./model/tensors.ts";
 export type { Backend } from "./plan/backend.ts";
-export { createPolicy, type PolicyOptions } from "./policy.ts";
+export { createPolicy, type PolicyModel, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
 export type { SelfTestEntry, SelfTestReport } from "./selfTest.ts";
 export type { VerdictStore } from "./webgpu/checked.ts";
-export type { WeightFiles } from "./weights/checkpoint.ts";
+export { parseIndex, type WeightFiles } from "./weights/checkpoint.ts";
+export { CONVERTED_VERSION, type ConvertedEntry, type ConvertedFile, type ConvertedWriter } from "./weights/converted.ts";
+export { defaultWeightFormat } from "./weights/defaultFormat.ts";
+export { WEIGHT_FORMATS, type WeightFormat } from "./weights/formats.ts";
 export { encodeValues, readSafetensors, type StoredDtype, toFloat32, writeSafetensors } from "./weights/safetensors.ts";
+export type { StreamHash } from "./weights/sha256.ts";
+export { isWeightSource, type WeightReceiver, type WeightSource } from "./weights/source.ts";
+export type { WeightProgress } from "./weights/stream.ts";
+
 export { exposePolicy, wrapPolicy } from "./worker.ts";
 
 const requireGpu = (): GPU => {

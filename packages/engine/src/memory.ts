@@ -10,7 +10,7 @@ import type { Backend } from "./plan/backend.ts";
 import { createDryRun, type ExecutorCosts } from "./plan/dryRun.ts";
 import { createLock } from "./plan/lock.ts";
 import { createPolicyParts, type MemorySettings } from "./policyParts.ts";
-import { byteLengthOf } from "./weights/formats.ts";
+import { byteLengthOf, type WeightFormat } from "./weights/formats.ts";
 
 export type { MemorySettings } from "./policyParts.ts";
 
@@ -19,6 +19,8 @@ export interface MemoryOptions extends Partial<MemorySettings> {
   readonly lora?: LoraSpec;
   /** Longest prompt + completion. Default: the model's, at most 512. */
   readonly maxContext?: number;
+  /** What the base's matrices are kept in. Default f32. */
+  readonly weightFormat?: WeightFormat;
   /** Of the model, for messages. */
   readonly name?: string;
   /** Whose memory. Default webgpu. */
@@ -31,6 +33,7 @@ export interface PolicyMemory extends MemorySettings {
   readonly device: DeviceKind;
   readonly lora: LoraSpec;
   readonly maxContext: number;
+  readonly weightFormat: WeightFormat;
   /** Bytes: base weights · adapters, gradient, moments · activations of the largest run · keys and values of running completions · inputs, results, command lists. */
   readonly items: Readonly<Record<"weights" | "adapters" | "activations" | "cache" | "other", number>>;
   readonly byteLength: number;
@@ -66,8 +69,16 @@ export const limitsOf = ({ maxTensorBytes, maxArenaBytes }: Backend, bytes?: num
 const mebibytes = (bytes: number): string => `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MiB`;
 
 /** "704 MiB: weights 330 MiB, …": of every item, in words. */
-export const describeMemory = ({ byteLength, items, slots, microBatchTokens, checkpoint, maxContext }: PolicyMemory): string =>
-  `${mebibytes(byteLength)}: weights ${mebibytes(items.weights)}, adapter state ${mebibytes(items.adapters)}, ` +
+export const describeMemory = ({
+  byteLength,
+  items,
+  slots,
+  microBatchTokens,
+  checkpoint,
+  maxContext,
+  weightFormat,
+}: PolicyMemory): string =>
+  `${mebibytes(byteLength)}: weights ${mebibytes(items.weights)} (${weightFormat}), adapter state ${mebibytes(items.adapters)}, ` +
   `activations ${mebibytes(items.activations)} (${microBatchTokens} tokens at once${checkpoint ? ", checkpointed" : ""}), ` +
   `KV cache ${mebibytes(items.cache)} (${slots} × ${maxContext}), other ${mebibytes(items.other)}`;
 
@@ -84,11 +95,11 @@ const defaultSlots = ({ layers, kvHeads, headWidth, maxPositions }: ModelSpec): 
 };
 
 const resolve = (full: ModelSpec, options: MemoryOptions) => {
-  const { lora = DEFAULT_LORA, device = "webgpu" } = options;
+  const { lora = DEFAULT_LORA, device = "webgpu", weightFormat = "f32" } = options;
   const maxContext = Math.min(full.maxPositions, options.maxContext ?? DEFAULT_CONTEXT);
   const spec: ModelSpec = { ...full, maxPositions: maxContext };
   const { slots = defaultSlots(spec), microBatchTokens = Math.max(DEFAULT_MICRO_BATCH, maxContext), checkpoint = false } = options;
-  return { spec, lora, device, maxContext, slots, microBatchTokens, checkpoint };
+  return { spec, lora, device, maxContext, weightFormat, slots, microBatchTokens, checkpoint };
 };
 
 type Settings = ReturnType<typeof resolve>;
@@ -97,7 +108,7 @@ type Settings = ReturnType<typeof resolve>;
 const count = async ({ spec, ...settings }: Settings, costs: ExecutorCosts): Promise<PolicyMemory> => {
   const dryRun = createDryRun(costs);
   const { backend, bytes } = dryRun;
-  const weights = modelTensors(spec);
+  const weights = modelTensors(spec, settings.weightFormat);
   for (const tensor of [...storedTensors(weights), ...weights.ropes]) await backend.allocate(tensor);
   const { trainer } = await createPolicyParts({ ...settings, backend, spec, weights, lock: createLock() });
   await trainer.prepare("ppoClip");
@@ -195,10 +206,14 @@ export const fitMemory = async (full: ModelSpec, options: MemoryOptions = {}, li
   );
 };
 
+/** Fewer bits in each step; the first of 16 bits loses nothing of most checkpoints. */
+const BY_SIZE: readonly WeightFormat[] = ["f32", "bf16", "q8", "q4"];
+const smallerFormats = (from: WeightFormat): readonly WeightFormat[] => BY_SIZE.slice(BY_SIZE.indexOf(from === "f16" ? "bf16" : from) + 1);
+
 interface Lever {
   readonly name: string;
   /** Smaller and smaller. */
-  readonly values: readonly (number | true)[];
+  readonly values: readonly (number | true | WeightFormat)[];
   readonly set: (settings: Settings, value: never) => Settings;
 }
 
@@ -216,6 +231,11 @@ const leversOf = (full: ModelSpec, from: Settings): { readonly free: readonly Le
       },
     ],
     dear: [
+      {
+        name: "weightFormat",
+        values: smallerFormats(from.weightFormat),
+        set: (settings, weightFormat: WeightFormat) => ({ ...settings, weightFormat }),
+      },
       {
         name: "lora.rank",
         values: smaller(from.lora.rank, 1),
@@ -235,7 +255,8 @@ const leversOf = (full: ModelSpec, from: Settings): { readonly free: readonly Le
   };
 };
 
-const order = (name: string, value: number | true): string => (value === true ? `set ${name} to true` : `lower ${name} to ${value}`);
+const order = (name: string, value: number | true | WeightFormat): string =>
+  typeof value === "number" ? `lower ${name} to ${value}` : `set ${name} to ${value}`;
 
 /** One lever that is enough, or several, each but the last at its least. */
 const pull = async (

@@ -23,13 +23,35 @@ import type { Backend } from "./plan/backend.ts";
 import { createLock, type Lock } from "./plan/lock.ts";
 import { sizeOf } from "./plan/step.ts";
 import { createPolicyParts } from "./policyParts.ts";
+import type { WeightFiles } from "./weights/checkpoint.ts";
+import type { ConvertedEntry } from "./weights/converted.ts";
+import { defaultWeightFormat } from "./weights/defaultFormat.ts";
+import { WEIGHT_FORMATS, type WeightFormat } from "./weights/formats.ts";
 import { parseJson } from "./weights/json.ts";
 import { loadModel } from "./weights/load.ts";
+import type { WeightSource } from "./weights/source.ts";
+import type { WeightProgress } from "./weights/stream.ts";
+
+export interface PolicyModel extends Omit<BaseModel, "weights"> {
+  /** Files that are here, or where they come from: then they are converted as they arrive, and never held. */
+  readonly weights: WeightFiles | WeightSource;
+}
 
 export interface PolicyOptions {
   /** Belongs to the policy from here on: dispose() disposes it, a failing createPolicy too. */
   readonly backend: Backend;
-  readonly model: BaseModel;
+  readonly model: PolicyModel;
+  /**
+   * What the base's matrices are kept in; embedding and head of q4 are q8, everything else f32. Adapters, activations and all arithmetic
+   * are f32 whatever it is. Default: exact, with the checkpoint's 16 bits where f32 would be large (weights/defaultFormat.ts).
+   */
+  readonly weightFormat?: WeightFormat;
+  /** Where the converted weights are kept from one load to the next. Absent: nowhere. */
+  readonly converted?: ConvertedEntry;
+  /** While weights arrive. */
+  readonly onProgress?: (progress: WeightProgress) => void;
+  /** Ends the load. */
+  readonly signal?: AbortSignal;
   /** Default rank 8, alpha 16. */
   readonly lora?: LoraSpec;
   /** u32, of the adapter's first A. Default 0. */
@@ -68,19 +90,32 @@ const disposedError = (): EngineError => new EngineError("disposed", "policy: it
 const build = async (options: PolicyOptions, lock: Lock) => {
   const { backend, model, seed = 0, lora = DEFAULT_LORA } = options;
   checkOptions(options);
-  const full = parseConfig(parseJson(model.config, CONFIG), CONFIG);
+  const config = parseJson(model.config, CONFIG);
+  const full = parseConfig(config, CONFIG);
+  const weightFormat = options.weightFormat ?? defaultWeightFormat(config, full);
+  if (!WEIGHT_FORMATS.includes(weightFormat))
+    throw bad(`weightFormat is one of ${WEIGHT_FORMATS.join(", ")}`, weightFormat, "leave it out");
   if (options.maxContext !== undefined && options.maxContext > full.maxPositions)
     throw bad(`maxContext ≤ ${full.maxPositions} (max_position_embeddings)`, options.maxContext, "the model has no longer context");
   // What cannot fit is refused before any of it is there.
   const memory = await fitMemory(
     full,
-    { ...options, ...(model.name !== undefined && { name: model.name }), device: backend.device.kind },
+    { ...options, weightFormat, ...(model.name !== undefined && { name: model.name }), device: backend.device.kind },
     limitsOf(backend, options.memoryBytes),
   );
-  const { spec, weights } = await loadModel(model, backend, memory);
+  const { converted, onProgress, signal } = options;
+  const { spec, weights, weightsSha256 } = await loadModel(model, backend, {
+    maxContext: memory.maxContext,
+    weightFormat,
+    ...(converted && { converted }),
+    ...(onProgress && { onProgress }),
+    ...(signal && { signal }),
+  });
+  const base = describeBase(model, weightsSha256);
+  base.catch(() => {}); // told by export and import, which need it; sampling and training do not
   const initial = initLora(loraTensors(spec, lora, "initial"), seed);
   const parts = await createPolicyParts({ ...memory, backend, spec, weights, initial, lock });
-  return { lora, initial, ...parts };
+  return { lora, initial, base, ...parts };
 };
 
 /**
@@ -88,7 +123,7 @@ const build = async (options: PolicyOptions, lock: Lock) => {
  * Throws EngineError: bad-file, unsupported (the model), bad-request (the options), device (memory).
  */
 export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
-  const { backend, model } = options;
+  const { backend } = options;
   const disposal = new AbortController();
   const serialise = createLock();
   /** What waits for its turn when the policy is disposed never gets it. */
@@ -97,14 +132,11 @@ export const createPolicy = async (options: PolicyOptions): Promise<Policy> => {
       if (disposal.signal.aborted) throw disposedError();
       return run();
     });
-  const base = describeBase(model);
-  base.catch(() => {}); // told by export and import, which need it; sampling and training do not
-
   const built = await build(options, lock).catch(async (error: unknown) => {
     await backend.dispose();
     throw error;
   });
-  const { lora, parameters, initial, trainer, sampler, publish, another } = built;
+  const { lora, base, parameters, initial, trainer, sampler, publish, another } = built;
   const { state } = trainer;
 
   /** A call that ends with the policy at the latest. */

@@ -8,7 +8,7 @@
 //   without a new byte.
 // - 401, 403: an error that names the token. 404, 410, a page of HTML (how servers of single-page apps say 404): absent.
 
-import { EngineError } from "@fulgurite/engine";
+import { EngineError, type WeightReceiver } from "@fulgurite/engine";
 
 export interface Answer {
   /** ETag, else date of the last change. Across origins a browser shows only the latter. */
@@ -26,6 +26,8 @@ export interface DownloadOptions {
   /** Default "no-store": the browser's own cache would keep weights a second time, and give an old config.json to new ones. */
   readonly browserCache?: RequestCache;
   readonly signal?: AbortSignal | undefined;
+  /** Gets the bytes as they come, instead of the result; it begins anew when the file was changed meanwhile. */
+  readonly receiver?: WeightReceiver;
   /** After each part: bytes of the file that are here. */
   readonly onBytes?: (bytes: number, totalBytes: number | undefined) => void;
   /** Asked once, between the first answer and its body: bytes end the download. */
@@ -76,15 +78,51 @@ const pause = (ms: number, signal?: AbortSignal): Promise<void> =>
     signal?.addEventListener("abort", end, { once: true });
   });
 
-/** Bytes that arrive, in one array that is as long as the file where that is known. */
+/** Bytes that arrive. */
 interface Body {
   readonly length: number;
+  /** Before the first of them: how many there will be. */
   reserve(totalBytes: number): void;
-  push(part: Uint8Array): void;
+  push(part: Uint8Array): Promise<void>;
+  /** What came so far is of no use. */
   clear(): void;
+  /** All of them, or as many as tell what it is. */
   take(): Uint8Array;
 }
 
+/** Passes them on; an interrupted file goes on where it was. */
+const createPassage = (receiver: WeightReceiver): Body => {
+  let [length, hasBegun] = [0, false];
+  let totalBytes: number | undefined;
+  let start = new Uint8Array(0);
+  const begin = (): void => {
+    if (!hasBegun) receiver.begin(totalBytes);
+    hasBegun = true;
+  };
+  return {
+    get length() {
+      return length;
+    },
+    reserve: (bytes) => {
+      totalBytes = bytes;
+    },
+    push: async (part) => {
+      begin();
+      if (length < 64) start = Uint8Array.of(...start, ...part.subarray(0, 64 - length));
+      await receiver.part(part);
+      length += part.length;
+    },
+    clear: () => {
+      [length, hasBegun, totalBytes, start] = [0, false, undefined, new Uint8Array(0)];
+    },
+    take: () => {
+      begin(); // an empty file is one too
+      return start;
+    },
+  };
+};
+
+/** Keeps them in one array that is as long as the file where that is known. */
 const createBody = (url: URL): Body => {
   let bytes = new Uint8Array(0);
   let length = 0;
@@ -108,7 +146,7 @@ const createBody = (url: URL): Body => {
       return length;
     },
     reserve,
-    push: (part) => {
+    push: async (part) => {
       if (length + part.length > bytes.length) reserve(Math.max(length + part.length, 2 * bytes.length));
       bytes.set(part, length);
       length += part.length;
@@ -167,7 +205,7 @@ export const download = async (url: URL, options: DownloadOptions): Promise<Down
     sleep = pause,
     fetch: send = globalThis.fetch,
   } = options;
-  const body = createBody(url);
+  const body = options.receiver ? createPassage(options.receiver) : createBody(url);
   let first: Answer | undefined;
 
   const request = (from: number): Promise<Response> => {
@@ -236,7 +274,7 @@ export const download = async (url: URL, options: DownloadOptions): Promise<Down
         const { done, value } = await carry(reader.read());
         if (done) return;
         if (value.length > skip) {
-          body.push(value.subarray(skip));
+          await body.push(value.subarray(skip));
           onBytes?.(body.length, totalBytes);
         }
         skip = Math.max(0, skip - value.length);

@@ -1,6 +1,7 @@
 // What `npm i fulgurite` gives: a few functions with good defaults. Everything else is one package name further.
 
 export type { Agent, AgentContext, OpenAIOptions } from "@fulgurite/agent";
+
 export {
   type DeviceKind,
   describeMemory,
@@ -9,7 +10,10 @@ export {
   type PeftFiles,
   type Policy,
   type PolicyMemory,
+  WEIGHT_FORMATS,
+  type WeightFormat,
 } from "@fulgurite/engine";
+
 export { type Algorithm, type Evaluation, type GrpoOptions, grpo, reinforce, rloo, type StepReport } from "@fulgurite/rl";
 export { asOnlyTrainer, type Store } from "@fulgurite/trace";
 export { collectGarbage } from "./collectGarbage.ts";

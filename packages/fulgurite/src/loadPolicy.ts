@@ -3,6 +3,7 @@
 import { type ChatFormat, loadChatFormat } from "@fulgurite/agent";
 import {
   type DeviceKind,
+  defaultWeightFormat,
   EngineError,
   type LoraSpec,
   type ModelSpec,
@@ -10,6 +11,7 @@ import {
   type PolicyMemory,
   type PolicyOptions,
   parseConfig,
+  type WeightFormat,
   withRecovery,
 } from "@fulgurite/engine";
 import { edge } from "#edge";
@@ -39,6 +41,11 @@ export interface LoadPolicyOptions extends ModelFilesOptions {
   readonly microBatchTokens?: number;
   /** Gradient checkpointing: the same numbers, less memory, a third more time. Default: where memory is short. */
   readonly checkpoint?: boolean;
+  /**
+   * What the base's matrices are kept in; embedding and head of q4 are q8. Default: exact, with the checkpoint's own 16 bits where f32
+   * would be large; "q8" takes half of that, "q4" a quarter.
+   */
+  readonly weightFormat?: WeightFormat;
   /** Bytes that the policy may take; settings that are left out are chosen to fit. Default: what the machine has, where it says so. */
   readonly memoryBytes?: number;
   /** What the policy will hold, by item, before its weights are downloaded; where "auto" was not looked up yet, at most that much. */
@@ -62,14 +69,16 @@ const checked = async <T>(folder: ModelFolder, work: () => T | Promise<T>): Prom
   }
 };
 
-const readSpec = (config: string): ModelSpec => {
+/** And the format that the weights are kept in when nobody says. */
+const readSpec = (config: string): { spec: ModelSpec; weightFormat: WeightFormat } => {
   let json: unknown;
   try {
     json = JSON.parse(config);
   } catch (cause) {
     throw new EngineError("bad-file", `${CONFIG}: it is JSON, got ${(cause as Error).message}; download it again`, { cause });
   }
-  return parseConfig(json, CONFIG);
+  const spec = parseConfig(json, CONFIG);
+  return { spec, weightFormat: defaultWeightFormat(json, spec) };
 };
 
 /** Everything that says how text becomes tokens. The tokenizer's bytes go along, since adapters name their base by its hash. */
@@ -101,10 +110,10 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
   // what openModelFolder takes, and the engine's own
   const { device = "auto", hub, token, cache, cacheFolder, signal, onProgress, onReport, onMemory, ...given } = options;
   const memoryBytes = given.memoryBytes ?? edge.memoryBytes();
-  const rest = { ...given, ...(memoryBytes !== undefined && { memoryBytes }) };
   const folder = await openModelFolder(source, options);
   const config = await folder.read(CONFIG);
-  const spec = await checked(folder, () => readSpec(decode(config)!));
+  const { spec, weightFormat } = await checked(folder, () => readSpec(decode(config)!));
+  const rest = { weightFormat, ...given, ...(memoryBytes !== undefined && { memoryBytes }) };
   const memory = await budgetFor(source, spec, { ...rest, device, openDevice: edge.openDevice });
   onMemory?.(memory);
   const { format, tokenizer } = await readFormat(folder, decode(config)!);

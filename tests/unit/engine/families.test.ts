@@ -4,7 +4,7 @@ import { parseConfig } from "../../../packages/engine/src/model/families.ts";
 import { inverseFrequencies, ropeTable } from "../../../packages/engine/src/model/rope.ts";
 import { linearShape, type ModelSpec } from "../../../packages/engine/src/model/spec.ts";
 import type { Backend, TensorData } from "../../../packages/engine/src/plan/backend.ts";
-import type { Tensor } from "../../../packages/engine/src/plan/step.ts";
+import { sizeOf, type Tensor } from "../../../packages/engine/src/plan/step.ts";
 import { hashWeights } from "../../../packages/engine/src/weights/checkpoint.ts";
 import { loadModel } from "../../../packages/engine/src/weights/load.ts";
 import { readSafetensors, type TensorToWrite, toFloat32, writeSafetensors } from "../../../packages/engine/src/weights/safetensors.ts";
@@ -31,9 +31,12 @@ const recording = (): Backend & { readonly allocated: Map<string, { tensor: Tens
     device: { kind: "reference", description: "recording" },
     allocate: async (tensor, data) => {
       if (allocated.has(tensor.name)) throw new Error(`${tensor.name} twice`);
-      allocated.set(tensor.name, { tensor, data: data! });
+      allocated.set(tensor.name, { tensor, data: data ?? new Float32Array(sizeOf(tensor)) });
     },
-    fill: never,
+    fill: async (tensor, words, offset = 0) => {
+      const { data } = allocated.get(tensor.name)!;
+      new Uint32Array(data.buffer).set(words, offset);
+    },
     compile: never,
     write: never,
     read: never,

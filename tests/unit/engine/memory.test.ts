@@ -140,7 +140,7 @@ describe("fitMemory", () => {
     expect(memory.checkpoint).toBe(true);
     expect(memory.items.activations).toBeLessThanOrEqual(ARENA);
     await expect(fitMemory(SHORT, options, { tensorBytes: 80 * MIB })).rejects.toThrow(
-      /limit 80 MiB for one tensor, got 108 MiB for model\.embed_tokens\.weight; take a smaller model, or a device with more memory/,
+      /limit 80 MiB for one tensor, got 108 MiB for model\.embed_tokens\.weight; set weightFormat to bf16/,
     );
     expect(limitsOf({ maxTensorBytes: 3, maxArenaBytes: 4 } as Backend, 5)).toEqual({ tensorBytes: 3, arenaBytes: 4, bytes: 5 });
   });
@@ -152,7 +152,7 @@ describe("fitMemory", () => {
     await expect(refused).rejects.toMatchObject({
       code: "device",
       message: expect.stringMatching(
-        /^memory: tests\/short needs \d+ MiB: weights \d+ MiB, adapter state [\d.]+ MiB, activations \d+ MiB \(512 tokens at once, checkpointed\), KV cache 144 MiB \(64 × 512\), other [\d.]+ MiB; limit \d+ MiB; lower slots to 16$/,
+        /^memory: tests\/short needs \d+ MiB: weights \d+ MiB \(f32\), adapter state [\d.]+ MiB, activations \d+ MiB \(512 tokens at once, checkpointed\), KV cache 144 MiB \(64 × 512\), other [\d.]+ MiB; limit \d+ MiB; lower slots to 16$/,
       ),
     });
     // the advice is true
@@ -165,8 +165,8 @@ describe("fitMemory", () => {
     await expect(fitMemory(SHORT, fixed, { bytes: byteLength })).rejects.toThrow(
       /; set checkpoint to true and lower slots to 1 and lower microBatchTokens to 512$/,
     );
-    await expect(fitMemory(SHORT, options, { bytes: 64 * MIB })).rejects.toThrow(
-      /; limit 64 MiB; take a smaller model, or a device with more memory$/,
+    await expect(fitMemory(SHORT, options, { bytes: 16 * MIB })).rejects.toThrow(
+      /; limit 16 MiB; take a smaller model, or a device with more memory$/,
     );
   });
 
@@ -179,7 +179,7 @@ describe("fitMemory", () => {
 
   test("a budget is said in one line", async () => {
     expect(describeMemory(await memoryOf(SHORT, { ...options, microBatchTokens: 512 }))).toMatch(
-      /^\d+ MiB: weights 149 MiB, adapter state 4\.7 MiB, activations \d+ MiB \(512 tokens at once\), KV cache 9\.0 MiB \(4 × 512\), other 0\.\d MiB$/,
+      /^\d+ MiB: weights 149 MiB \(f32\), adapter state 4\.7 MiB, activations \d+ MiB \(512 tokens at once\), KV cache 9\.0 MiB \(4 × 512\), other 0\.\d MiB$/,
     );
   });
 });

@@ -52,7 +52,7 @@ describe("a budget", () => {
     const { calls, openDevice } = deviceWith("wasm");
     for (const device of ["auto", "wasm"] as const)
       await expect(budgetFor("m", huge, { device, openDevice })).rejects.toThrow(
-        /^memory: m needs \d+ MiB: .*; limit 4096 MiB; take a smaller/,
+        /^memory: m needs \d+ MiB: .*; limit 4096 MiB; set weightFormat to bf16/,
       );
     expect(calls).toEqual(["open auto", "dispose"]);
     await budgetFor("m", huge, { device: "reference", openDevice });

@@ -22,9 +22,9 @@ const serve = async (more: Partial<ServeFolderOptions> = {}, folder = join(root,
   return { ...served, folder };
 };
 const open = (url: string, token?: string) => {
-  const atOnce = (act: () => void) => {
-    act();
-    return () => {};
+  const atOnce = (act: () => void, ms: number) => {
+    const timer = setTimeout(act, ms > 10_000 ? ms : 0); // pauses last no time, limits do
+    return () => clearTimeout(timer);
   };
   const store = openHttpStore(url, { timer: atOnce, ...(token === undefined ? {} : { token }) });
   closers.push(store.close);

@@ -35,8 +35,9 @@ const errorOf = async (act: Promise<unknown>): Promise<TraceError> => {
 };
 
 const pauses: number[] = [];
-/** Pauses last no time, and are written down. */
+/** Pauses last no time, and are written down; limits never pass. */
 const timer: NonNullable<HttpStoreOptions["timer"]> = (act, ms) => {
+  if (ms > 30_000) return () => {};
   pauses.push(ms);
   const id = setTimeout(act, 0);
   return () => clearTimeout(id);
@@ -189,6 +190,63 @@ test("a server that passes is tried again; one that stays away, or is no store, 
   expect(
     (await errorOf(open(async () => Response.json({ error: { code: "no-route", message: "m" } }, { status: 404 })).stats())).code,
   ).toBe("storage");
+});
+
+test("a server that does not answer is given up after the limit of a try, and asked again", async () => {
+  const inner = createMemoryStore();
+  const serve = serveStore(inner);
+  const limits: { act: () => void; ms: number }[] = [];
+  let hanging = 2;
+  const store = open(serve, {
+    timeoutMs: 40_000,
+    timer: (act, ms) => {
+      if (ms === 40_000) limits.push({ act, ms });
+      return ms === 40_000 ? () => {} : timer(act, ms);
+    },
+    fetch: (url, init) => {
+      if (hanging-- <= 0) return through(serve)(url, init);
+      const hung = new Promise<Response>((_, reject) => {
+        init?.signal?.addEventListener("abort", () => reject(init.signal?.reason));
+      });
+      queueMicrotask(() => limits.at(-1)!.act());
+      return hung;
+    },
+  });
+  expect((await store.enqueue([{ id: "a", input: 0 }])).length).toBe(1);
+  expect(limits.length).toBe(3);
+  hanging = 9;
+  const error = await errorOf(store.stats());
+  expect([error.code, error.message]).toEqual(["storage", expect.stringContaining("no whole answer within 40000 ms")]);
+});
+
+test("a listener whose line falls silent without an end opens another", async () => {
+  const inner = createMemoryStore();
+  const serve = serveStore(inner);
+  const silences: (() => void)[] = [];
+  let connections = 0;
+  const store = open(serve, {
+    timer: (act, ms) => {
+      if (ms === 45_000) silences.push(act);
+      return timer(act, ms);
+    },
+    fetch: (url, init) => {
+      if (String(url).endsWith("/watch")) connections += 1;
+      return through(serve)(url, init);
+    },
+  });
+  const heard: StoreEvent[] = [];
+  store.watch((event) => void heard.push(event));
+  await store.enqueue([{ id: "a", input: 0 }]);
+  await expect.poll(() => silences.length).toBe(3); // at its beginning, after `ready`, after the event
+  expect(connections).toBe(1);
+  silences.at(-1)!();
+  await expect.poll(() => connections).toBe(2);
+  await store.cancel("a");
+  await expect.poll(() => heard.length).toBe(2);
+  expect(heard).toEqual([
+    { kind: "rollout", id: "a", status: "queued" },
+    { kind: "rollout", id: "a", status: "cancelled" },
+  ]);
 });
 
 test("a rule that is broken over there is not tried again", async () => {

@@ -1,5 +1,5 @@
 import type { JSX } from "preact";
-import { device, isReader, memory } from "../session.ts";
+import { device, isReader, memory, weightFormat } from "../session.ts";
 import { nextTheme, theme } from "../theme.ts";
 
 export const Header = (): JSX.Element => (
@@ -18,7 +18,7 @@ export const Header = (): JSX.Element => (
       </span>
       {memory.value && (
         <span class="chip" data-testid="memory" title={`The policy takes at most ${memory.value}`}>
-          ≤ {memory.value.split(":")[0]}
+          ≤ {memory.value.split(":")[0]}, {weightFormat.value} weights
         </span>
       )}
       <button type="button" class="ghost" onClick={nextTheme} title="Theme: system, light, dark">

@@ -1,6 +1,6 @@
 // The model that an adapter belongs to: its files as they were loaded, and what an adapter's sidecar says of them.
 
-import { hashWeights, type WeightFiles } from "../weights/checkpoint.ts";
+import type { WeightFiles } from "../weights/checkpoint.ts";
 import { sha256 } from "../weights/sha256.ts";
 
 export interface BaseModel {
@@ -23,10 +23,13 @@ export interface AdapterBase {
   readonly tokenizerSha256?: string | undefined;
 }
 
-/** Throws EngineError("bad-file") for weights that are none, "unsupported" where there is no WebCrypto. */
-export const describeBase = async ({ config, weights, tokenizer, name }: BaseModel): Promise<AdapterBase> => ({
+/** Throws EngineError("unsupported") where there is no WebCrypto. `weightsSha256`: as hashWeights has it. */
+export const describeBase = async (
+  { config, tokenizer, name }: Omit<BaseModel, "weights">,
+  weightsSha256: string | Promise<string>,
+): Promise<AdapterBase> => ({
   name: name ?? null,
   configSha256: await sha256(config),
-  weightsSha256: await hashWeights(weights),
+  weightsSha256: await weightsSha256,
   ...(tokenizer && { tokenizerSha256: await sha256(tokenizer) }),
 });

@@ -9,9 +9,9 @@ import { EngineError } from "../errors.ts";
 import { parseConfig } from "../model/families.ts";
 import { LINEARS, type LinearName, linearShape, type ModelSpec } from "../model/spec.ts";
 import { type ModelTensors, modelTensors, storedTensors } from "../model/tensors.ts";
-import { readCheckpoint, readStored, textNames } from "../weights/checkpoint.ts";
+import { hashWeights, readCheckpoint, readStored, textNames } from "../weights/checkpoint.ts";
+import { checkTensors, isRedundant } from "../weights/checkTensors.ts";
 import { parseJson } from "../weights/json.ts";
-import { checkTensors, isRedundant } from "../weights/load.ts";
 import { encodeValues, entryByteLength, layOut, type StoredDtype, type StoredTensor, toFloat32 } from "../weights/safetensors.ts";
 import { type BaseModel, describeBase } from "./base.ts";
 import { type PeftModule, readPeft } from "./peft.ts";
@@ -59,7 +59,7 @@ export const openMerged = async (model: BaseModel, adapter?: PeftFiles): Promise
   const checkpoint = readCheckpoint(model.weights);
   checkTensors(checkpoint, storedTensors(tensors), spec);
   const shapes = { layers: spec.layers, shapeOf: (linear: LinearName) => linearShape(spec, linear) };
-  const peft = adapter && (await readPeft(adapter, shapes, await describeBase(model)));
+  const peft = adapter && (await readPeft(adapter, shapes, await describeBase(model, hashWeights(model.weights))));
   const adapted = new Map(
     peft
       ? tensors.layers.flatMap(({ linear }, layer) =>

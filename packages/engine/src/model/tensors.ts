@@ -1,6 +1,7 @@
 // The named tensors of a model and of its adapter. Made once; every plan shares these objects.
 
 import type { Tensor } from "../plan/step.ts";
+import { GROUP, type WeightFormat } from "../weights/formats.ts";
 import { kindOf, LINEARS, type LinearName, type LoraSpec, linearShape, type ModelSpec, moduleOf } from "./spec.ts";
 
 export interface LayerTensors {
@@ -33,11 +34,24 @@ export interface ModelTensors {
 const weight = (name: string, ...shape: number[]): Tensor => ({ name, shape, dtype: "f32", home: "weights" });
 
 /**
+ * What each weight of a policy in `format` is kept in: matrices in the format, everything else in f32. Embedding and head of q4 are q8,
+ * since four bits cost small models too much there. A matrix whose rows are no multiple of 32 stays f32.
+ */
+const dtypeOf = (format: WeightFormat, inner: number, isVocabulary: boolean): WeightFormat => {
+  if (inner % GROUP !== 0) return "f32";
+  return format === "q4" && isVocabulary ? "q8" : format;
+};
+
+/**
  * Tensor names are those of the Hugging Face checkpoint. `post_attention_layernorm` is two things: with post-norms the norm of
  * attention's output, without them the norm of the MLP's input.
  */
-export const modelTensors = (spec: ModelSpec): ModelTensors => {
-  const embed = weight("model.embed_tokens.weight", spec.vocab, spec.width);
+export const modelTensors = (spec: ModelSpec, format: WeightFormat = "f32"): ModelTensors => {
+  const matrix = (name: string, [outer, inner]: readonly [number, number], isVocabulary = false): Tensor => ({
+    ...weight(name, outer, inner),
+    dtype: dtypeOf(format, inner, isVocabulary),
+  });
+  const embed = matrix("model.embed_tokens.weight", [spec.vocab, spec.width], true);
   const ropes = spec.ropes.map((_, i) => weight(`rope.${i}`, spec.maxPositions, spec.headWidth));
   const layerTensors = (i: number): LayerTensors => {
     const norm = (name: string, width: number): Tensor => weight(`model.layers.${i}.${name}.weight`, width);
@@ -50,7 +64,7 @@ export const modelTensors = (spec: ModelSpec): ModelTensors => {
         feedForwardOutNorm: norm("post_feedforward_layernorm", spec.width),
       }),
       ...(spec.qkNorm && { qNorm: norm("self_attn.q_norm", spec.headWidth), kNorm: norm("self_attn.k_norm", spec.headWidth) }),
-      linear: Object.fromEntries(LINEARS.map((name) => [name, weight(`${linearName(name)}.weight`, ...linearShape(spec, name))])) as Record<
+      linear: Object.fromEntries(LINEARS.map((name) => [name, matrix(`${linearName(name)}.weight`, linearShape(spec, name))])) as Record<
         LinearName,
         Tensor
       >,
@@ -62,7 +76,7 @@ export const modelTensors = (spec: ModelSpec): ModelTensors => {
     embed,
     layers: Array.from({ length: spec.layers }, (_, i) => layerTensors(i)),
     norm: weight("model.norm.weight", spec.width),
-    head: spec.tiedHead ? embed : weight("lm_head.weight", spec.vocab, spec.width),
+    head: spec.tiedHead ? embed : matrix("lm_head.weight", [spec.vocab, spec.width], true),
     ropes,
   };
 };

@@ -20,25 +20,30 @@ export interface Checkpoint {
   readonly tensors: ReadonlyMap<string, { readonly tensor: StoredTensor; readonly file: string }>;
 }
 
-const SINGLE = "model.safetensors";
-const INDEX = "model.safetensors.index.json";
+export const SINGLE = "model.safetensors";
+export const INDEX = "model.safetensors.index.json";
 
 const indexSchema = z.object({ weight_map: z.record(z.string(), z.string()) });
 
 const bad = (rule: string, got: string, advice: string): EngineError =>
   new EngineError("bad-file", `${INDEX}: ${rule}, got ${got}; ${advice}`);
 
-/** The index of a sharded model: tensor → file, and the files in the order of their names, all of them there. */
-const readIndex = (files: Readonly<Record<string, Uint8Array>>): { map: ReadonlyMap<string, string>; shards: readonly string[] } => {
-  const bytes = files[INDEX];
-  if (!bytes) throw bad("it stands beside the shards", Object.keys(files).join(", ") || "no files", "pass every file of the model folder");
+/** model.safetensors.index.json: tensor → file, and the files in the order of their names. Throws EngineError("bad-file"). */
+export const parseIndex = (bytes: Uint8Array): { readonly map: ReadonlyMap<string, string>; readonly shards: readonly string[] } => {
   const { data, issue } = checkShape(indexSchema, parseJson(bytes, INDEX));
   if (issue) throw bad("weight_map maps tensor names to file names", issue.message, "download it again");
   const map = new Map(Object.entries(data.weight_map));
-  const shards = [...new Set(map.values())].sort();
-  const absent = shards.filter((file) => !files[file]);
+  return { map, shards: [...new Set(map.values())].sort() };
+};
+
+/** The same, with all of the files there. */
+const readIndex = (files: Readonly<Record<string, Uint8Array>>): ReturnType<typeof parseIndex> => {
+  const bytes = files[INDEX];
+  if (!bytes) throw bad("it stands beside the shards", Object.keys(files).join(", ") || "no files", "pass every file of the model folder");
+  const index = parseIndex(bytes);
+  const absent = index.shards.filter((file) => !files[file]);
   if (absent.length > 0) throw bad("every file of weight_map is there", `no ${absent.join(", ")}`, "pass every file of the model folder");
-  return { map, shards };
+  return index;
 };
 
 const readShards = (files: Readonly<Record<string, Uint8Array>>): Checkpoint["tensors"] => {

@@ -48,12 +48,9 @@ export const packedLayout = (dtype: PackedDtype, count: number): PackedLayout =>
 export const byteLengthOf = (tensor: Tensor): number =>
   isPacked(tensor.dtype) ? packedLayout(tensor.dtype, sizeOf(tensor)).words * 4 : sizeOf(tensor) * 4;
 
-/** Nearest integer, ties to even: what a GPU's round() does. */
-const nearest = (x: number): number => {
-  const floor = Math.floor(x);
-  const rest = x - floor;
-  return rest > 0.5 || (rest === 0.5 && floor % 2 !== 0) ? floor + 1 : floor;
-};
+/** In f64 the numbers from 2^52 on are the integers: adding and taking away 1.5·2^52 rounds to nearest, ties to even, as a GPU's round() does. */
+const INTEGERS = 1.5 * 2 ** 52;
+const nearest = (x: number): number => x + INTEGERS - INTEGERS;
 
 const bits = new Uint32Array(1);
 const float = new Float32Array(bits.buffer);
@@ -64,38 +61,62 @@ export const toBrain = (value: number): number => {
   return ((bits[0]! + 0x7fff + ((bits[0]! >>> 16) & 1)) >>> 16) & 0xffff;
 };
 
-const packHalves = (into: Uint32Array, first: number, values: Float32Array, encode: (value: number) => number): void => {
-  for (let i = 0; i < values.length; i += 2) into[(first + i) / 2] = encode(values[i]!) | (encode(values[i + 1]!) << 16);
+const packHalves = (into: Uint32Array, values: Float32Array, encode: (value: number) => number): void => {
+  for (let i = 0; i < values.length; i += 2) into[i / 2] = encode(values[i]!) | (encode(values[i + 1]!) << 16);
 };
 
-const packGroups = (dtype: "q8" | "q4", into: Uint32Array, scaleWord: number, first: number, values: Float32Array): void => {
+const packGroups = (dtype: "q8" | "q4", into: Uint32Array, scales: Uint16Array, values: Float32Array): void => {
   const largest = LARGEST[dtype];
   const perWord = VALUES_PER_WORD[dtype];
   const width = 32 / perWord;
   const mask = 2 ** width - 1;
   const offset = dtype === "q4" ? 8 : 0;
-  const scales = new Uint16Array(into.buffer, into.byteOffset + scaleWord * 4);
   for (let start = 0; start < values.length; start += GROUP) {
     let most = 0;
     for (let i = start; i < start + GROUP; i++) most = Math.max(most, Math.abs(values[i]!));
     const stored = toHalf(most / largest);
     const scale = halves()[stored]!;
-    scales[(first + start) / GROUP] = stored;
+    scales[start / GROUP] = stored;
     for (let word = 0; word < GROUP / perWord; word++) {
       let packed = 0;
       for (let j = 0; j < perWord; j++) {
         const quotient = scale === 0 ? 0 : nearest(values[start + word * perWord + j]! / scale);
         packed |= ((Math.min(largest, Math.max(-largest, quotient)) + offset) & mask) << (j * width);
       }
-      into[(first + start) / perWord + word] = packed;
+      into[start / perWord + word] = packed;
     }
   }
 };
 
+/** Values in their packed form. */
+export interface Packed {
+  readonly words: Uint32Array;
+  /** Halves, one for each 32 values; empty where the dtype has none. */
+  readonly scales: Uint16Array;
+}
+
+/**
+ * Packs `values`, a multiple of 32, which are the elements `first …` of a tensor.
+ * Throws EngineError("bad-file") naming the tensor when a value does not fit in f16 (beyond 65504), or a group's scale does not.
+ */
+export const packPiece = (dtype: PackedDtype, name: string, values: Float32Array, first = 0): Packed => {
+  const bound = dtype === "bf16" ? Number.POSITIVE_INFINITY : 65504 * (isQuantised(dtype) ? LARGEST[dtype] : 1);
+  const wide = values.findIndex((value) => !(Math.abs(value) <= bound));
+  if (wide >= 0)
+    throw new EngineError(
+      "bad-file",
+      `${name}: values fit in ${dtype} (|w| ≤ ${bound}), got ${values[wide]} at ${first + wide}; load it as bf16 or f32`,
+    );
+  const words = new Uint32Array(values.length / VALUES_PER_WORD[dtype]);
+  const scales = new Uint16Array(isQuantised(dtype) ? values.length / GROUP : 0);
+  if (isQuantised(dtype)) packGroups(dtype, words, scales, values);
+  else packHalves(words, values, dtype === "f16" ? toHalf : toBrain);
+  return { words, scales };
+};
+
 /**
  * Packs `values` as the elements `first …` of a tensor whose words are `into` (packedLayout of its dtype and size). `first` and the number of
- * values are multiples of 32: a checkpoint is packed as it arrives, in pieces and any order.
- * Throws EngineError("bad-file") naming the tensor when a value does not fit in f16 (beyond 65504), or a group's scale does not.
+ * values are multiples of 32: pieces come in any order. Throws EngineError("bad-file") like packPiece.
  */
 export const packInto = (tensor: Tensor, into: Uint32Array, values: Float32Array, first = 0): void => {
   const { dtype, name } = tensor;
@@ -104,15 +125,10 @@ export const packInto = (tensor: Tensor, into: Uint32Array, values: Float32Array
       "bad-request",
       `packInto: takes multiples of ${GROUP} values of a packed tensor, got ${values.length} from ${first} on (${name}, ${dtype})`,
     );
-  const bound = dtype === "bf16" ? Number.POSITIVE_INFINITY : 65504 * (isQuantised(dtype) ? LARGEST[dtype] : 1);
-  const wide = values.findIndex((value) => !(Math.abs(value) <= bound));
-  if (wide >= 0)
-    throw new EngineError(
-      "bad-file",
-      `${name}: values fit in ${dtype} (|w| ≤ ${bound}), got ${values[wide]} at ${first + wide}; load it as bf16 or f32`,
-    );
-  if (isQuantised(dtype)) packGroups(dtype, into, packedLayout(dtype, sizeOf(tensor)).scaleWord, first, values);
-  else packHalves(into, first, values, dtype === "f16" ? toHalf : toBrain);
+  const { words, scales } = packPiece(dtype, name, values, first);
+  into.set(words, first / VALUES_PER_WORD[dtype]);
+  const { scaleWord } = packedLayout(dtype, sizeOf(tensor));
+  if (scales.length > 0) new Uint16Array(into.buffer, into.byteOffset + scaleWord * 4).set(scales, first / GROUP);
 };
 
 /** All values of a packed tensor in f32, as every executor reads them: s·i is rounded once, to f32. */

@@ -1,4 +1,5 @@
-// A model folder's bytes → tensors on a backend. Fetching and caching are the caller's.
+// A model folder → tensors on a backend: from the form that an earlier load kept, else from the checkpoint as it arrives, which is then
+// kept. Fetching and storing are the caller's.
 
 import { EngineError } from "../errors.ts";
 import { parseConfig } from "../model/families.ts";
@@ -7,80 +8,122 @@ import type { ModelSpec } from "../model/spec.ts";
 import { gainsOf, type ModelTensors, modelTensors, storedTensors } from "../model/tensors.ts";
 import type { Backend } from "../plan/backend.ts";
 import type { Tensor } from "../plan/step.ts";
-import { type Checkpoint, readCheckpoint, type WeightFiles } from "./checkpoint.ts";
+import { hashWeights, readCheckpoint, type WeightFiles } from "./checkpoint.ts";
+import { checkTensors } from "./checkTensors.ts";
+import { type ConvertedEntry, createRecorder, type Recorder, replay, StorageFailure } from "./converted.ts";
+import type { WeightFormat } from "./formats.ts";
 import { parseJson } from "./json.ts";
-import { toFloat32 } from "./safetensors.ts";
+import { isWeightSource, toSource, type WeightSource } from "./source.ts";
+import { streamWeights, type WeightProgress, type WeightSink } from "./stream.ts";
 
 export interface ModelFiles {
   /** config.json */
   readonly config: Uint8Array;
-  /** model.safetensors, or the shards and their index by file name. */
-  readonly weights: WeightFiles;
+  /** model.safetensors, or the shards and their index by file name; or where they come from. */
+  readonly weights: WeightFiles | WeightSource;
+}
+
+export interface LoadOptions {
+  /** Shortens the rope tables to the positions that will be used. */
+  readonly maxContext?: number;
+  /** What matrices are kept in. Default f32. */
+  readonly weightFormat?: WeightFormat;
+  /** Where the converted weights are kept from one load to the next. Absent: nowhere. */
+  readonly converted?: ConvertedEntry;
+  readonly onProgress?: (progress: WeightProgress) => void;
+  readonly signal?: AbortSignal;
 }
 
 export interface Model {
   readonly spec: ModelSpec;
   readonly weights: ModelTensors;
+  /** Of the checkpoint, as hashWeights has it; for files that were here already it may still be computed, and reject. */
+  readonly weightsSha256: Promise<string>;
 }
 
 const CONFIG = "config.json";
 
-/** Tensors that other tools leave in checkpoints and that repeat what config.json says. */
-export const isRedundant = (name: string, spec: ModelSpec): boolean =>
-  name.endsWith("rotary_emb.inv_freq") || (spec.tiedHead && name === "lm_head.weight");
-
-const list = (names: readonly string[]): string =>
-  names.length > 8 ? `${names.slice(0, 8).join(", ")} and ${names.length - 8} more` : names.join(", ");
-
-/** Whether a checkpoint is that of the config: complete, with nothing else in it, every shape as it should be. Throws EngineError("bad-file"). */
-export const checkTensors = ({ file, tensors: stored }: Checkpoint, wanted: readonly Tensor[], spec: ModelSpec): void => {
-  const names = new Set(wanted.map((tensor) => tensor.name));
-  const missing = [...names].filter((name) => !stored.has(name));
-  if (missing.length > 0)
-    throw new EngineError(
-      "bad-file",
-      `${file}: it has every tensor of the config, got none named ${list(missing)}; take weights and config.json from one model`,
-    );
-  const unknown = [...stored.keys()].filter((name) => !names.has(name) && !isRedundant(name, spec));
-  if (unknown.length > 0)
-    throw new EngineError(
-      "bad-file",
-      `${file}: it has only tensors of the config, got ${list(unknown)}; take weights and config.json from one model`,
-    );
-  for (const { name, shape } of wanted) {
-    const { tensor, file: shard } = stored.get(name)!;
-    const got = tensor.shape;
-    if (got.length !== shape.length || got.some((size, i) => size !== shape[i]))
-      throw new EngineError(
-        "bad-file",
-        `${shard}: ${name} is [${shape}] by ${CONFIG}, got [${got}]; take weights and config.json from one model`,
-      );
-  }
+/** Fills a backend, and a recorder as long as its storage holds out. */
+const createSink = (backend: Backend, recording: { recorder?: Recorder | undefined; lose(error: unknown): Promise<void> }): WeightSink => {
+  const allocated = new Set<Tensor>();
+  return {
+    begin: async (tensor) => {
+      if (allocated.has(tensor)) return;
+      await backend.allocate(tensor);
+      allocated.add(tensor);
+    },
+    fill: async (tensor, words, offset) => {
+      await backend.fill(tensor, words, offset);
+      try {
+        await recording.recorder?.piece(tensor, words, offset);
+      } catch (error) {
+        await recording.lose(error);
+      }
+    },
+    // What was kept is of two files then; the next load keeps one.
+    restart: async () => {
+      await recording.recorder?.abort().catch(() => {});
+      recording.recorder = undefined;
+    },
+  };
 };
 
 /**
- * Every file check comes before the first allocation but the values', which are checked tensor by tensor; a caller that
- * gets an error disposes the backend. `maxContext` shortens the rope table to the positions that will be used.
- * Throws EngineError("bad-file" | "unsupported" | "device").
+ * Headers are checked before anything is allocated for their tensors, values as they pass; a caller that gets an error disposes the
+ * backend. Throws EngineError("bad-file" | "unsupported" | "device"), "aborted" with the signal's reason as cause.
  */
-export const loadModel = async (files: ModelFiles, backend: Backend, options: { readonly maxContext?: number } = {}): Promise<Model> => {
+export const loadModel = async (files: ModelFiles, backend: Backend, options: LoadOptions = {}): Promise<Model> => {
+  const { maxContext, weightFormat = "f32", converted, onProgress, signal } = options;
   const full = parseConfig(parseJson(files.config, CONFIG), CONFIG);
-  const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, options.maxContext ?? full.maxPositions) };
-  const weights = modelTensors(spec);
-  const checkpoint = readCheckpoint(files.weights);
-  const { tensors: stored } = checkpoint;
+  const spec: ModelSpec = { ...full, maxPositions: Math.min(full.maxPositions, maxContext ?? full.maxPositions) };
+  const weights = modelTensors(spec, weightFormat);
   const wanted = storedTensors(weights);
-  checkTensors(checkpoint, wanted, spec);
+  if (!isWeightSource(files.weights)) checkTensors(readCheckpoint(files.weights), wanted, spec);
+  const source = isWeightSource(files.weights) ? files.weights : toSource(files.weights);
 
-  const gains = new Set(gainsOf(weights));
-  for (const tensor of wanted) {
-    const found = stored.get(tensor.name)!;
-    const values = toFloat32(found.tensor, found.file);
-    // Rounded to f32 as the reference's own 1 + w is: norms need no switch at run time.
-    if (spec.gainOffset !== 0 && gains.has(tensor)) for (let i = 0; i < values.length; i++) values[i]! += spec.gainOffset;
-    await backend.allocate(tensor, values);
+  let storage = converted;
+  const recording = {
+    recorder: undefined as Recorder | undefined,
+    lose: async (error: unknown): Promise<void> => {
+      await recording.recorder?.abort().catch(() => {});
+      recording.recorder = undefined;
+      if (storage) storage.onFailure?.(error);
+      storage = undefined;
+    },
+  };
+  const sink = createSink(backend, recording);
+
+  const fromConverted = async (entry: ConvertedEntry): Promise<string | undefined> => {
+    const show = (bytes: number, totalBytes: number, tensorsDone: number): void =>
+      onProgress?.({ file: "converted weights", bytes, totalBytes, tensorsDone, tensors: wanted.length });
+    try {
+      return await replay(entry, wanted, sink, show, signal);
+    } catch (error) {
+      if (!(error instanceof StorageFailure)) throw error;
+      await recording.lose(error.cause);
+      return undefined;
+    }
+  };
+  const fromSource = async (): Promise<string> => {
+    const entry = storage;
+    if (entry)
+      recording.recorder = await createRecorder(entry, wanted).catch((error: unknown) => recording.lose(error).then(() => undefined));
+    const gains = new Set(gainsOf(weights));
+    const hash = await streamWeights(source, { spec, wanted, gains, sink, onProgress, signal });
+    await recording.recorder?.commit(hash).catch(recording.lose);
+    return hash;
+  };
+
+  let weightsSha256: string;
+  try {
+    signal?.throwIfAborted();
+    weightsSha256 = (storage && (await fromConverted(storage))) ?? (await fromSource());
+    for (const [i, table] of weights.ropes.entries())
+      await backend.allocate(table, ropeTable(spec.maxPositions, spec.headWidth, spec.ropes[i]!));
+  } catch (cause) {
+    await recording.recorder?.abort().catch(() => {});
+    if (!signal?.aborted || (cause instanceof EngineError && cause.code === "aborted")) throw cause;
+    throw new EngineError("aborted", "load: the caller wants the model, got an abort; load it again", { cause });
   }
-  for (const [i, table] of weights.ropes.entries())
-    await backend.allocate(table, ropeTable(spec.maxPositions, spec.headWidth, spec.ropes[i]!));
-  return { spec, weights };
+  return { spec, weights, weightsSha256: isWeightSource(files.weights) ? Promise.resolve(weightsSha256) : hashWeights(files.weights) };
 };

@@ -59,29 +59,56 @@ const guess = (bytes: Uint8Array): string => {
   return "it is truncated or no safetensors file; download it again";
 };
 
+/** Bytes of a file's beginning that name the length of its header. */
+export const LENGTH_BYTES = 8;
+
+const unreadable = (start: Uint8Array, file: string, rule: string, got: string, options?: ErrorOptions): EngineError =>
+  new EngineError("bad-file", `${file}: ${rule}, got ${got}; ${guess(start)}`, options);
+
 /**
- * Reads the header and checks it against the bytes. `file` is only a name for messages.
- * Throws EngineError("bad-file") when any rule of the format is broken. Values are checked by toFloat32.
+ * Bytes of the header, from the beginning of a file (8 bytes or more) and its size, if that is known. Nothing has to be allocated for
+ * a header before this was asked. Throws EngineError("bad-file").
  */
-export const readSafetensors = (bytes: Uint8Array, file: string): Safetensors => {
-  const bad = (rule: string, got: string, advice: string = guess(bytes), options?: ErrorOptions): EngineError =>
-    new EngineError("bad-file", `${file}: ${rule}, got ${got}; ${advice}`, options);
+export const headerLengthOf = (start: Uint8Array, file: string, fileBytes?: number): number => {
+  if (start.byteLength < LENGTH_BYTES) throw unreadable(start, file, "a safetensors file has at least 8 bytes", `${start.byteLength}`);
+  const length = new DataView(start.buffer, start.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
+  if (length < 2n || length > MAX_HEADER) throw unreadable(start, file, `the header has 2 to ${MAX_HEADER} bytes`, `${length}`);
+  if (fileBytes !== undefined && LENGTH_BYTES + Number(length) > fileBytes)
+    throw unreadable(start, file, `the header of ${length} bytes fits in the file`, `a file of ${fileBytes} bytes`);
+  return Number(length);
+};
 
-  if (bytes.byteLength < 8) throw bad("a safetensors file has at least 8 bytes", `${bytes.byteLength}`);
-  const headerLength = new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true);
-  if (headerLength < 2n || headerLength > MAX_HEADER) throw bad(`the header has 2 to ${MAX_HEADER} bytes`, `${headerLength}`);
-  const dataStart = 8 + Number(headerLength);
-  if (dataStart > bytes.byteLength)
-    throw bad(`the header of ${headerLength} bytes fits in the file`, `a file of ${bytes.byteLength} bytes`);
+/** Where a tensor lies: bytes begin … end − 1 of the data, which starts behind the header. */
+export interface PlacedTensor {
+  readonly name: string;
+  readonly dtype: StoredDtype;
+  readonly shape: readonly number[];
+  readonly begin: number;
+  readonly end: number;
+}
 
+export interface Header {
+  /** In the order of the data, without gaps from its first byte on. */
+  readonly tensors: readonly PlacedTensor[];
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly dataBytes: number;
+}
+
+/**
+ * Reads the JSON of a header, `start` being the file's first bytes with all of it. `fileBytes`: the file's size; where it is not
+ * known yet, the caller checks dataBytes later. Throws EngineError("bad-file") when any rule of the format is broken.
+ */
+export const readHeader = (start: Uint8Array, file: string, fileBytes?: number): Header => {
+  const dataStart = LENGTH_BYTES + headerLengthOf(start, file, fileBytes);
+  const bad = (rule: string, got: string, advice: string): EngineError =>
+    new EngineError("bad-file", `${file}: ${rule}, got ${got}; ${advice}`);
   let header: unknown;
   try {
-    if (bytes[8] !== 0x7b) throw new SyntaxError(`it starts with byte ${bytes[8]}, not with {`);
-    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, dataStart)));
+    if (start[LENGTH_BYTES] !== 0x7b) throw new SyntaxError(`it starts with byte ${start[LENGTH_BYTES]}, not with {`);
+    header = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(start.subarray(LENGTH_BYTES, dataStart)));
   } catch (cause) {
-    throw bad("the header is UTF-8 JSON that starts with {", cause instanceof Error ? shown(cause.message) : shown(cause), guess(bytes), {
-      cause,
-    });
+    const got = cause instanceof Error ? shown(cause.message) : shown(cause);
+    throw unreadable(start, file, "the header is UTF-8 JSON that starts with {", got, { cause });
   }
 
   const corrupt = "the file is corrupt or forged; download it again";
@@ -89,8 +116,8 @@ export const readSafetensors = (bytes: Uint8Array, file: string): Safetensors =>
   const metadata = checkShape(metadataSchema, rawMetadata);
   if (metadata.issue) throw bad("__metadata__ maps strings to strings", shown(rawMetadata), corrupt);
 
-  const dataLength = bytes.byteLength - dataStart;
-  const found: { tensor: StoredTensor; begin: number; end: number }[] = [];
+  const dataLength = fileBytes === undefined ? Number.MAX_SAFE_INTEGER : fileBytes - dataStart;
+  const found: PlacedTensor[] = [];
   for (const [name, raw] of Object.entries(entries)) {
     const where = shown(name);
     const entry = checkShape(entrySchema, raw);
@@ -102,7 +129,6 @@ export const readSafetensors = (bytes: Uint8Array, file: string): Safetensors =>
         shown(dtype),
         "take the unquantised checkpoint of this model (an F8, I8 or U8 file is already quantised)",
       );
-    const width = WIDTH[dtype as StoredDtype];
     let count = 1;
     for (const size of shape) {
       count *= size;
@@ -115,38 +141,61 @@ export const readSafetensors = (bytes: Uint8Array, file: string): Safetensors =>
         shown(data_offsets),
         "the file is truncated or forged; download it again",
       );
-    if (end - begin !== count * width)
-      throw bad(`${where} has ${count * width} bytes (${dtype} ${shown(shape)})`, `${end - begin}`, corrupt);
-    const tensor = { name, dtype: dtype as StoredDtype, shape, bytes: bytes.subarray(dataStart + begin, dataStart + end) };
-    found.push({ tensor, begin, end });
+    const byteLength = count * WIDTH[dtype as StoredDtype];
+    if (end - begin !== byteLength) throw bad(`${where} has ${byteLength} bytes (${dtype} ${shown(shape)})`, `${end - begin}`, corrupt);
+    found.push({ name, dtype: dtype as StoredDtype, shape, begin, end });
   }
 
   found.sort((a, b) => a.begin - b.begin || a.end - b.end);
   let covered = 0;
-  for (const { tensor, begin, end } of found) {
+  for (const { name, begin, end } of found) {
     if (begin !== covered)
       throw bad(
         "tensors cover the data without holes or overlaps",
-        `${shown(tensor.name)} at byte ${begin} where ${covered} was expected`,
+        `${shown(name)} at byte ${begin} where ${covered} was expected`,
         "the file is corrupt, or two tensors of its header share one name; download it again",
       );
     covered = end;
   }
+  if (fileBytes !== undefined) checkDataBytes(covered, dataLength, file);
+  return { tensors: found, metadata: metadata.data, dataBytes: covered };
+};
+
+/** Whether the data ends where its tensors do. Throws EngineError("bad-file"). */
+export const checkDataBytes = (covered: number, dataLength: number, file: string): void => {
   if (covered !== dataLength)
-    throw bad(
-      "tensors cover the data to the end of the file",
-      `${covered} of ${dataLength} bytes`,
-      "the file is corrupt or has something appended; download it again",
+    throw new EngineError(
+      "bad-file",
+      `${file}: tensors cover the data to the end of the file, got ${covered} of ${dataLength} bytes; the file is ${covered < dataLength ? "corrupt or has something appended" : "truncated"}; download it again`,
     );
-  return { tensors: new Map(found.map(({ tensor }) => [tensor.name, tensor])), metadata: metadata.data };
 };
 
 /**
- * The values of a tensor in f32, always a fresh copy. F16 and BF16 are exact in f32.
- * Throws EngineError("bad-file") naming the first NaN or infinity.
+ * Reads the header and checks it against the bytes. `file` is only a name for messages.
+ * Throws EngineError("bad-file") when any rule of the format is broken. Values are checked by toFloat32.
  */
-export const toFloat32 = (tensor: StoredTensor, file: string): Float32Array<ArrayBuffer> => {
-  const { dtype, bytes } = tensor;
+export const readSafetensors = (bytes: Uint8Array, file: string): Safetensors => {
+  const { tensors, metadata, dataBytes } = readHeader(bytes, file, bytes.byteLength);
+  const dataStart = bytes.byteLength - dataBytes;
+  const placed = tensors.map(({ name, dtype, shape, begin, end }): [string, StoredTensor] => [
+    name,
+    { name, dtype, shape, bytes: bytes.subarray(dataStart + begin, dataStart + end) },
+  ]);
+  return { tensors: new Map(placed), metadata };
+};
+
+/** Bytes of one stored value. */
+export const widthOf = (dtype: StoredDtype): number => WIDTH[dtype];
+
+/**
+ * The values of a tensor, or of a piece of it that starts at element `first`, in f32, always a fresh copy. F16 and BF16 are exact in
+ * f32. Throws EngineError("bad-file") naming the first NaN or infinity.
+ */
+export const toFloat32 = (
+  { name, dtype, bytes }: Pick<StoredTensor, "name" | "dtype" | "bytes">,
+  file: string,
+  first = 0,
+): Float32Array<ArrayBuffer> => {
   // a tensor may start at any byte, and views need alignment; slice() of a Node Buffer would share memory
   const copy = new Uint8Array(bytes).buffer;
   const values = dtype === "F32" ? new Float32Array(copy) : new Float32Array(bytes.byteLength / 2);
@@ -163,7 +212,7 @@ export const toFloat32 = (tensor: StoredTensor, file: string): Float32Array<Arra
     if (!Number.isFinite(values[i]))
       throw new EngineError(
         "bad-file",
-        `${file}: values of ${shown(tensor.name)} are finite, got ${values[i]} at element ${i}; the checkpoint is damaged, download it again`,
+        `${file}: values of ${shown(name)} are finite, got ${values[i]} at element ${first + i}; the checkpoint is damaged, download it again`,
       );
   }
   return values;

@@ -4,12 +4,10 @@
 import { platformRandom } from "../ids.ts";
 import type { Json, Store, StoreEvent } from "../vocabulary.ts";
 import type { Timer } from "../waitBounds.ts";
-import { encodeEvent } from "./protocol.ts";
+import { encodeEvent, PING_MS } from "./protocol.ts";
 
 /** Events that a listener may have missed. */
 const REMEMBERED = 1_000;
-/** An idle stream says something this often, so that proxies keep it and a listener that is gone is noticed. */
-const PING_MS = 15_000;
 
 /** The store's events for whoever is connected, and the last of them for who was not for a moment. */
 export const createBroadcast = (store: Store, timer: Timer): ((lastEventId: string | null, signal: AbortSignal) => Response) => {

@@ -1,12 +1,13 @@
-// What happens in a served store, heard as server-sent events for as long as somebody listens. A connection that breaks is
-// opened again, with the id of the last event, after pauses that grow.
+// What happens in a served store, heard as server-sent events for as long as somebody listens. A connection that breaks, or
+// falls silent without an end, is opened again, with the id of the last event, after pauses that grow.
 
 import type { StoreEvent } from "../vocabulary.ts";
 import type { Timer } from "../waitBounds.ts";
-import { readEvents } from "./protocol.ts";
+import { PING_MS, readEvents } from "./protocol.ts";
 import { PAUSE_GROWTH, PAUSE_MS, type Requests } from "./requests.ts";
 
 const LONGEST_PAUSE_MS = 30_000;
+const SILENCE_MS = 3 * PING_MS;
 
 export interface Listening {
   /** Resolves when what happens from now on is heard, or when the server cannot be heard. */
@@ -35,11 +36,19 @@ export const startListening = (fetched: Requests["fetched"], timer: Timer, emit:
     let last: string | undefined;
     let pauseMs = PAUSE_MS;
     while (!stopped.signal.aborted) {
+      const connection = new AbortController();
+      const end = (): void => connection.abort();
+      stopped.signal.addEventListener("abort", end, { once: true });
+      let calm = timer(end, SILENCE_MS);
+      const onBytes = (): void => {
+        calm();
+        calm = timer(end, SILENCE_MS);
+      };
       try {
         const headers = last === undefined ? {} : { "last-event-id": last };
-        const response = await fetched("GET", "/watch", { signal: stopped.signal }, headers);
+        const response = await fetched("GET", "/watch", { signal: connection.signal }, headers);
         if (response.ok && response.body)
-          for await (const { event, id, data } of readEvents(response.body)) {
+          for await (const { event, id, data } of readEvents(response.body, onBytes)) {
             if (stopped.signal.aborted) return;
             pauseMs = PAUSE_MS;
             if (event === "ready") isReady();
@@ -48,6 +57,9 @@ export const startListening = (fetched: Requests["fetched"], timer: Timer, emit:
           }
       } catch {
         // events are hints, and writing tells what is wrong; here it is tried again
+      } finally {
+        calm();
+        stopped.signal.removeEventListener("abort", end);
       }
       isReady(); // a server that cannot be heard does not stop anyone from writing
       if (stopped.signal.aborted) return;

@@ -34,7 +34,11 @@ export interface HttpStoreOptions extends StoreOptions {
   readonly token?: string | (() => string | Promise<string>);
   /** Default: the platform's. */
   readonly fetch?: typeof globalThis.fetch;
+  /** Of one try, its body included; there are four. */
+  readonly timeoutMs?: number; // 120 000
 }
+
+const TIMEOUT_MS = 120_000;
 
 /** Ids in one address, so that it stays short enough for every proxy. */
 const IDS_A_REQUEST = 40;
@@ -57,7 +61,11 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const guardOpen = () => {
     if (closing.signal.aborted) throw closedError();
   };
-  const { fetched, call, get, list } = createRequests({ baseUrl, token, fetch: options.fetch, timer, guardOpen });
+  const { fetched, call, get, list } = createRequests({
+    ...{ baseUrl, token, timer, guardOpen },
+    fetch: options.fetch,
+    timeoutMs: options.timeoutMs ?? TIMEOUT_MS,
+  });
   const post = async <T>(path: string, json: unknown): Promise<T> => {
     guardOpen();
     await watching?.ready;

@@ -51,6 +51,9 @@ export const SPANS_A_PAGE = 64;
 /** A wait is answered at the latest after this, and asked again: shorter than what proxies cut. */
 export const WAIT_MS = 25_000;
 
+/** An idle stream of events says something this often, so that proxies keep it; who hears nothing for three times as long has lost it. */
+export const PING_MS = 15_000;
+
 export const toNdjson = (values: readonly unknown[]): string => values.map((value) => `${JSON.stringify(value)}\n`).join("");
 
 export const fromNdjson = (text: string): unknown[] =>
@@ -69,8 +72,8 @@ export interface SentEvent {
 export const encodeEvent = ({ id, event, data }: SentEvent): string =>
   `${id === undefined ? "" : `id: ${id}\n`}event: ${event}\ndata: ${JSON.stringify(data)}\n\n`;
 
-/** The events of a response's body, until it ends. */
-export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenerator<SentEvent> {
+/** The events of a response's body, until it ends. `onBytes` hears of every sign of life, pings included. */
+export async function* readEvents(body: ReadableStream<Uint8Array>, onBytes: () => void = () => {}): AsyncGenerator<SentEvent> {
   const decoder = new TextDecoder();
   const reader = body.getReader();
   let text = "";
@@ -78,6 +81,7 @@ export async function* readEvents(body: ReadableStream<Uint8Array>): AsyncGenera
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
+      onBytes();
       text += decoder.decode(value, { stream: true });
       for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
         const fields = new Map<string, string>();

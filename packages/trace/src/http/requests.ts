@@ -16,6 +16,8 @@ export interface RequestsOptions {
   readonly token: string | (() => string | Promise<string>) | undefined;
   readonly fetch: typeof globalThis.fetch | undefined;
   readonly timer: Timer;
+  /** Of one try, its body included. */
+  readonly timeoutMs: number;
   /** Before each try. */
   readonly guardOpen: () => void;
 }
@@ -26,6 +28,31 @@ interface Ask {
   readonly bytes?: Uint8Array<ArrayBuffer>;
   readonly signal?: AbortSignal;
 }
+
+/** Ends a try with the caller's signal, or when it takes too long. */
+const limitTry = (
+  timer: Timer,
+  timeoutMs: number,
+  outer: AbortSignal | undefined,
+): { signal: AbortSignal; isLate(): boolean; clear(): void } => {
+  const controller = new AbortController();
+  let late = false;
+  const end = (): void => controller.abort(outer?.reason);
+  const cut = timer(() => {
+    late = true;
+    controller.abort();
+  }, timeoutMs);
+  if (outer?.aborted) end();
+  outer?.addEventListener("abort", end, { once: true });
+  return {
+    signal: controller.signal,
+    isLate: () => late,
+    clear: () => {
+      cut();
+      outer?.removeEventListener("abort", end);
+    },
+  };
+};
 
 export interface Requests {
   /** One try, whatever the answer. */
@@ -39,7 +66,7 @@ export interface Requests {
 
 const isCode = (code: unknown): code is TraceErrorCode => typeof code === "string" && Object.hasOwn(STATUSES, code);
 
-export const createRequests = ({ baseUrl, token, fetch, timer, guardOpen }: RequestsOptions): Requests => {
+export const createRequests = ({ baseUrl, token, fetch, timer, timeoutMs, guardOpen }: RequestsOptions): Requests => {
   const base = `${new URL(baseUrl).href.replace(/\/+$/, "")}${PREFIX}`;
   const sleep = (ms: number): Promise<void> => new Promise((resolve) => void timer(resolve, ms));
   const unreachable = (got: string, cause?: unknown): TraceError =>
@@ -78,8 +105,9 @@ export const createRequests = ({ baseUrl, token, fetch, timer, guardOpen }: Requ
     for (let tried = 1; ; tried++) {
       guardOpen();
       let failure: TraceError;
+      const limit = limitTry(timer, timeoutMs, ask.signal);
       try {
-        const response = await fetched(method, path, ask);
+        const response = await fetched(method, path, { ...ask, signal: limit.signal });
         if (response.ok) return await read(response);
         const error = await errorOf(response);
         if (error) throw error;
@@ -87,7 +115,9 @@ export const createRequests = ({ baseUrl, token, fetch, timer, guardOpen }: Requ
       } catch (cause) {
         ask.signal?.throwIfAborted();
         if (cause instanceof TraceError) throw cause;
-        failure = unreachable(String(cause), cause);
+        failure = unreachable(limit.isLate() ? `no whole answer within ${timeoutMs} ms` : String(cause), cause);
+      } finally {
+        limit.clear();
       }
       if (tried === TRIES) throw failure;
       await sleep(PAUSE_MS * PAUSE_GROWTH ** (tried - 1));
