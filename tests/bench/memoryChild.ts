@@ -65,7 +65,10 @@ const backend = await open();
 let held = 0;
 const look = (stage: string): void => {
   held = Math.max(held, backend.byteLength);
-  process.stderr.write(`${stage}: ${(backend.byteLength / 2 ** 20).toFixed(0)} MiB\n`);
+  const mebibytes = (bytes: number): string => (bytes / 2 ** 20).toFixed(0);
+  process.stderr.write(
+    `${stage}: ${mebibytes(backend.byteLength)} held, process grown by ${mebibytes(process.memoryUsage().rss - before)} MiB\n`,
+  );
 };
 const policy = await createPolicy({
   ...settings,
