@@ -108,6 +108,18 @@ const listCandidates = (shape: ProductShape): readonly ProductVariant[] => {
   return all.sort((a, b) => rank(a) - rank(b));
 };
 
+/** Tiles for dw [O, I]: its rows are the depth, cut into slices by the step itself. The one that suits the shape comes first. */
+export const weightGradCandidates = (O: number, I: number, isSoftware: boolean): readonly TileVariant[] => {
+  const large = !isSoftware && Math.min(O, I) > 16 && groupsOf(TILES["64x64"]!, O, I) >= ENOUGH_GROUPS / 4;
+  const wanted = `${large ? "64x64" : smallTile(O, I)}${isSoftware ? "" : " wide"}`;
+  const all = Object.entries(TILES).flatMap(([name, size]) =>
+    [false, true].map((isWide): TileVariant => {
+      return { name: `${name}${isWide ? " wide" : ""}`, kind: "tile", tile: size, isWide, isSplit: false, isHalf: false };
+    }),
+  );
+  return all.sort((a, b) => Number(b.name === wanted) - Number(a.name === wanted));
+};
+
 /** Row counts up to `capacity` in classes that may want different variants: the first and the last of each. A software device has one. */
 export const rowClasses = (capacity: number, isSoftware: boolean): { from: number; to: number }[] => {
   if (isSoftware) return [{ from: 1, to: capacity }];

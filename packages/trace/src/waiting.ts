@@ -1,0 +1,81 @@
+// Waiting for rollouts to end: looks at the store, and again when it hears of them.
+
+import { TraceError } from "./errors.ts";
+import type { Read } from "./rolloutPages.ts";
+import { isTerminal } from "./status.ts";
+import type { Rollout, Store, StoreEvent } from "./vocabulary.ts";
+import { boundWait, type Timer } from "./waitBounds.ts";
+
+/** Where others write too, a hint may be lost with the tab that owed it: waiting looks again this often. */
+const RECHECK_MS = 2_000;
+
+export interface WaitingOptions {
+  /** Of the store, for messages. */
+  readonly name: string;
+  readonly read: Read;
+  readonly watch: Store["watch"];
+  readonly timer: Timer;
+  /** Aborted by close(). */
+  readonly closing: AbortSignal;
+  readonly closedError: () => TraceError;
+  readonly hasOtherWriters: boolean;
+}
+
+export const createWaitFor = ({ name, read, watch, timer, closing, closedError, hasOtherWriters }: WaitingOptions): Store["waitFor"] => {
+  const terminal = (ids: readonly string[]): Promise<Rollout[] | undefined> =>
+    read(async (rows) => {
+      const found: Rollout[] = [];
+      for (const id of ids) {
+        const rollout = await rows.rollout(id);
+        if (rollout === undefined)
+          throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
+        found.push(rollout);
+      }
+      return found.every((rollout) => isTerminal(rollout.status)) ? found : undefined;
+    });
+
+  return async (rolloutIds, { signal, timeoutMs } = {}) => {
+    if (closing.aborted) throw closedError();
+    signal?.throwIfAborted();
+    const ids = [...rolloutIds];
+    const wanted = new Set(ids);
+    const stops: (() => void)[] = [];
+    try {
+      return await new Promise<Rollout[]>((resolve, reject) => {
+        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing, closedError, count: wanted.size }));
+        // one look at a time; what is heard meanwhile asks for one more
+        let looking = false;
+        let again = false;
+        const look = async (): Promise<void> => {
+          if (looking) {
+            again = true;
+            return;
+          }
+          looking = true;
+          do {
+            again = false;
+            const found = await terminal(ids);
+            if (found) resolve(found);
+          } while (again);
+          looking = false;
+        };
+        const check = () => void look().catch(reject);
+        const concerns = (event: StoreEvent): boolean =>
+          (event.kind === "gone" || (event.kind === "rollout" && isTerminal(event.status))) && wanted.has(event.id);
+        stops.push(watch((event) => concerns(event) && check()));
+        if (hasOtherWriters) {
+          let stop = () => {};
+          const recheck = () => {
+            check();
+            stop = timer(recheck, RECHECK_MS);
+          };
+          stop = timer(recheck, RECHECK_MS);
+          stops.push(() => stop());
+        }
+        check();
+      });
+    } finally {
+      for (const stop of stops) stop();
+    }
+  };
+};
