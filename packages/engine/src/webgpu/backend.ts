@@ -6,20 +6,26 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
-import type { Executable, HostArray, TensorData } from "../plan/backend.ts";
+import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { byteLengthOf } from "../weights/formats.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
-import type { WebGpuBackend } from "./checked.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
 import { lowerSteps } from "./kernels/fuse.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
+import type { Target } from "./kernels/target.ts";
 import { createPacing } from "./pacing.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
 import { type Piece, piecesOf, type Shard, shardsOf } from "./shards.ts";
+
+export interface WebGpuBackend extends Backend {
+  /** What WebGPU says of the adapter: vendor, architecture, device, description. */
+  readonly identity: string;
+  readonly target: Target;
+}
 
 export interface WebGpuOptions extends DeviceOptions {
   /** Every launch is validated by itself, and errors name it. Many times slower. */
