@@ -21,8 +21,10 @@ export interface WaitingOptions {
   readonly hasOtherWriters: boolean;
 }
 
+const liveIds = (rollouts: readonly Rollout[]): string[] => rollouts.filter(({ status }) => !isTerminal(status)).map(({ id }) => id);
+
 export const createWaitFor = ({ name, read, watch, timer, closing, closedError, hasOtherWriters }: WaitingOptions): Store["waitFor"] => {
-  const terminal = (ids: readonly string[]): Promise<Rollout[] | undefined> =>
+  const rolloutsOf = (ids: readonly string[]): Promise<Rollout[]> =>
     read(async (rows) => {
       const found: Rollout[] = [];
       for (const id of ids) {
@@ -31,7 +33,7 @@ export const createWaitFor = ({ name, read, watch, timer, closing, closedError, 
           throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
         found.push(rollout);
       }
-      return found.every((rollout) => isTerminal(rollout.status)) ? found : undefined;
+      return found;
     });
 
   return async (rolloutIds, { signal, timeoutMs } = {}) => {
@@ -43,9 +45,12 @@ export const createWaitFor = ({ name, read, watch, timer, closing, closedError, 
     try {
       return await new Promise<Rollout[]>((resolve, reject) => {
         stops.push(boundWait(reject, { signal, timeoutMs, timer, closing, closedError, count: wanted.size }));
-        // one look at a time; what is heard meanwhile asks for one more
+        // one look at a time; what is heard meanwhile asks for one more. What has ended is not looked at again until all have,
+        // or one is gone
         let looking = false;
         let again = false;
+        let left: readonly string[] = ids;
+        let isAnyGone = false;
         const look = async (): Promise<void> => {
           if (looking) {
             again = true;
@@ -54,15 +59,26 @@ export const createWaitFor = ({ name, read, watch, timer, closing, closedError, 
           looking = true;
           do {
             again = false;
-            const found = await terminal(ids);
-            if (found) resolve(found);
+            if (isAnyGone) left = ids;
+            isAnyGone = false;
+            left = liveIds(await rolloutsOf(left));
+            if (left.length > 0) continue;
+            const all = await rolloutsOf(ids);
+            left = liveIds(all);
+            if (left.length === 0) resolve(all);
           } while (again);
           looking = false;
         };
         const check = () => void look().catch(reject);
         const concerns = (event: StoreEvent): boolean =>
           (event.kind === "gone" || (event.kind === "rollout" && isTerminal(event.status))) && wanted.has(event.id);
-        stops.push(watch((event) => concerns(event) && check()));
+        stops.push(
+          watch((event) => {
+            if (!concerns(event)) return;
+            isAnyGone ||= event.kind === "gone";
+            check();
+          }),
+        );
         if (hasOtherWriters) {
           let stop = () => {};
           const recheck = () => {

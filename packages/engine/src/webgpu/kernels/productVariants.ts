@@ -61,9 +61,12 @@ const smallTile = (m: number, n: number): string => (n <= 16 ? "64x16" : m <= 16
 const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongDepth }: ProductShape, canBeSkinny: boolean): string => {
   if (isSoftware) return smallTile(rows, n);
   if (canBeSkinny && isAlongDepth && rows <= SKINNY_ROWS && depth >= SKINNY_DEPTH) return "skinny";
-  if (n > 16 && groupsOf(TILES["64x64"]!, rows, n) >= ENOUGH_GROUPS) return "64x64 wide";
   const small = smallTile(rows, n);
-  return slices > 1 && groupsOf(TILES[small]!, rows, n) < ENOUGH_GROUPS ? `${small} wide split` : `${small} wide`;
+  const [many, few] = [groupsOf(TILES[small]!, rows, n), groupsOf(TILES["64x64"]!, rows, n)];
+  if (small === "32x32" && few >= ENOUGH_GROUPS) return "64x64 wide";
+  // Slices of the depth fill a GPU as well as smaller tiles do, and load less for each multiply-add.
+  if (small === "32x32" && rows > 32 && slices > 1 && few * slices >= ENOUGH_GROUPS) return "64x64 wide split";
+  return slices > 1 && many < ENOUGH_GROUPS ? `${small} wide split` : `${small} wide`;
 };
 
 /** By shape: the layers of a model ask for the same few. */
