@@ -11,7 +11,11 @@ import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.
 import { type OpenDevice, openDevice } from "../../../packages/engine/src/webgpu/device.ts";
 import type { Dispatch } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
 import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
-import { type ProductVariant, productCandidates } from "../../../packages/engine/src/webgpu/kernels/productVariants.ts";
+import {
+  type ProductVariant,
+  productCandidates,
+  weightGradCandidates,
+} from "../../../packages/engine/src/webgpu/kernels/productVariants.ts";
 import { type Feature, PORTABLE, type Target } from "../../../packages/engine/src/webgpu/kernels/target.ts";
 import { createPipelines } from "../../../packages/engine/src/webgpu/pipelines.ts";
 import { piecesOf, shardsOf, sliceOf } from "../../../packages/engine/src/webgpu/shards.ts";
@@ -196,6 +200,40 @@ describe.skipIf(skip !== undefined)(`products on WebGPU${why}`, () => {
       }, 240_000);
     }
   }
+
+  test("weightGrad: every tile gives the same bits, within 1.5e-6 of f64", async () => {
+    const [n, O, I] = [150, 70, 96];
+    const normal = createNormal(createRandom(31));
+    const fill = (length: number): Float32Array => Float32Array.from({ length }, normal);
+    const [a, b, before] = [fill(n * O), fill(n * I), fill(O * I)];
+    const want = new Float64Array(O * I);
+    for (let o = 0; o < O; o++) {
+      for (let i = 0; i < I; i++) {
+        let sum = 0;
+        for (let t = 0; t < n; t++) sum += a[t * O + o]! * b[t * I + i]!;
+        want[o * I + i] = before[o * I + i]! + 0.5 * sum;
+      }
+    }
+    let first: Float32Array | undefined;
+    for (const { name } of weightGradCandidates(O, I, false)) {
+      wanted = name;
+      const rows: Rows = { count: "rows", base: 0, capacity: n };
+      const io = (label: string, width: number): Tensor => ({ name: label, shape: [n, width], dtype: "f32", home: "io" });
+      const [dy, x] = [io("dy", O), io("x", I)];
+      const dw: Tensor = { name: "dw", shape: [O, I], dtype: "f32", home: "state" };
+      await backend.allocate(dw, before);
+      const executable = await backend.compile({ name, steps: [{ op: "weightGrad", rows, dy, x, dw, scale: 0.5 }] });
+      backend.write(dy, a);
+      backend.write(x, b);
+      await executable.run({ rows: n });
+      const got = (await backend.read(dw)) as Float32Array;
+      executable.dispose();
+      expect(taken.has(wanted), `${wanted} is taken`).toBe(true);
+      expect(worst(got, want, n), wanted).toBeLessThan(CLOSE);
+      first ??= got;
+      expect(bits(got), wanted).toEqual(bits(first));
+    }
+  }, 120_000);
 
   test.skipIf(!hasF16)(
     `f16 tiles round the factors, never the sums: within 2e-3 of f64${hasF16 ? "" : " (skipped: no shader-f16)"}`,

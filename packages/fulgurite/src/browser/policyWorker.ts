@@ -2,13 +2,13 @@
 
 import { createBackend, exposePolicy } from "@fulgurite/engine";
 import type { StartOptions } from "../edge.ts";
-import { verdictsIn } from "../verdicts.ts";
+import { checkIn } from "../gpuVerdicts.ts";
 import { startFrom } from "../weightPlace.ts";
 import type { ToPage, ToWorker } from "./startMessages.ts";
 import { openWebCache } from "./webCache.ts";
 
 /** Absent in private windows of some browsers: then a GPU is tested at no start, since it would be at every one. */
-const verdicts = globalThis.caches && globalThis.crypto?.subtle ? verdictsIn(openWebCache(caches)) : undefined;
+const check = globalThis.caches && globalThis.crypto?.subtle ? checkIn(openWebCache(caches)) : undefined;
 
 exposePolicy<StartOptions & { readonly port: MessagePort }>(self as never, async ({ port, ...options }) => {
   const { device, threads } = options;
@@ -17,7 +17,7 @@ exposePolicy<StartOptions & { readonly port: MessagePort }>(self as never, async
     if (data.kind === "abort") controller.abort();
   };
   const send = (message: ToPage): void => port.postMessage(message);
-  const backend = await createBackend(device, { ...(threads !== undefined && { threads }), ...(verdicts && { verdicts }) });
+  const backend = await createBackend(device, { ...(threads !== undefined && { threads }), ...(check && { check }) });
   try {
     return await startFrom(options, backend, {
       signal: controller.signal,

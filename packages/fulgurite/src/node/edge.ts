@@ -2,7 +2,7 @@ import { totalmem } from "node:os";
 import { createBackend } from "@fulgurite/engine/node";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Edge } from "../edge.ts";
-import { verdictsIn } from "../verdicts.ts";
+import { checkIn } from "../gpuVerdicts.ts";
 import { startFrom } from "../weightPlace.ts";
 import { cacheFolder, files } from "./fileEdge.ts";
 import { openFolderCache } from "./folderCache.ts";
@@ -17,8 +17,8 @@ export const edge: Edge = {
 
   startPolicy: async (options, hooks) => {
     const { device, threads } = options;
-    const verdicts = verdictsIn(openFolderCache(cacheFolder()));
-    return startFrom(options, await createBackend(device, { ...(threads !== undefined && { threads }), verdicts }), hooks);
+    const check = checkIn(openFolderCache(cacheFolder()));
+    return startFrom(options, await createBackend(device, { ...(threads !== undefined && { threads }), check }), hooks);
   },
 
   openStore: (name) => openFileStore(name),

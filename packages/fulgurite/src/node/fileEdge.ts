@@ -11,7 +11,7 @@ import { streamWhole } from "./streamWhole.ts";
 
 const isUrl = (source: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(source);
 
-/** Of the moment: HOME may change. */
+/** Of the moment: nothing is read at import. */
 export const cacheFolder = (): string => join(homedir(), ".cache", "fulgurite");
 
 export const files: FileEdge = {

@@ -9,7 +9,7 @@
 
 import type { Rows, Step, Tensor } from "../../plan/step.ts";
 import { isPacked, packedLayout, type WeightFormat } from "../../weights/formats.ts";
-import { type Gemm, gemm, HALF_PRELUDE, type Tile } from "../../wgsl/gemm.ts";
+import { type Gemm, gemm, HALF_PRELUDE } from "../../wgsl/gemm.ts";
 import { elementOf, type Matrix, wideElementOf } from "../../wgsl/matrix.ts";
 import { SKINNY, skinny } from "../../wgsl/skinny.ts";
 import { shardsOf, sliceOf } from "../shards.ts";
@@ -25,7 +25,7 @@ import {
   kernel,
   SCRATCH,
 } from "./kernel.ts";
-import { type ProductVariant, productCandidates, rowClasses, type TileVariant } from "./productVariants.ts";
+import { type ProductVariant, productCandidates, rowClasses, type TileVariant, weightGradCandidates } from "./productVariants.ts";
 import { chosen, type Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
@@ -283,19 +283,15 @@ const SLICE_ROWS = 64;
 /** Above this many results the product has enough workgroups by itself: one slice takes all rows. */
 const MAX_SLICED = 1 << 18;
 
-const weightGradTile = (o: number, i: number, isSoftware: boolean): Tile => {
-  if (i <= 16) return { BM: 64, BN: 16, TM: 4, TN: 4 };
-  if (o <= 16) return { BM: 16, BN: 64, TM: 4, TN: 4 };
-  return isSoftware || o * i < 1 << 16 ? { BM: 32, BN: 32, TM: 4, TN: 4 } : { BM: 64, BN: 64, TM: 4, TN: 8 };
-};
-
 export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target: Target): Dispatch[] => {
   const [O, I] = [columnsOf(dy), columnsOf(x)];
   const size = O * I;
-  const tile = weightGradTile(O, I, target.isSoftware);
+  const problem = { op: "weightGrad", rows: 0, sizes: { O, I }, format: "f32" } as const;
+  const variant = chosen(target, problem, weightGradCandidates(O, I, target.isSoftware));
+  const { tile } = variant;
   const sliceRows = size <= MAX_SLICED ? SLICE_ROWS : 2 ** 31;
   const slices = (n: number): number => Math.ceil(n / sliceRows);
-  const [wideA, wideB] = [!target.isSoftware && isFour(O), !target.isSoftware && isFour(I)];
+  const [wideA, wideB] = [variant.isWide && isFour(O), variant.isWide && isFour(I)];
   const operand = (name: string, width: string, isWide: boolean): Matrix => ({
     name,
     rows: "params.rows",
@@ -304,7 +300,8 @@ export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target:
     format: "f32",
     isWide,
   });
-  const label = `weightGrad ${tile.BM}x${tile.BN}${wideA ? " wide a" : ""}${wideB ? " wide b" : ""}`;
+  const narrow = variant.isWide ? `${wideA ? "" : " narrow a"}${wideB ? "" : " narrow b"}` : "";
+  const label = `weightGrad ${variant.name}${narrow}`;
   const product = kernel({
     label,
     bindings: {
