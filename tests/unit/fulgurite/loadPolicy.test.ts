@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EngineError, parseConfig } from "@fulgurite/engine";
+import * as fc from "fast-check";
 import { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "fulgurite";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { edge } from "../../../packages/fulgurite/src/node/edge.ts";
@@ -252,6 +253,97 @@ describe("the cache", () => {
     expect(entries.filter((name) => name.endsWith(".fulg"))).toHaveLength(1);
     for (const name of entries) expect(readFileSync(join(place, name)).includes("hf_secret")).toBe(false);
   });
+});
+
+describe("weights in another format", () => {
+  const bytesHeld = (cacheOf: string): number =>
+    readdirSync(cacheOf)
+      .filter((name) => name.endsWith(".fulg"))
+      .reduce((sum, name) => sum + readFileSync(join(cacheOf, name)).length, 0);
+
+  test("are converted on the way, kept for each format, and told in the budget", async () => {
+    const server = await serve(onHub(NAME, ["main", COMMIT], modelFiles("qwen3")), { commit: COMMIT });
+    const budgets: string[] = [];
+    const sizes: number[] = [];
+    const progress: { tensorsDone?: number; tensors?: number }[] = [];
+    const options = {
+      hub: server.url,
+      onMemory: ({ weightFormat }: { weightFormat: string }) => void budgets.push(weightFormat),
+      onProgress: (now: { tensorsDone?: number; tensors?: number }) => void progress.push(now),
+    };
+    for (const weightFormat of ["q8", "q4"] as const) {
+      const first = await sample(await load(NAME, { ...options, weightFormat }));
+      expect(first.logprobs.every((logprob) => logprob < 0)).toBe(true);
+      sizes.push(bytesHeld(cacheFolder));
+      const asked = server.askedFor("model.safetensors").length;
+      expect(await sample(await load(NAME, { ...options, weightFormat }))).toEqual(first);
+      expect(server.askedFor("model.safetensors")).toHaveLength(asked);
+    }
+    expect(budgets).toEqual(["q8", "q8", "q4", "q4"]);
+    expect(sizes[1]! - sizes[0]!).toBeLessThan(sizes[0]!);
+    const counted = progress.filter(({ tensors }) => tensors !== undefined);
+    expect(counted.at(-1)!.tensorsDone).toBe(counted.at(-1)!.tensors);
+  });
+
+  test("the small model is f32 when nobody asks, and an unknown format is refused by name", async () => {
+    const budgets: string[] = [];
+    const source = writeFolder(join(folder, "m"), modelFiles("llama"));
+    await load(source, { onMemory: ({ weightFormat }) => void budgets.push(weightFormat) });
+    expect(budgets).toEqual(["f32"]);
+    expect((await failure(load(source, { weightFormat: "q5" as never }))).message).toContain("q5");
+  });
+
+  test("two loads of the same model at once leave whole files", async () => {
+    const server = await serve(onHub(NAME, ["main", COMMIT], modelFiles("qwen3")), { commit: COMMIT });
+    const [one, two] = await Promise.all([load(NAME, { hub: server.url }), load(NAME, { hub: server.url })]);
+    const want = await sample(one);
+    expect(await sample(two)).toEqual(want);
+    expect(readdirSync(cacheFolder).filter((name) => name.endsWith(".part"))).toEqual([]);
+    const asked = server.askedFor("model.safetensors").length;
+    expect(await sample(await load(NAME, { hub: server.url }))).toEqual(want);
+    expect(server.askedFor("model.safetensors")).toHaveLength(asked);
+  });
+
+  test("a load that fails or is aborted half-way leaves nothing of its weights", async () => {
+    const files = onHub(NAME, ["main", COMMIT], modelFiles("qwen3"));
+    const place = `/${NAME}/resolve/${COMMIT}/model.safetensors`;
+    const whole = files[place]!;
+    const server = await serve({ ...files, [place]: whole.subarray(0, whole.length - 4) }, { commit: COMMIT });
+    expect(await failure(load(NAME, { hub: server.url }))).toMatchObject({ code: "bad-file" });
+    server.files[place] = whole;
+    const controller = new AbortController();
+    const onProgress = ({ file, bytes }: { file: string; bytes: number }): void =>
+      void (file === "model.safetensors" && bytes > 0 && controller.abort());
+    expect(await failure(load(NAME, { hub: server.url, signal: controller.signal, onProgress }))).toMatchObject({ code: "aborted" });
+    expect(readdirSync(cacheFolder).filter((name) => /fulg|part/.test(name))).toEqual([]);
+  });
+});
+
+test("a tokenizer or its config flipped or cut anywhere: an error, or a policy, and never a hang", async () => {
+  const files = modelFiles("llama");
+  let runs = 0;
+  await fc.assert(
+    fc.asyncProperty(
+      fc.nat(1e6),
+      fc.integer({ min: 1, max: 255 }),
+      fc.boolean(),
+      fc.constantFrom("tokenizer.json", "tokenizer_config.json"),
+      async (place, mask, isCut, file) => {
+        const original = files[file]!;
+        const at = place % original.length;
+        const bytes = isCut ? original.slice(0, at) : original.slice();
+        if (!isCut) bytes[at]! ^= mask;
+        const source = writeFolder(join(folder, `fuzz${runs++}`), { ...files, [file]: bytes });
+        const outcome = await load(source, { maxContext: 8 }).then(
+          () => "loaded",
+          (error: { code?: string }) => error.code,
+        );
+        expect(["loaded", "bad-file", "bad-format", "unsupported"]).toContain(outcome);
+        for (const policy of policies.splice(0)) await policy.dispose();
+      },
+    ),
+    { numRuns: 60, seed: 1 },
+  );
 });
 
 describe("a gated model", () => {

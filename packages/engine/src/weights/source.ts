@@ -12,8 +12,8 @@ export interface WeightReceiver {
 }
 
 export interface WeightSource {
-  /** model.safetensors.index.json of a sharded model; undefined: there is one file, model.safetensors. Asked before the first read. */
-  index(): Promise<Uint8Array | undefined>;
+  /** model.safetensors.index.json of a sharded model; absent or undefined: there is one file, model.safetensors. Asked before the first read. */
+  index?(): Promise<Uint8Array | undefined>;
   /** Sends a file. Rejects with what the receiver rejects with. */
   read(file: string, receiver: WeightReceiver): Promise<void>;
   /** The platform's SHA-256 of a stream, where it has one. */

@@ -233,7 +233,7 @@ export const streamWeights = async (source: WeightSource, options: StreamOptions
     return (stored) => found.get(stored);
   };
 
-  const index = await source.index();
+  const index = await source.index?.();
   if (!index)
     return readFile(SINGLE, (header) => {
       const names = header.tensors.map(({ name }) => name);
