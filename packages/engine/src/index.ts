@@ -12,7 +12,7 @@ export type { BackendOptions } from "./device.ts";
 export { EngineError, type EngineErrorCode } from "./errors.ts";
 export type { AdapterBase, BaseModel } from "./lora/base.ts";
 export { type FileToWrite, type MergedModel, type MergeOptions, mergedFolder, openMerged } from "./lora/merge.ts";
-export { fromPeft, toPeft } from "./lora/peft.ts";
+export { castPeft, fromPeft, toPeft } from "./lora/peft.ts";
 export {
   describeMemory,
   fitMemory,

@@ -12,7 +12,8 @@ import { readWhole } from "./readWhole.ts";
 
 const isUrl = (source: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(source);
 
-const CACHE = join(homedir(), ".cache", "fulgurite");
+/** Of the moment: nothing is read at import. */
+const cacheFolder = (): string => join(homedir(), ".cache", "fulgurite");
 
 export const edge: Edge = {
   folderUrl: (source) => {
@@ -32,7 +33,7 @@ export const edge: Edge = {
 
   isPreflightFree: () => true,
 
-  openCache: async (folder = CACHE) => openFolderCache(resolve(folder)),
+  openCache: async (folder = cacheFolder()) => openFolderCache(resolve(folder)),
 
   // a container's share, where there is one; without one some systems report an absurd number
   memoryBytes: () => Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY),
@@ -42,7 +43,10 @@ export const edge: Edge = {
   startPolicy: async ({ device, threads, ...options }) =>
     createPolicy({
       ...options,
-      backend: await createBackend(device, { ...(threads !== undefined && { threads }), verdicts: verdictsIn(openFolderCache(CACHE)) }),
+      backend: await createBackend(device, {
+        ...(threads !== undefined && { threads }),
+        verdicts: verdictsIn(openFolderCache(cacheFolder())),
+      }),
     }),
 
   openStore: (name) => openFileStore(name),

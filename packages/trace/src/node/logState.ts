@@ -44,7 +44,7 @@ export const openLogState = async (
 
   const rows = await createLogRows({
     index: () => log.index,
-    readAll: (places) => log.readAll(places),
+    readAll: (places) => log.reader.readAll(places),
     resources: {
       keepResource: (resource) => {
         const kept = stored.get(resource) as StoredResource;
