@@ -6,7 +6,7 @@ import { createPolicy } from "@fulgurite/engine";
 import { createBackend } from "@fulgurite/engine/node";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Edge } from "../edge.ts";
-import { verdictsIn } from "../verdicts.ts";
+import { checkIn } from "../gpuVerdicts.ts";
 import { openFolderCache } from "./folderCache.ts";
 import { readWhole } from "./readWhole.ts";
 
@@ -45,7 +45,7 @@ export const edge: Edge = {
       ...options,
       backend: await createBackend(device, {
         ...(threads !== undefined && { threads }),
-        verdicts: verdictsIn(openFolderCache(cacheFolder())),
+        check: checkIn(openFolderCache(cacheFolder())),
       }),
     }),
 
