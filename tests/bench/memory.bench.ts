@@ -42,12 +42,14 @@ const QWEN = {
 
 /** Few tokens, so that a processor gets through, and all of them used: a page that nobody touched takes no memory. */
 const settings = { lora: { rank: 16, alpha: 32 }, slots: 2, maxContext: 64, microBatchTokens: 64 };
+/** Fewer still where a processor may have to play the GPU. */
+const fewer = { ...settings, maxContext: 32, microBatchTokens: 32 };
 
 const CASES: Readonly<Record<string, MemoryCase>> = {
   "135M, f32, WASM": { config: SMOL, device: "wasm", weightFormat: "f32", settings },
-  "135M, f32, WebGPU": { config: SMOL, device: "webgpu", weightFormat: "f32", settings },
+  "135M, f32, WebGPU": { config: SMOL, device: "webgpu", weightFormat: "f32", settings: fewer },
   "0.5B, q8, WASM": { config: QWEN, device: "wasm", weightFormat: "q8", settings },
-  "0.5B, q8, WebGPU": { config: QWEN, device: "webgpu", weightFormat: "q8", settings },
+  "0.5B, q8, WebGPU": { config: QWEN, device: "webgpu", weightFormat: "q8", settings: fewer },
 };
 
 /** memoryChild.ts as one text: Node 20 runs no TypeScript. The package webgpu finds its binary beside itself, so it stays outside. */

@@ -2,7 +2,7 @@
 // span under its key once, in order, as the same line of JSON, and answers when it is on disk.
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import type { Span, Store } from "@fulgurite/trace";
+import type { Span, Store, StoreItem } from "@fulgurite/trace";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Bench } from "./figures.ts";
 import { spanOf } from "./span.ts";
@@ -118,21 +118,39 @@ export const remove = (folder: string): void => rmSync(folder, { recursive: true
 
 const SPANS_A_ROLLOUT = 20;
 
-/** Rollouts of 20 model calls each, all ended but the last, by 64 workers. */
+/** Rollouts of 20 model calls each, all ended, fifty at once: as an archive is imported. */
 export const fillOurs = async (folder: string, count: number): Promise<void> => {
   const store = await openFileStore(folder);
-  let left = count / SPANS_A_ROLLOUT;
-  const worker = async (): Promise<void> => {
-    while (left-- > 0) {
-      const [rollout] = await store.enqueue([{ input: { question: `what is ${left} + 1?`, answer: left + 1 } }]);
-      const [claim] = await store.claim("bench");
-      const attempt = claim!.attempt;
-      await store.append(Array.from({ length: SPANS_A_ROLLOUT }, (_, index) => spanOf(attempt, index)));
-      if (rollout!.seq < count / SPANS_A_ROLLOUT) await store.finish(attempt, { status: "succeeded" });
-    }
-  };
-  await Promise.all(Array.from({ length: 64 }, worker));
+  const rollouts = count / SPANS_A_ROLLOUT;
+  for (let from = 0; from < rollouts; from += 50)
+    await store.adopt(Array.from({ length: Math.min(50, rollouts - from) }, (_, at) => itemsOf(from + at)).flat());
   await store.close();
+};
+
+const itemsOf = (index: number): StoreItem[] => {
+  const [rolloutId, id] = [`r${index}`, `a${index}`];
+  const times = { startedAtMs: 1, lastHeartbeatMs: 1, endedAtMs: 2 };
+  const input = { question: `what is ${index} + 1?`, answer: index + 1 };
+  const config = { timeoutMs: 60_000, maxAttempts: 1, retryOn: [] };
+  return [
+    {
+      kind: "rollout",
+      data: {
+        id: rolloutId,
+        seq: 1,
+        input,
+        mode: "train",
+        status: "succeeded",
+        config,
+        metadata: {},
+        attempts: 1,
+        createdAtMs: 1,
+        endedAtMs: 2,
+      },
+    },
+    { kind: "attempt", data: { rolloutId, id, sequence: 1, status: "succeeded", workerId: "bench", ...times } },
+    ...Array.from({ length: SPANS_A_ROLLOUT }, (_, at) => ({ kind: "span", data: { ...spanOf({ rolloutId, id }, at), seq: 1 } }) as const),
+  ];
 };
 
 /** The same spans, a thousand at once. */

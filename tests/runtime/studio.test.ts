@@ -45,6 +45,8 @@ scenario("the page opens, says where it runs, and has nothing to show yet", asyn
   await open();
   await expect.poll(() => status().textContent(), { timeout: 60_000 }).toContain("Ready.");
   expect(await page.getByTestId("device").textContent()).toMatch(/WASM|WebGPU/);
+  expect(await page.getByTestId("memory").textContent()).toMatch(/^≤ \d+ MiB\b/);
+  expect(await page.getByTestId("memory").getAttribute("title")).toMatch(/weights .*, adapter state .*, activations .*, KV cache /);
   expect(await steps()).toBe(0);
 });
 

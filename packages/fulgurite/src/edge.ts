@@ -1,7 +1,7 @@
 // What differs between a browser and Node, and nothing else. browser/edge.ts and node/edge.ts implement it; the package's
 // "#edge" import picks one.
 
-import type { Backend, DeviceKind, Policy, PolicyModel, PolicyOptions } from "@fulgurite/engine";
+import type { Backend, BackendOptions, DeviceKind, Policy, PolicyModel, PolicyOptions } from "@fulgurite/engine";
 import type { Store } from "@fulgurite/trace";
 import type { FileEdge } from "./fileEdge.ts";
 import type { LoadProgress } from "./modelFiles.ts";
@@ -26,7 +26,7 @@ export interface Edge extends FileEdge {
   /** What the machine has, where the platform says so: a policy that needs more would only make it swap. */
   memoryBytes(): number | undefined;
   /** The device that startPolicy would open, here and not in a worker: for a look at it. The caller disposes it. */
-  openDevice(device: DeviceKind | "auto"): Promise<Backend>;
+  openDevice(device: DeviceKind | "auto", options?: BackendOptions): Promise<Backend>;
   /** Browser: in a worker of its own. Node: in this process. */
   startPolicy(options: StartOptions, hooks?: StartHooks): Promise<Policy>;
   /** Browser: an IndexedDB database of this name. Node: a folder. */

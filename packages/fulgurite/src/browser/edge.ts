@@ -16,7 +16,7 @@ export const edge: Edge = {
     return deviceMemory === undefined || deviceMemory >= DEVICE_MEMORY_CAP ? undefined : deviceMemory * 2 ** 30;
   },
 
-  openDevice: (device) => createBackend(device),
+  openDevice: (device, options) => createBackend(device, options),
 
   startPolicy: async (options, { signal, onProgress, onReport } = {}) => {
     // A page's own address, with which the worker, whose address is another, finds a relative folder.

@@ -13,7 +13,7 @@ export const edge: Edge = {
   // a container's share, where there is one; without one some systems report an absurd number
   memoryBytes: () => Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY),
 
-  openDevice: (device) => createBackend(device),
+  openDevice: (device, options) => createBackend(device, options),
 
   startPolicy: async (options, hooks) => {
     const { device, threads } = options;

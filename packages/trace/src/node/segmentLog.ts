@@ -60,6 +60,8 @@ export interface SegmentLog {
   /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
   hasFailed(): boolean;
+  /** Damage was met: all of the log is to be read at the next opening, so nothing may be said of it now. */
+  isDamaged(): boolean;
   /** Damage that it meets is known to whoever opens the log next. */
   readonly reader: LogReader;
   readonly sidecars: SidecarFiles;
@@ -114,12 +116,12 @@ export const createSegmentLog = (
   let written: Batch | undefined;
   let waiting: Batch | undefined;
   let lastSeq = known.at(-1)?.lastSeq ?? 0;
-  let isIndexed = true;
+  let isDamaged = false;
   const blocks = createBlocks();
 
   /** All of the log is read again at the next opening, and what is damaged is set aside. */
   const distrust = async (): Promise<void> => {
-    isIndexed = false;
+    isDamaged = true;
     await unlink(join(folders.index, "manifest")).catch(() => {}); // there is none, or verify will tell
   };
   const reader = createLogReader(folder, distrust);
@@ -143,7 +145,7 @@ export const createSegmentLog = (
   const seal = async (name: string, end: number): Promise<void> => {
     index.segments.push(await sidecars.seal(name, end, active, index.segments.at(-1)));
     active = new SegmentIndex();
-    if (isIndexed) await onLeft();
+    await onLeft();
   };
 
   const replayFile = async (name: string, voidFrom: number, isLast: boolean): Promise<number> => {
@@ -343,6 +345,7 @@ export const createSegmentLog = (
       await writing;
     },
     hasFailed: () => failure !== undefined,
+    isDamaged: () => isDamaged,
     reader,
     sidecars,
     isRipe: () => current !== undefined && current.end >= rotateBytes,
