@@ -117,11 +117,13 @@ const toTemplateTool = (tool: Tool): { type: "function"; function: Record<string
 export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
   const tokenizerConfig = fieldsOf("tokenizer_config.json", files.tokenizerConfig);
   const templates = loadTemplates(files.chatTemplate, tokenizerConfig.chat_template);
+  let read: ReturnType<typeof readTokenizerFile>;
   let tokenizer: Tokenizer;
-  const { fields, vocabSize } = readTokenizerFile(fieldsOf("tokenizer.json", files.tokenizer));
   try {
-    tokenizer = new Tokenizer(fields, tokenizerConfig);
+    read = readTokenizerFile(fieldsOf("tokenizer.json", files.tokenizer));
+    tokenizer = new Tokenizer(read.fields, tokenizerConfig);
   } catch (cause) {
+    if (cause instanceof AgentError) throw cause;
     throw new AgentError("bad-format", `tokenizer.json: must be one that @huggingface/tokenizers reads, got ${messageOf(cause)}`, {
       cause,
     });
@@ -154,14 +156,14 @@ export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
   }
 
   return {
-    vocabSize,
+    vocabSize: read.vocabSize,
     stopTokens: [...stopTokens],
     encode: (text) => (text === "" ? new Int32Array(0) : Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids)),
     decode: (tokens) => {
       const known = Array.from(tokens).filter((id) => tokenizer.id_to_token(id) !== undefined);
       return known.length === 0 ? "" : tokenizer.decode(known, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
     },
-    tokenBytes: readTokenBytes(fields, (id) => tokenizer.id_to_token(id)),
+    tokenBytes: readTokenBytes(read.fields, (id) => tokenizer.id_to_token(id)),
     render: (conversation: Conversation, { addGenerationPrompt }) => {
       try {
         return templates(conversation.tools.length > 0).render({

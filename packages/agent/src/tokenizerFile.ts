@@ -124,7 +124,7 @@ const checkMerges = (vocab: object, merges: unknown, prefix: string): void => {
 
 /** Rust takes every numeric character for a digit (٣, ², Ⅷ), the library ASCII's ten. */
 const asRustReads = (part: PreTokenizer): PreTokenizer => {
-  if (part.pretokenizers) return { ...part, pretokenizers: part.pretokenizers.map(asRustReads) } as PreTokenizer;
+  if (part.type === "Sequence") return { ...part, pretokenizers: part.pretokenizers?.map(asRustReads) } as PreTokenizer;
   if (part.type !== "Digits") return part;
   const Regex = part.individual_digits ? "\\p{N}" : "\\p{N}+";
   return { type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false } as PreTokenizer;

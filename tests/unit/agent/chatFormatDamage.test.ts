@@ -130,6 +130,10 @@ test("what would encode to nothing or lose text is named", () => {
   expect(load("pre_tokenizer.pretokenizers.0.pattern", {})).toThrow(/pre_tokenizer/);
   expect(load("model.vocab.a", 1e9)).toThrow(/model\.vocab\["a"\] must be an id below/);
   expect(load("model.merges.3", ["a", "zzz"] as never)).toThrow(/model\.merges\[3\] must be a pair that makes a token/);
+  expect(load("pre_tokenizer.pretokenizers.1.pretokenizers", 5 as never)).not.toThrow();
+  let nest: object = { type: "NFC" };
+  for (let depth = 0; depth < 20000; depth++) nest = { type: "Sequence", normalizers: [nest] };
+  expect(load("normalizer", nest as never)).toThrow(AgentError);
   expect(load("model.unk_token", "x")).not.toThrow();
   expect(load("model.unk_token", "no such")).toThrow(/model\.unk_token must be a token of the vocabulary/);
 });
