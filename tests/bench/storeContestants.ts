@@ -2,33 +2,20 @@
 // span under its key once, in order, as the same line of JSON, and answers when it is on disk.
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import type { Span, Store } from "@fulgurite/trace";
+import type { Span, Store, StoreItem } from "@fulgurite/trace";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Bench } from "./figures.ts";
+import { spanOf } from "./span.ts";
 
 export interface Contestant {
   append(spans: readonly Span[]): Promise<void>;
   close(): Promise<void>;
 }
 
-/** A model call as the endpoint records it: 200 tokens in, 50 out, about 3 kB of JSON. */
-export const spanOf = (attempt: { rolloutId: string; id: string }, index: number): Span => ({
-  rolloutId: attempt.rolloutId,
-  attemptId: attempt.id,
-  id: index.toString(16).padStart(16, "0"),
-  name: "chat spark",
-  startMs: 1_790_000_000_000 + index,
-  endMs: 1_790_000_000_040 + index,
-  status: "ok",
-  attributes: {
-    "gen_ai.request.model": "spark",
-    "gen_ai.usage.input_tokens": 200,
-    "gen_ai.usage.output_tokens": 50,
-    "fulgurite.prompt_token_ids": Int32Array.from({ length: 200 }, (_, at) => (at * 7919 + index) % 32_000),
-    "fulgurite.response_token_ids": Int32Array.from({ length: 50 }, (_, at) => (at * 104_729 + index) % 32_000),
-    "fulgurite.sampler_logprobs": Float32Array.from({ length: 50 }, (_, at) => -((at * 31 + index) % 97) / 13),
-  },
-});
+/** A peer also gives back all that it keeps. */
+export interface Peer extends Contestant {
+  texts(): Iterable<string>;
+}
 
 const base64 = (array: Int32Array | Float32Array): string =>
   Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
@@ -38,6 +25,18 @@ export const toText = (span: Span): string =>
   JSON.stringify(span, (_name, value) =>
     value instanceof Int32Array ? { $i32: base64(value) } : value instanceof Float32Array ? { $f32: base64(value) } : value,
   );
+
+const arrayOf = (base64Text: string): ArrayBuffer => new Uint8Array(Buffer.from(base64Text, "base64")).buffer;
+
+/** What a reader of a peer does to have what ours gives back. */
+export const fromText = (text: string): Span =>
+  JSON.parse(text, (_name, value) =>
+    typeof value?.$i32 === "string"
+      ? new Int32Array(arrayOf(value.$i32))
+      : typeof value?.$f32 === "string"
+        ? new Float32Array(arrayOf(value.$f32))
+        : value,
+  ) as Span;
 
 export const keyOf = ({ rolloutId, attemptId, id }: Span): string => `${rolloutId}/${attemptId}/${id}`;
 
@@ -52,6 +51,7 @@ interface Sqlite {
   pragma(text: string): unknown;
   exec(text: string): void;
   prepare(text: string): {
+    pluck(): { iterate(): Iterable<unknown> };
     run(...values: readonly unknown[]): unknown;
     get(...values: readonly unknown[]): unknown;
     iterate(...values: readonly unknown[]): Iterable<unknown>;
@@ -60,7 +60,7 @@ interface Sqlite {
   close(): void;
 }
 
-export const openSqlite = async ({ loadPeer }: Bench, folder: string): Promise<Contestant & { database: Sqlite }> => {
+export const openSqlite = async ({ loadPeer }: Bench, folder: string): Promise<Peer> => {
   const Database = await loadPeer<new (path: string) => Sqlite>("better-sqlite3");
   const database = new Database(join(folder, "spans.sqlite"));
   database.pragma("journal_mode = WAL");
@@ -70,7 +70,8 @@ export const openSqlite = async ({ loadPeer }: Bench, folder: string): Promise<C
   const all = database.transaction((spans: readonly Span[]) => {
     for (const span of spans) insert.run(keyOf(span), toText(span));
   });
-  return { database, append: async (spans) => all(spans), close: async () => database.close() };
+  const select = database.prepare("SELECT data FROM spans ORDER BY seq").pluck();
+  return { texts: () => select.iterate() as Iterable<string>, append: async (spans) => all(spans), close: async () => database.close() };
 };
 
 /** SQLite with the group commit that its caller would have to write: what is asked for in one turn of the loop is one transaction. */
@@ -95,18 +96,17 @@ export const grouped = (peer: Contestant): Contestant => {
 
 interface Lmdb {
   put(key: string | number, value: unknown): Promise<boolean>;
-  get(key: string | number): unknown;
+  getRange(options: object): { map<T>(to: (entry: { readonly value: string }) => T): Iterable<T> };
   ifNoExists(key: string, act: () => void): Promise<boolean>;
-  readonly flushed: Promise<unknown>;
   close(): Promise<void>;
 }
 
-export const openLmdb = async ({ loadPeer }: Bench, folder: string): Promise<Contestant & { database: Lmdb }> => {
+export const openLmdb = async ({ loadPeer }: Bench, folder: string): Promise<Peer> => {
   const { open } = await loadPeer<{ open(options: object): Lmdb }>("lmdb");
   // overlappingSync answers before the disk has it: off, an answer is a promise as ours is
   const database = open({ path: join(folder, "lmdb"), encoding: "string", overlappingSync: false });
   return {
-    database,
+    texts: () => database.getRange({}).map(({ value }) => value),
     append: async (spans) => {
       await Promise.all(spans.map((span) => database.ifNoExists(keyOf(span), () => void database.put(keyOf(span), toText(span)))));
     },
@@ -118,25 +118,43 @@ export const remove = (folder: string): void => rmSync(folder, { recursive: true
 
 const SPANS_A_ROLLOUT = 20;
 
-/** Rollouts of 20 model calls each, all ended but the last, by 64 workers. */
+/** Rollouts of 20 model calls each, all ended, fifty at once: as an archive is imported. */
 export const fillOurs = async (folder: string, count: number): Promise<void> => {
   const store = await openFileStore(folder);
-  let left = count / SPANS_A_ROLLOUT;
-  const worker = async (): Promise<void> => {
-    while (left-- > 0) {
-      const [rollout] = await store.enqueue([{ input: { question: `what is ${left} + 1?`, answer: left + 1 } }]);
-      const [claim] = await store.claim("bench");
-      const attempt = claim!.attempt;
-      await store.append(Array.from({ length: SPANS_A_ROLLOUT }, (_, index) => spanOf(attempt, index)));
-      if (rollout!.seq < count / SPANS_A_ROLLOUT) await store.finish(attempt, { status: "succeeded" });
-    }
-  };
-  await Promise.all(Array.from({ length: 64 }, worker));
+  const rollouts = count / SPANS_A_ROLLOUT;
+  for (let from = 0; from < rollouts; from += 50)
+    await store.adopt(Array.from({ length: Math.min(50, rollouts - from) }, (_, at) => itemsOf(from + at)).flat());
   await store.close();
 };
 
+const itemsOf = (index: number): StoreItem[] => {
+  const [rolloutId, id] = [`r${index}`, `a${index}`];
+  const times = { startedAtMs: 1, lastHeartbeatMs: 1, endedAtMs: 2 };
+  const input = { question: `what is ${index} + 1?`, answer: index + 1 };
+  const config = { timeoutMs: 60_000, maxAttempts: 1, retryOn: [] };
+  return [
+    {
+      kind: "rollout",
+      data: {
+        id: rolloutId,
+        seq: 1,
+        input,
+        mode: "train",
+        status: "succeeded",
+        config,
+        metadata: {},
+        attempts: 1,
+        createdAtMs: 1,
+        endedAtMs: 2,
+      },
+    },
+    { kind: "attempt", data: { rolloutId, id, sequence: 1, status: "succeeded", workerId: "bench", ...times } },
+    ...Array.from({ length: SPANS_A_ROLLOUT }, (_, at) => ({ kind: "span", data: { ...spanOf({ rolloutId, id }, at), seq: 1 } }) as const),
+  ];
+};
+
 /** The same spans, a thousand at once. */
-export const fillPeer = async (peer: Contestant, count: number): Promise<void> => {
+export const fillPeer = async (peer: Contestant, count: number, closes = true): Promise<void> => {
   for (let at = 0; at < count; at += 1_000)
     await peer.append(
       Array.from({ length: Math.min(1_000, count - at) }, (_, index) => {
@@ -144,5 +162,5 @@ export const fillPeer = async (peer: Contestant, count: number): Promise<void> =
         return spanOf({ rolloutId: `r${rollout}`, id: `a${rollout}` }, (at + index) % SPANS_A_ROLLOUT);
       }),
     );
-  await peer.close();
+  if (closes) await peer.close();
 };

@@ -1,11 +1,16 @@
-// The stores: files beside better-sqlite3 (WAL, synchronous = FULL) and lmdb.
+// The stores: files beside better-sqlite3 (WAL, synchronous = FULL) and lmdb (synced commits), IndexedDB beside Dexie and idb.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync } from "node:fs";
 import { join } from "node:path";
 import type { Span } from "@fulgurite/trace";
+import { openFileStore } from "@fulgurite/trace/node";
 import { bundleChild } from "../bundle.ts";
+import { benchCapture, benchRollouts } from "./agentFigures.ts";
+import { benchBrowser } from "./browserFigures.ts";
 import { type Bench, inRounds, seconds } from "./figures.ts";
-import { type Contestant, fillOurs, fillPeer, grouped, openLmdb, openOurs, openSqlite, remove, spanOf } from "./storeContestants.ts";
+import { lmdbQueue, ourQueue, type Queue, sqliteQueue } from "./queueContestants.ts";
+import { spanOf } from "./span.ts";
+import { type Contestant, fillOurs, fillPeer, fromText, grouped, openLmdb, openOurs, openSqlite, remove } from "./storeContestants.ts";
 
 const SQLITE = "better-sqlite3 12.11";
 const LMDB = "lmdb 3.5";
@@ -55,6 +60,72 @@ const benchAppend = async (bench: Bench, root: string): Promise<void> => {
     await Promise.all([ours.close(), sqlite.close(), lmdb.close()]);
     remove(folder);
   }
+};
+
+const benchClaim = async (bench: Bench, root: string): Promise<void> => {
+  if (!bench.wants("claim")) return;
+  const claimers = 64;
+  const count = bench.isQuick ? 320 : 3_200;
+  const folder = mkdtempSync(join(root, "claim-"));
+  const queues = {
+    ours: await ourQueue(join(folder, "ours")),
+    sqlite: await sqliteQueue(bench, folder),
+    lmdb: await lmdbQueue(bench, folder),
+  };
+  const rate = (queue: Queue) => async (): Promise<number> => {
+    await queue.enqueue(count);
+    const seen = new Set<string>();
+    const claimer = async (_: unknown, me: number): Promise<void> => {
+      for (let id = await queue.claim(`w${me}`); id !== undefined; id = await queue.claim(`w${me}`)) seen.add(id);
+    };
+    const spent = await seconds(() => Promise.all(Array.from({ length: claimers }, claimer)));
+    if (seen.size !== count) throw new Error(`${count} are claimed once, got ${seen.size}; run it by hand`);
+    return count / spent;
+  };
+  const found = await inRounds(bench.isQuick ? 2 : 5, { ours: rate(queues.ours), sqlite: rate(queues.sqlite), lmdb: rate(queues.lmdb) });
+  bench.print({ name: "claim, 64 workers", ours: found.ours, peer: found.sqlite, peerName: SQLITE, unit: "claims/s" });
+  bench.print({ name: "claim, 64 workers", ours: found.ours, peer: found.lmdb, peerName: LMDB, unit: "claims/s" });
+  for (const queue of Object.values(queues)) await queue.close();
+  remove(folder);
+};
+
+/** Every span of every rollout, with its arrays. */
+const benchScan = async (bench: Bench, root: string): Promise<void> => {
+  if (!bench.wants("scan")) return;
+  const count = bench.isQuick ? 2_000 : 20_000;
+  const folder = mkdtempSync(join(root, "scan-"));
+  await fillOurs(join(folder, "ours"), count);
+  const store = await openFileStore(join(folder, "ours"));
+  const sqlite = await openSqlite(bench, folder);
+  const lmdb = await openLmdb(bench, folder);
+  await fillPeer(sqlite, count, false);
+  await fillPeer(lmdb, count, false);
+  const rate = (read: () => Promise<number>) => async (): Promise<number> => {
+    let found = 0;
+    const spent = await seconds(async () => {
+      found = await read();
+    });
+    if (found !== count) throw new Error(`${count} spans are read, got ${found}; run it by hand`);
+    return count / spent;
+  };
+  const lengthOf = (texts: Iterable<string>): number => {
+    let spans = 0;
+    for (const text of texts) if (fromText(text).id !== "") spans += 1;
+    return spans;
+  };
+  const found = await inRounds(bench.isQuick ? 2 : 5, {
+    ours: rate(async () => {
+      let spans = 0;
+      for await (const { id } of store.rollouts()) for await (const span of store.spans({ rolloutId: id })) if (span.id !== "") spans += 1;
+      return spans;
+    }),
+    sqlite: rate(async () => lengthOf(sqlite.texts())),
+    lmdb: rate(async () => lengthOf(lmdb.texts())),
+  });
+  bench.print({ name: "scan", ours: found.ours, peer: found.sqlite, peerName: SQLITE, unit: "spans/s" });
+  bench.print({ name: "scan", ours: found.ours, peer: found.lmdb, peerName: LMDB, unit: "spans/s" });
+  await Promise.all([store.close(), sqlite.close(), lmdb.close()]);
+  remove(folder);
 };
 
 interface Opening {
@@ -113,6 +184,11 @@ export const run = async (bench: Bench): Promise<void> => {
   const root = newRoot();
   try {
     await benchAppend(bench, root);
+    await benchClaim(bench, root);
+    await benchScan(bench, root);
+    await benchCapture(bench, root);
+    await benchRollouts(bench, root);
+    await benchBrowser(bench, root);
     await benchReopen(bench, root);
   } finally {
     remove(root);

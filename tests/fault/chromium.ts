@@ -67,24 +67,29 @@ export const launchChromium = async (profile: string): Promise<KillableBrowser> 
   };
 };
 
-/** Bundles a file of this folder for a tab, with the packages' sources, and serves it at `/` of a free port. */
-export const servePage = async (name: string, outDir: string): Promise<{ origin: string; close(): Promise<void> }> => {
+/** Bundles `<folder>/<name>.ts` for a tab, with the packages' sources, and serves it at `/` of a free port. */
+export const servePage = async (
+  folder: string,
+  name: string,
+  outDir: string,
+  alias: Readonly<Record<string, string>> = {},
+): Promise<{ origin: string; close(): Promise<void> }> => {
   await build({
     configFile: false,
     logLevel: "silent",
-    resolve: { conditions: ["@fulgurite/source", "module", "browser", "import", "default"] },
+    resolve: { alias, conditions: ["@fulgurite/source", "module", "browser", "import", "default"] },
     build: {
       outDir,
       emptyOutDir: false,
       target: "es2022",
-      lib: { entry: join(import.meta.dirname, `${name}.ts`), formats: ["es"], fileName: () => "page.js" },
+      lib: { entry: join(folder, `${name}.ts`), formats: ["es"], fileName: () => "page.js" },
     },
   });
   const script = readFileSync(join(outDir, "page.js"));
   const server = createServer((request, response) => {
     const isScript = request.url === "/page.js";
     response.writeHead(200, { "content-type": isScript ? "text/javascript" : "text/html", "cache-control": "no-store" });
-    response.end(isScript ? script : '<!doctype html><title>faults</title><script type="module" src="/page.js"></script>');
+    response.end(isScript ? script : '<!doctype html><title>a page of the tests</title><script type="module" src="/page.js"></script>');
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   return {

@@ -1,7 +1,7 @@
 // Everything that can happen to a folder, a thousand times: a log cut at every byte of its last record, a disk that fails any
 // call in any way, kill -9, and two processes that want one queue.
-import { spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, TraceError } from "@fulgurite/trace";
@@ -135,11 +135,11 @@ const live = async (store: Store, ledger: Ledger): Promise<void> => {
 };
 
 /** After the disk is well again: the writer sends once more whatever it had, and all of it is there once. */
-const sendAgain = async (store: Store, ledger: Ledger): Promise<void> => {
+const sendAgain = async (store: Store, ledger: Ledger, names: readonly string[] = ["x", "y", "z"]): Promise<void> => {
   for await (const { id, status } of store.rollouts()) {
     if (status === "queued") continue;
     for (const attempt of await store.attempts(id))
-      for (const name of ["x", "y", "z"]) {
+      for (const name of names) {
         await store.append([spanOf(id, attempt.id, name)]);
         ledger.acknowledge(`span/${id}/${name}`);
       }
@@ -172,6 +172,149 @@ const failDisks = async (newFolder: () => string): Promise<Tally[]> => {
           if (calls() < at) break;
         }
   return tallies;
+};
+
+// ---- beside the log --------------------------------------------------------------------------------------------------------
+
+/** What can become of a file beside the log; `other`: what another of its kind holds, `earlier`: what it held before. */
+const SPOILS: Readonly<Record<string, (path: string, bytes: Buffer, at: number, other: Buffer, earlier: Buffer) => void>> = {
+  deleted: (path) => rmSync(path),
+  torn: (path, bytes, at) => writeFileSync(path, bytes.subarray(0, at)),
+  flipped: (path, bytes, at) => {
+    const spoilt = Buffer.from(bytes);
+    spoilt[at] = (spoilt[at] as number) ^ (1 << (at % 8));
+    writeFileSync(path, spoilt);
+  },
+  swapped: (path, _bytes, _at, other) => writeFileSync(path, other),
+  stale: (path, _bytes, _at, _other, earlier) => writeFileSync(path, earlier),
+};
+
+/** Rollouts that end, are forgotten or stay, in files of a few records. */
+const liveLong = async (store: Store, from: number, to: number): Promise<void> => {
+  for (let index = from; index < to; index++) {
+    const id = `r${index}`;
+    await store.enqueue([{ id, input: index }]);
+    const [claim] = await store.claim("w");
+    await store.append([spanOf(id, claim!.attempt.id, "x"), spanOf(id, claim!.attempt.id, "y")]);
+    if (index % 4 !== 3) await store.finish(claim!.attempt, { status: "succeeded" });
+    if (index % 4 === 2) await store.forget(`r${index - 1}`);
+  }
+};
+
+/** Sidecars and manifests say nothing that the log does not say: spoilt in any way, all is there, and once. */
+const spoilIndexes = async (newFolder: () => string): Promise<Tally[]> => {
+  const made = newFolder();
+  const options = { rotateBytes: 1_500 };
+  const first = await open(made, options);
+  await liveLong(first, 0, 16);
+  await first.close();
+  const before = newFolder();
+  cpSync(made, before, { recursive: true });
+  const second = await open(made, options);
+  await liveLong(second, 16, 24);
+  const { keys } = await takeInventory(second);
+  await second.close();
+  const names = readdirSync(join(made, "index")).sort();
+  const bytesOf = (folder: string, name: string): Buffer => {
+    const path = join(folder, "index", name);
+    return existsSync(path) ? readFileSync(path) : Buffer.alloc(0);
+  };
+  const tallies: Tally[] = [];
+  for (const [index, name] of names.entries())
+    for (const [kind, spoil] of Object.entries(SPOILS)) {
+      const bytes = bytesOf(made, name);
+      const ats =
+        kind === "torn" || kind === "flipped" ? Array.from({ length: 5 }, (_, part) => Math.floor((bytes.length * part) / 5)) : [0];
+      for (const at of ats) {
+        const folder = newFolder();
+        cpSync(made, folder, { recursive: true });
+        spoil(join(folder, "index", name), bytes, at, bytesOf(made, names[(index + 1) % names.length] as string), bytesOf(before, name));
+        const ledger = createLedger(`${name} ${kind}`);
+        ledger.acknowledge(...keys);
+        ledger.fault();
+        const store = await open(folder, options);
+        ledger.check(await takeInventory(store));
+        await sendAgain(store, createLedger("again"), ["x", "y"]);
+        await liveLong(store, 24, 25);
+        ledger.acknowledge("rollout/r24", "span/r24/x", "span/r24/y");
+        await store.close();
+        await look(folder, ledger);
+        tallies.push(ledger.tally());
+        rmSync(folder, { recursive: true });
+      }
+    }
+  return tallies;
+};
+
+// ---- a full disk -----------------------------------------------------------------------------------------------------------
+
+const FULL_DISK_BYTES = 400_000;
+
+/** A disk of its own, if this process may mount one: filled, refused, given room, filled again. */
+const fillDisk = async (newFolder: () => string, progress: Progress): Promise<Tally> => {
+  const disk = newFolder();
+  const ledger = createLedger("full");
+  if (spawnSync("mount", ["-t", "tmpfs", "-o", `size=${FULL_DISK_BYTES}`, "tmpfs", disk]).status !== 0) {
+    progress("files: no disk can be mounted here, so none is filled: run it as root");
+    return ledger.tally();
+  }
+  try {
+    const folder = join(disk, "store");
+    const ballast = join(disk, "ballast");
+    mkdirSync(folder);
+    const options = { rotateBytes: 20_000 };
+    for (let cycle = 0; cycle < 6; cycle++) {
+      const store = await open(folder, options);
+      const left = FULL_DISK_BYTES - 60_000 * (cycle + 1);
+      const victim = `victim-${cycle}`;
+      await store.enqueue([{ id: victim, input: "x".repeat(800) }]);
+      await store.cancel(victim);
+      writeFileSync(ballast, Buffer.alloc(Math.max(0, left), 1));
+      let refusals = 0;
+      const ask = async (act: () => Promise<readonly string[]>): Promise<void> => {
+        try {
+          ledger.acknowledge(...(await act()));
+        } catch (error) {
+          if (!(error instanceof TraceError && error.code === "full")) throw error;
+          refusals += 1;
+          ledger.fault();
+        }
+      };
+      for (let index = 0; refusals < 12; index++) {
+        const id = `c${cycle}-${index}`;
+        await ask(async () => (await store.enqueue([{ id, input: "x".repeat(800) }])).map((rollout) => `rollout/${rollout.id}`));
+        await ask(async () => {
+          const claims = await store.claim("w");
+          for (const { rollout, attempt } of claims) {
+            ledger.claimed(rollout.id, attempt.id);
+            ledger.acknowledge(`attempt/${rollout.id}/${attempt.id}`);
+            await ask(async () => {
+              await store.append([spanOf(rollout.id, attempt.id, "x")]);
+              return [`span/${rollout.id}/x`];
+            });
+            await ask(async () => {
+              await store.finish(attempt, { status: "succeeded" });
+              return [`ended/${rollout.id}/${attempt.id}/succeeded`];
+            });
+          }
+          return [];
+        });
+        ledger.check(await takeInventory(store));
+      }
+      if (!(await store.forget(victim))) throw new Error(`${victim}: on a full disk it is forgotten, got nothing of that name`);
+      if ((await takeInventory(store)).keys.includes(`rollout/${victim}`)) throw new Error(`${victim}: it was forgotten, got it back`);
+      rmSync(ballast);
+      await store.requeueStale(Number.MAX_SAFE_INTEGER); // there is room again
+      await store.enqueue([{ id: `room-${cycle}`, input: 0 }]);
+      ledger.acknowledge(`rollout/room-${cycle}`);
+      ledger.check(await takeInventory(store));
+      await store.close();
+      await look(folder, ledger);
+    }
+    return ledger.tally();
+  } finally {
+    spawnSync("umount", [disk]);
+  }
 };
 
 // ---- kill -9 --------------------------------------------------------------------------------------------------------------
@@ -264,6 +407,8 @@ export const faultFiles = async (progress: Progress): Promise<Tally> => {
     };
     await part("a log cut at every byte of its last record", () => tearTails(newFolder));
     await part("a disk that fails any call", () => failDisks(newFolder));
+    await part("sidecars and manifests spoilt", () => spoilIndexes(newFolder));
+    await part("a full disk", () => fillDisk(newFolder, progress));
     const writer = await bundleChild(import.meta.dirname, "filesChild", join(root, "bundle"));
     await part("kill -9 of a writer", () => killWriters(newFolder, writer, 60));
     const fighter = await bundleChild(import.meta.dirname, "filesFighter", join(root, "bundle"));

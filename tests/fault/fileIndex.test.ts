@@ -144,12 +144,13 @@ test("a store opens without reading the files of its manifest, and finds damage 
   expect(first.reports).toEqual([]);
   expect(await codeOf(collect(first.store.rollouts()))).toBe("corrupt");
   expect((await collect(first.store.spans({ rolloutId: "r0" }))).length).toBe(expected.spans[0]!.length);
+  for (let round = 0; round < 8; round++) await first.store.enqueue([{ id: `more${round}`, input: "x".repeat(2_000) }]); // files are left meanwhile
   await first.store.close();
   // found once, all is read again: the line is lost, the others are kept, the file as it was is set aside
   const second = await open(folder);
   expect(second.reports.filter((report) => report.includes("damaged lines")).length).toBe(1);
   const kept = await collect(second.store.rollouts());
-  expect(kept).toEqual(expected.rollouts.filter(({ id }) => id !== "r7"));
+  expect(kept.filter(({ id }) => !id.startsWith("more"))).toEqual(expected.rollouts.filter(({ id }) => id !== "r7"));
   expect(await collect(second.store.spans({ rolloutId: "r7" }))).toEqual([]);
   expect((await second.store.stats()).spans).toBe(expected.stats.spans - expected.spans[7]!.length);
   await second.store.close();

@@ -131,7 +131,7 @@ export const faultIndexedDb = async (progress: Progress): Promise<Tally> => {
   const isRemoved = uponEnd(remove);
   const profile = join(root, "profile");
   mkdirSync(profile);
-  const server = await servePage("indexedDbPage", join(root, "bundle"));
+  const server = await servePage(import.meta.dirname, "indexedDbPage", join(root, "bundle"));
   let browser = await launchChromium(profile);
   const tallies: Tally[] = [];
   const part = async (what: string, act: () => Promise<Tally | readonly Tally[]>): Promise<void> => {

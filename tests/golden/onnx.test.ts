@@ -135,6 +135,15 @@ describe.skipIf(missing !== undefined)(missing ? `onnxruntime-web (skipped: ${mi
       }
     });
 
+    test("where logits are counted, only the last rows that are asked for have them", async () => {
+      const counted = await openSession(await onnxFolder(familyModel(family), peftFiles(family), { allLogits: false }));
+      for (const keep of [1, 3, 0]) {
+        const { logits } = await counted.run({ ids: [long, long], keep });
+        for (const rows of logits) expect(furthest(rows, want.slice(-keep))).toBeLessThan(LIMIT);
+      }
+      await counted.release();
+    });
+
     test("weights in files of their own, and weights in 16 bits, compute the same", async () => {
       const model = familyModel(family);
       const apart = await onnxFolder(model, peftFiles(family), { maxFileBytes: 40_000 });

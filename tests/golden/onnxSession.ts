@@ -52,12 +52,14 @@ export interface Rows {
   /** [B][S], default P, P + 1, …. */
   readonly positions?: readonly (readonly number[])[];
   readonly past?: Cache;
+  /** num_logits_to_keep, where the graph has it. */
+  readonly keep?: number;
 }
 
 export interface OnnxSession {
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
-  /** logits: [B][S], each a row of V. */
+  /** logits: [B][S] (or the last `keep` of S), each a row of V. */
   run(rows: Rows): Promise<{ logits: Float32Array[][]; past: Cache }>;
   release(): Promise<void>;
 }
@@ -72,14 +74,14 @@ export const openSession = async (files: readonly FileToWrite[]): Promise<OnnxSe
     executionProviders: ["wasm"],
     ...(externalData.length > 0 && { externalData }),
   });
-  const config = jsonOf(files, "config.json") as Record<"num_hidden_layers" | "num_key_value_heads" | "head_dim" | "vocab_size", number>;
+  const config = jsonOf(files, "config.json") as Record<"num_hidden_layers" | "num_key_value_heads" | "head_dim", number>;
   const names = Array.from({ length: config.num_hidden_layers }, (_, i) => [`${i}.key`, `${i}.value`]).flat();
   const int64 = (rows: readonly (readonly number[])[]): OrtTensor =>
     new ort.Tensor("int64", BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0]!.length]);
   return {
     inputNames: session.inputNames,
     outputNames: session.outputNames,
-    async run({ ids, mask, positions, past }) {
+    async run({ ids, mask, positions, past, keep }) {
       const [batch, rows] = [ids.length, ids[0]!.length];
       const held = past?.["past_key_values.0.key"]?.dims[2] ?? 0;
       const empty = (): OrtTensor =>
@@ -89,12 +91,15 @@ export const openSession = async (files: readonly FileToWrite[]): Promise<OnnxSe
         input_ids: int64(ids),
         attention_mask: int64(mask ?? ids.map(() => Array<number>(held + rows).fill(1))),
         position_ids: int64(positions ?? range(held, rows)),
+        ...(keep !== undefined && { num_logits_to_keep: new ort.Tensor("int64", BigInt64Array.of(BigInt(keep)), []) }),
         ...(past ?? Object.fromEntries(names.map((name) => [`past_key_values.${name}`, empty()]))),
       });
-      const { data } = outputs.logits!;
-      const width = config.vocab_size;
+      const { data, dims } = outputs.logits!;
+      const [, count, width] = dims as [number, number, number];
       return {
-        logits: ids.map((_, b) => Array.from({ length: rows }, (_, s) => data.slice((b * rows + s) * width, (b * rows + s + 1) * width))),
+        logits: ids.map((_, b) =>
+          Array.from({ length: count }, (_, s) => data.slice((b * count + s) * width, (b * count + s + 1) * width)),
+        ),
         past: Object.fromEntries(names.map((name) => [`past_key_values.${name}`, outputs[`present.${name}`]!])),
       };
     },

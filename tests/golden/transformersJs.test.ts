@@ -125,6 +125,17 @@ describe.skipIf(missing !== undefined)(missing ? `transformers.js (skipped: ${mi
     await model.dispose();
   });
 
+  test("a graph that counts logits generates the same", async () => {
+    await write("counted", { allLogits: false });
+    const model = await transformers.AutoModelForCausalLM.from_pretrained("counted");
+    const tokenizer = await transformers.AutoTokenizer.from_pretrained("counted");
+    const inputs = tokenizer.apply_chat_template(chat(QUESTIONS[1]!), { add_generation_prompt: true, return_dict: true });
+    const prompt = promptOf(QUESTIONS[1]!);
+    const got = await model.generate({ ...inputs, max_new_tokens: MAX_NEW, do_sample: false });
+    expect(got.tolist()[0]!.slice(prompt.length).map(Number)).toEqual(await ours(prompt));
+    await model.dispose();
+  });
+
   test("a text-generation pipeline answers what the policy answers, from 16-bit weights too", async () => {
     const question = QUESTIONS[1]!;
     const answer = policy.format.decode(await ours(promptOf(question))).replace("<|end|>", "");

@@ -45,6 +45,8 @@ scenario("the page opens, says where it runs, and has nothing to show yet", asyn
   await open();
   await expect.poll(() => status().textContent(), { timeout: 60_000 }).toContain("Ready.");
   expect(await page.getByTestId("device").textContent()).toMatch(/WASM|WebGPU/);
+  expect(await page.getByTestId("memory").textContent()).toMatch(/^≤ \d+ MiB\b/);
+  expect(await page.getByTestId("memory").getAttribute("title")).toMatch(/weights .*, adapter state .*, activations .*, KV cache /);
   expect(await steps()).toBe(0);
 });
 
@@ -99,6 +101,32 @@ scenario("a run that is paused goes on after a reload", async () => {
   const go = page.getByRole("button", { name: "Continue" });
   if (await go.isVisible()) await go.click();
   await expect.poll(() => status().textContent(), { timeout: 100_000 }).toContain("Finished: 3 steps.");
+});
+
+scenario("while another tab trains, this one says so and starts nothing; when it has ended, it may", async () => {
+  const other = await context.newPage();
+  await other.goto(server.resolvedUrls?.local[0] as string);
+  await other.evaluate(async () => {
+    let isHeld = () => {};
+    const held = new Promise<void>((resolve) => {
+      isHeld = resolve;
+    });
+    void navigator.locks.request("fulgurite/studio/trainer", () => {
+      isHeld();
+      return new Promise(() => {}); // as long as the tab lives
+    });
+    await held;
+  });
+  await page.getByRole("button", { name: "New run" }).click();
+  await expect.poll(() => status().textContent(), { timeout: 60_000 }).toContain("Ready.");
+  await page.getByLabel("Size").selectOption("smoke");
+  await page.getByRole("button", { name: "Start training" }).click();
+  await expect.poll(() => page.getByText("another tab is training").count(), { timeout: 60_000 }).toBe(1);
+  expect(await steps()).toBe(0);
+  await other.close();
+  await page.getByRole("button", { name: /Start training|Continue/ }).click();
+  await expect.poll(() => status().textContent(), { timeout: 100_000 }).toContain("Finished: 3 steps.");
+  expect(await page.getByText("another tab is training").count()).toBe(0);
 });
 
 scenario("it fits a phone without scrolling sideways, in light and dark", async () => {

@@ -1,5 +1,5 @@
 // trace in the runtime of Cloudflare's workers: a memory store, served over fetch by a worker, used from here as any other store.
-// workerd weighs 130 MB, so it is a peer: npm ci --prefix tests/peers.
+// workerd weighs 130 MB, so it is a peer: npm ci --prefix tests/peers/edge.
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -10,11 +10,11 @@ import { build } from "vite";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 const root = join(import.meta.dirname, "../..");
-const workerd = process.env.WORKERD_PATH ?? join(root, "tests/peers/node_modules/workerd/bin/workerd");
+const workerd = process.env.WORKERD_PATH ?? join(root, "tests/peers/edge/node_modules/workerd/bin/workerd");
 const isThere = existsSync(workerd);
 const scenario = isThere
   ? test
-  : (title: string, _body: () => unknown) => test.skip(`${title} (workerd is not installed: npm ci --prefix tests/peers)`, () => {});
+  : (title: string, _body: () => unknown) => test.skip(`${title} (workerd is not installed: npm ci --prefix tests/peers/edge)`, () => {});
 
 const WORKER = `
 import { createMemoryStore, mintId } from "@fulgurite/trace";

@@ -17,6 +17,8 @@ Writes what a run trained. <folder> is a run folder, or a folder with an adapter
                         peft          the LoRA adapter alone
   --out DIR             a new or empty folder; it is whole when the command ends well
   --dtype NAME          of the weights: original, f32, f16, bf16 (safetensors; default original) · f32, f16 (onnx; default f32)
+                        · original, f32, f16 (peft)
+  --last-logits         onnx: logits of the last row only, as transformers.js asks for them (long prompts, large vocabularies)
   --model SOURCE        the base that the adapter was trained on: a path, an address or owner/repo (default spark)
 `;
 
@@ -28,6 +30,7 @@ interface Arguments {
   readonly out: string;
   readonly dtype: ExportDtype | undefined;
   readonly model: string;
+  readonly allLogits: boolean;
 }
 
 const oneOf = <T extends string>(name: string, known: readonly T[], given: string | undefined): T => {
@@ -42,6 +45,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     out: { type: "string" },
     dtype: { type: "string" },
     model: { type: "string", default: "spark" },
+    "last-logits": { type: "boolean", default: false },
     help: { type: "boolean", short: "h", default: false },
   } as const;
   const parse = () => {
@@ -63,6 +67,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     out: values.out,
     dtype: values.dtype === undefined ? undefined : oneOf("dtype", DTYPES, values.dtype),
     model: values.model,
+    allLogits: !values["last-logits"],
   };
 };
 
@@ -97,11 +102,11 @@ export const exportRun = async (args: string[]): Promise<number> => {
     process.stdout.write(HELP);
     return 0;
   }
-  const { folder, format, out, dtype, model } = given;
+  const { folder, format, out, dtype, model, allLogits } = given;
   if (existsSync(out) && (await readdir(out)).length > 0)
     throw new UsageError(`export: --out is a new or empty folder, got ${out}, which holds files; choose another`);
   const progress = createProgress(process.stderr);
-  const files = await exportModel(model, { format, adapter: await readAdapter(folder), ...(dtype !== undefined && { dtype }) });
+  const files = await exportModel(model, { format, allLogits, adapter: await readAdapter(folder), ...(dtype !== undefined && { dtype }) });
   for (const file of files) {
     await write(join(out, file.name), file);
     progress.line(`${join(out, file.name)}  ${file.byteLength} bytes`);

@@ -3,4 +3,8 @@ import { App } from "./app.tsx";
 import "uplot/dist/uPlot.min.css";
 import "./style.css";
 
-render(<App />, document.getElementById("app") as HTMLElement);
+const root = document.getElementById("app") as HTMLElement;
+if (new URLSearchParams(location.search).has("selftest")) {
+  const { SelfTest } = await import("./panels/selfTest.tsx");
+  render(<SelfTest />, root);
+} else render(<App />, root);

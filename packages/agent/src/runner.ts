@@ -115,10 +115,12 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
     opened.record(() => rewardSpan({ attempt: ref, id: mintSpanId(), atMs, value, ...details }));
   };
 
+  let stopHearing = (): void => {};
   const aborted = new Promise<Outcome>((resolve) => {
     const end = (): void => resolve(abortedOutcome(abort.signal.reason));
     if (abort.signal.aborted) end();
     else abort.signal.addEventListener("abort", end, { once: true });
+    stopHearing = () => abort.signal.removeEventListener("abort", end);
   });
   const executed = async (): Promise<Outcome> => {
     try {
@@ -136,6 +138,7 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
 
   let outcome = abort.signal.aborted ? await aborted : await Promise.race([executed(), aborted]);
   over = true;
+  stopHearing();
   clearTimeout(timer);
   clearInterval(beat);
   abort.unlink();

@@ -3,13 +3,19 @@
 import type { DeviceKind } from "./contract.ts";
 import { EngineError } from "./errors.ts";
 import type { Backend } from "./plan/backend.ts";
-import type { VerdictStore } from "./webgpu/checked.ts";
+import type { WebGpuBackend } from "./webgpu/backend.ts";
+import type { DeviceOptions } from "./webgpu/device.ts";
+
+/** From a way to open a GPU to an open one. Throws EngineError("wrong-results") for one that computes wrong. */
+export type GpuCheck = (
+  open: (options?: Pick<DeviceOptions, "choose" | "allowsInexact">) => Promise<WebGpuBackend>,
+) => Promise<WebGpuBackend>;
 
 export interface BackendOptions {
   /** WASM threads. Default: what the machine allows. */
   readonly threads?: number;
-  /** Where the verdict on a GPU is kept: its kernels are tested and timed at the first start. Absent: neither happens. */
-  readonly verdicts?: VerdictStore;
+  /** Looks at a GPU before it is taken: openChecked of gpuCheck.ts tests its kernels and times them. Absent: it is trusted. */
+  readonly check?: GpuCheck;
   /** Stands behind WASM's description: why it is not WebGPU. */
   readonly note?: string;
 }

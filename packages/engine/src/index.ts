@@ -5,14 +5,13 @@ import type { DeviceKind } from "./contract.ts";
 import { type BackendOptions, type DeviceEdges, openBackend } from "./device.ts";
 import { EngineError } from "./errors.ts";
 import type { Backend } from "./plan/backend.ts";
-import type { SelfTestEntry, SelfTestReport } from "./selfTest.ts";
 
 export type * from "./contract.ts";
-export type { BackendOptions } from "./device.ts";
+export type { BackendOptions, GpuCheck } from "./device.ts";
 export { EngineError, type EngineErrorCode } from "./errors.ts";
 export type { AdapterBase, BaseModel } from "./lora/base.ts";
 export { type FileToWrite, type MergedModel, type MergeOptions, mergedFolder, openMerged } from "./lora/merge.ts";
-export { fromPeft, toPeft } from "./lora/peft.ts";
+export { castPeft, fromPeft, toPeft } from "./lora/peft.ts";
 export {
   describeMemory,
   fitMemory,
@@ -30,8 +29,6 @@ export type { LayerTensors, ModelTensors } from "./model/tensors.ts";
 export type { Backend } from "./plan/backend.ts";
 export { createPolicy, type PolicyModel, type PolicyOptions } from "./policy.ts";
 export { type RecoveryOptions, withRecovery } from "./recovery.ts";
-export type { SelfTestEntry, SelfTestReport } from "./selfTest.ts";
-export type { VerdictStore } from "./webgpu/checked.ts";
 export { parseIndex, type WeightFiles } from "./weights/checkpoint.ts";
 export { CONVERTED_VERSION, type ConvertedEntry, type ConvertedFile, type ConvertedWriter } from "./weights/converted.ts";
 export { defaultWeightFormat } from "./weights/defaultFormat.ts";
@@ -43,20 +40,13 @@ export type { WeightProgress } from "./weights/stream.ts";
 
 export { exposePolicy, wrapPolicy } from "./worker.ts";
 
-const requireGpu = (): GPU => {
-  const gpu = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
-  if (!gpu)
-    throw new EngineError("device", "webgpu: navigator.gpu exists, got none; use a browser with WebGPU over https, or the device wasm");
-  return gpu;
-};
-
 const edges: DeviceEdges = {
-  webgpu: async ({ verdicts }) => {
-    const gpu = requireGpu();
+  webgpu: async ({ check = (open) => open() }) => {
+    const gpu = (globalThis as { navigator?: { gpu?: GPU } }).navigator?.gpu;
+    if (!gpu)
+      throw new EngineError("device", "webgpu: navigator.gpu exists, got none; use a browser with WebGPU over https, or the device wasm");
     const { createWebGpuBackend } = await import("./webgpu/backend.ts");
-    if (!verdicts) return createWebGpuBackend(gpu);
-    const { openChecked } = await import("./webgpu/checked.ts");
-    return openChecked((choose) => createWebGpuBackend(gpu, { choose }), { verdicts });
+    return check((options) => createWebGpuBackend(gpu, options));
   },
   wasm: async (options) => (await import("./wasm/backend.ts")).createWasmBackend(options),
   reference: async () => (await import("./reference/backend.ts")).createReferenceBackend(),
@@ -65,22 +55,3 @@ const edges: DeviceEdges = {
 /** Opens an executor in a browser or worker. "auto": WebGPU if there is a GPU, else WASM. Throws EngineError. */
 export const createBackend = (kind: DeviceKind | "auto" = "auto", options: BackendOptions = {}): Promise<Backend> =>
   openBackend(kind, edges, options);
-
-/**
- * Runs every kernel of this page's WebGPU, in every variant, against the reference executor, and says what is right: for a page that
- * tests a device. Seconds on a GPU, a minute on a software device. Nothing is kept. Throws EngineError("device") without WebGPU.
- */
-export const testWebGpu = async (onEntry?: (entry: SelfTestEntry) => void): Promise<SelfTestReport> => {
-  const [{ selfTest }, { createDecisions }, { createWebGpuBackend }] = await Promise.all([
-    import("./selfTest.ts"),
-    import("./webgpu/decisions.ts"),
-    import("./webgpu/backend.ts"),
-  ]);
-  const decisions = createDecisions();
-  const backend = await createWebGpuBackend(requireGpu(), { choose: decisions.choose, allowsInexact: true });
-  try {
-    return await selfTest(backend, decisions, onEntry ? { onEntry } : {});
-  } finally {
-    await backend.dispose();
-  }
-};

@@ -1,14 +1,12 @@
 // A policy that outlives its device. Losing one is ordinary: a driver is reset, a laptop sleeps, a browser is short of memory. The next
-// call then finds no device; this opens another policy, brings it to the same state, and repeats what was interrupted, so that a caller
-// sees the numbers of an uninterrupted run (bit for bit where the new device is the old one's kind).
-//
-// It stands on the contract alone: whatever opens a Policy (a device here, a worker, a server) can be recovered.
+// call opens another policy, brings it to the same state and repeats what was interrupted: a caller sees the numbers of an undisturbed
+// run (bit for bit on a device of the same kind). It stands on the contract alone: whatever opens a Policy can be recovered.
 //
 //   snapshot   adapter, moments, step: read back after every optimStep, so that it is never older than one step
 //   journal    the forwardBackward calls since the snapshot, which are repeated
 //   served     the state that publish copied, and its version; the files of every adapter that is served beside it
 //
-// Left out: a loss within a loss without end. A call gets a bounded number of devices; then its error says so.
+// Left out: losses without end. A call gets a bounded number of devices; then its error says so.
 
 import type { Datum, ForwardOptions, GenerateRequest, Loss, PeftFiles, Policy } from "./contract.ts";
 import { EngineError } from "./errors.ts";

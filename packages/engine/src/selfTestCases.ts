@@ -113,6 +113,9 @@ const linear =
     return { steps: [step] };
   };
 
+/** A rope table of 12 positions and heads of 32. */
+const turns = (d: Draft): Tensor => d.floats("table", [12, 32], (i) => (i % 32 < 16 ? Math.cos(i / 9) : Math.sin((i - 16) / 9)), "weights");
+
 const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
   ...Object.fromEntries(
     WEIGHT_FORMATS.map((dtype) => [
@@ -189,6 +192,50 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
       },
     ],
   }),
+  "rope of queries and keys, kvAppend": (d) => {
+    const cache = (name: string): Tensor => d.floats(name, [2, 12, 32], undefined, "kv");
+    const [q, k, v] = [d.floats("q", [9, 64]), d.floats("k", [9, 32]), d.floats("v", [9, 32])];
+    const [table, positions] = [turns(d), d.ints("positions", 9, (i) => 11 - i)];
+    const shared = { rows: rowsOf(9), table, positions } as const;
+    const slots = d.ints("slots", 9, (i) => i % 2);
+    return {
+      steps: [
+        { op: "rope", ...shared, x: q, heads: 2, direction: 1 },
+        { op: "rope", ...shared, x: k, heads: 1, direction: 1 },
+        { op: "kvAppend", rows: rowsOf(9), k, v, slots, positions, kCache: cache("kCache"), vCache: cache("vCache") },
+      ],
+    };
+  },
+  "rope of two gradients": (d) => {
+    const shared = { rows: rowsOf(9), table: turns(d), positions: d.ints("positions", 9, (i) => i), direction: -1 } as const;
+    return {
+      steps: [
+        { op: "rope", ...shared, x: d.floats("dq", [9, 64]), heads: 2 },
+        { op: "rope", ...shared, x: d.floats("dk", [9, 32]), heads: 1 },
+      ],
+    };
+  },
+  "rmsNorm and rope of queries and keys": (d) => {
+    const [rows, table, positions] = [rowsOf(9), turns(d), d.ints("positions", 9, (i) => 11 - i)];
+    const norm = (name: string, heads: number): Extract<Step, { op: "rmsNorm" }> => ({
+      op: "rmsNorm",
+      rows,
+      x: d.floats(name, [9, heads * 32]),
+      gain: d.floats(`${name}.gain`, [32], undefined, "weights"),
+      y: d.floats(`${name}.y`, [9, heads * 32]),
+      rstd: d.floats(`${name}.rstd`, [9, heads]),
+      eps: 1e-6,
+    });
+    const [q, k] = [norm("q", 4), norm("k", 2)];
+    return {
+      steps: [
+        q,
+        k,
+        { op: "rope", rows, x: q.y, table, positions, heads: 4, direction: 1 },
+        { op: "rope", rows, x: k.y, table, positions, heads: 2, direction: 1 },
+      ],
+    };
+  },
   "attention, heads of 32": attention(32),
   "attention, heads of 64, window": attention(64, 30),
   "attention, heads of 128": attention(128),

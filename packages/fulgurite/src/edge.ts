@@ -1,7 +1,7 @@
 // What differs between a browser and Node, and nothing else. browser/edge.ts and node/edge.ts implement it; the package's
 // "#edge" import picks one.
 
-import type { Backend, DeviceKind, Policy, PolicyOptions } from "@fulgurite/engine";
+import type { Backend, BackendOptions, DeviceKind, Policy, PolicyOptions } from "@fulgurite/engine";
 import type { Store } from "@fulgurite/trace";
 import type { ModelCache } from "./modelCache.ts";
 
@@ -30,7 +30,7 @@ export interface Edge {
   /** What the machine has, where the platform says so: a policy that needs more would only make it swap. */
   memoryBytes(): number | undefined;
   /** The device that startPolicy would open, here and not in a worker: for a look at it. The caller disposes it. */
-  openDevice(device: DeviceKind | "auto"): Promise<Backend>;
+  openDevice(device: DeviceKind | "auto", options?: BackendOptions): Promise<Backend>;
   /** Browser: in a worker of its own, into which the model's bytes are moved. Node: in this process. */
   startPolicy(options: StartOptions): Promise<Policy>;
   /** Browser: an IndexedDB database of this name. Node: a folder. */

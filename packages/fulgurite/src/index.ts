@@ -33,4 +33,5 @@ export { EXPORT_FORMATS, type ExportDtype, type ExportFormat, type ExportOptions
 export { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "./loadPolicy.ts";
 export { type LoadProgress, type ModelFiles, readModel } from "./modelFiles.ts";
 export { type OpenStoreOptions, openStore } from "./openStore.ts";
+export { type SelfTestEntry, type SelfTestOptions, type SelfTestReport, testGpu } from "./testGpu.ts";
 export { type TrainOptions, train } from "./train.ts";

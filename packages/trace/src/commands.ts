@@ -101,6 +101,9 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
     ? [{ kind: "attempt", data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }) }]
     : [];
 
+/** One text for several: a length stands before each, so that no two lists are alike. */
+const textOf = (...texts: readonly string[]): string => texts.map((text) => `${text.length} ${text}`).join(" ");
+
 /** `spans` of `refs`: a span that was redacted away still proves that its attempt exists and lives. */
 export const append = async (
   rows: Rows,
@@ -109,17 +112,16 @@ export const append = async (
   refs: readonly AttemptRef[],
   nowMs: number,
 ): Promise<void> => {
-  const key = (...parts: string[]) => JSON.stringify(parts);
   const attempts = new Map<string, Attempt>();
   for (const ref of refs) {
-    const at = key(ref.rolloutId, ref.id);
+    const at = textOf(ref.rolloutId, ref.id);
     if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, ref));
   }
   const records: StoreRecord[] = [];
   const taken = new Set<string>();
   let seq = await rows.lastSpanSeq();
   for (const span of spans) {
-    const at = key(span.rolloutId, span.attemptId, span.id);
+    const at = textOf(span.rolloutId, span.attemptId, span.id);
     if (taken.has(at) || (await rows.hasSpan(span.rolloutId, span.attemptId, span.id))) continue;
     taken.add(at);
     seq += 1;

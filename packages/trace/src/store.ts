@@ -7,11 +7,12 @@ import { mintId } from "./ids.ts";
 import { manifestOf, withManifest } from "./manifest.ts";
 import { applyRecord } from "./records.ts";
 import { type Redact, redactedItems, redactedOutcome, redactedSpan, redactedTask } from "./redact.ts";
+import { rolloutsOf } from "./rolloutPages.ts";
 import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
-import { isTerminal } from "./status.ts";
-import { checkedResource, checkedTask, copyFiles, copySpan, sameJson } from "./values.ts";
-import type { Resource, Rollout, RolloutQuery, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
-import { boundWait, platformTimer } from "./waitBounds.ts";
+import { checkedResource, checkedTask, copyFiles, copySpan } from "./values.ts";
+import type { Resource, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
+import { platformTimer } from "./waitBounds.ts";
+import { createWaitFor } from "./waiting.ts";
 
 export interface StoreOptions {
   /** Milliseconds since 1970. Default: Date.now. */
@@ -24,9 +25,6 @@ export interface StoreOptions {
   readonly redact?: Redact;
 }
 
-/** Where others write too, a hint may be lost with the tab that owed it: waiting looks again this often. */
-const RECHECK_MS = 2_000;
-const ROLLOUTS_A_PAGE = 256;
 const SPANS_A_PAGE = 64;
 const RESOURCES_A_PAGE = 64;
 
@@ -37,16 +35,6 @@ export interface Hints {
   /** Called once: gives the way to tell this store's listeners. */
   connect?(emit: (events: readonly StoreEvent[]) => void): void;
 }
-
-const matches = (rollout: Rollout, query: RolloutQuery): boolean =>
-  (query.status === undefined || query.status.includes(rollout.status)) &&
-  (query.mode === undefined || query.mode === rollout.mode) &&
-  Object.entries(query.metadata ?? {}).every(
-    ([name, value]) => Object.hasOwn(rollout.metadata, name) && sameJson(rollout.metadata[name], value),
-  );
-
-const isBeyond = ({ seq }: Rollout, { after, order }: RolloutQuery): boolean =>
-  after === undefined || (order === "newest" ? seq < after : seq > after);
 
 /** @throws TraceError "corrupt" for a resource whose files are not those of the manifest that came with it. */
 const digestedItems = (items: readonly (StoreItem | null)[]): Promise<(StoreItem | null)[]> =>
@@ -115,101 +103,10 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     return answer;
   };
 
-  async function* rollouts(query: RolloutQuery = {}): AsyncGenerator<Rollout> {
-    let left = query.limit ?? Number.POSITIVE_INFINITY;
-    const order = query.order ?? "oldest";
-    if (query.ids !== undefined) {
-      const ids = [...new Set(query.ids)];
-      const found = await read(async (rows) => {
-        const all: Rollout[] = [];
-        for (const id of ids) {
-          const rollout = await rows.rollout(id);
-          if (rollout !== undefined) all.push(rollout);
-        }
-        return all;
-      });
-      for (const rollout of found.sort((a, b) => (order === "oldest" ? a.seq - b.seq : b.seq - a.seq))) {
-        if (!matches(rollout, query) || !isBeyond(rollout, query)) continue;
-        if (left-- <= 0) return;
-        yield rollout;
-      }
-      return;
-    }
-    let seq = query.after;
-    while (left > 0) {
-      const page = await read((rows) => rows.rollouts(order, seq, ROLLOUTS_A_PAGE));
-      for (const rollout of page) {
-        if (!matches(rollout, query)) continue;
-        yield rollout;
-        left -= 1;
-        if (left <= 0) return;
-      }
-      if (page.length < ROLLOUTS_A_PAGE) return;
-      seq = page.at(-1)?.seq;
-    }
-  }
-
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
     const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
     listeners.add(own);
     return () => void listeners.delete(own);
-  };
-
-  const terminal = (ids: readonly string[]): Promise<Rollout[] | undefined> =>
-    read(async (rows) => {
-      const found: Rollout[] = [];
-      for (const id of ids) {
-        const rollout = await rows.rollout(id);
-        if (rollout === undefined)
-          throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
-        found.push(rollout);
-      }
-      return found.every((rollout) => isTerminal(rollout.status)) ? found : undefined;
-    });
-
-  const waitFor: Store["waitFor"] = async (rolloutIds, { signal, timeoutMs } = {}) => {
-    guardOpen();
-    signal?.throwIfAborted();
-    const ids = [...rolloutIds];
-    const wanted = new Set(ids);
-    const stops: (() => void)[] = [];
-    try {
-      return await new Promise<Rollout[]>((resolve, reject) => {
-        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing: closing.signal, closedError, count: wanted.size }));
-        // one look at a time; what is heard meanwhile asks for one more
-        let looking = false;
-        let again = false;
-        const look = async (): Promise<void> => {
-          if (looking) {
-            again = true;
-            return;
-          }
-          looking = true;
-          do {
-            again = false;
-            const found = await terminal(ids);
-            if (found) resolve(found);
-          } while (again);
-          looking = false;
-        };
-        const check = () => void look().catch(reject);
-        const concerns = (event: StoreEvent): boolean =>
-          (event.kind === "gone" || (event.kind === "rollout" && isTerminal(event.status))) && wanted.has(event.id);
-        stops.push(watch((event) => concerns(event) && check()));
-        if (hints.hasOtherWriters) {
-          let stop = () => {};
-          const recheck = () => {
-            check();
-            stop = timer(recheck, RECHECK_MS);
-          };
-          stop = timer(recheck, RECHECK_MS);
-          stops.push(() => stop());
-        }
-        check();
-      });
-    } finally {
-      for (const stop of stops) stop();
-    }
   };
 
   return {
@@ -247,7 +144,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
     forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId)),
     requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),
-    rollouts,
+    rollouts: (query) => rolloutsOf(read, query),
     attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
     async *spans(query) {
       let seq = query.after ?? 0;
@@ -301,7 +198,15 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       redacted += outcomes.filter((outcome) => outcome === "redacted").length;
       return outcomes;
     },
-    waitFor,
+    waitFor: createWaitFor({
+      name,
+      read,
+      watch,
+      timer,
+      closedError,
+      closing: closing.signal,
+      hasOtherWriters: hints.hasOtherWriters ?? false,
+    }),
     watch,
     stats: async () => ({ ...(await read((rows) => rows.stats())), redacted }),
     close: async () => {

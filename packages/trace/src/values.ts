@@ -3,6 +3,7 @@
 // NaN or a Date is refused instead of silently becoming something else in one store and not in another. Headers that let
 // somebody in are taken out here too (secretHeaders.ts): no JSON comes in another way.
 
+import { mapped } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
 import { isErrorText, isSecretField, isSecretHeader, isSecretPair, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
@@ -93,12 +94,7 @@ export const checkedSpan = (span: Span): Span => {
 
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
 export const copySpan = (span: StoredSpan): StoredSpan =>
-  Object.freeze({
-    ...span,
-    attributes: Object.freeze(
-      Object.fromEntries(Object.entries(span.attributes).map(([name, value]) => [name, isTyped(value) ? value.slice() : value])),
-    ),
-  });
+  Object.freeze({ ...span, attributes: Object.freeze(mapped(span.attributes, (value) => (isTyped(value) ? value.slice() : value))) });
 
 const RETRIED = ["failed", "timeout", "unresponsive"] as const;
 

@@ -342,21 +342,28 @@ test("the key is stored nowhere, and a call can opt out of being recorded", asyn
   expect(JSON.stringify(recorded)).not.toContain("authorization");
 });
 
-test("spans are in the order of the answers, and a store that fails is counted, not thrown", async () => {
+test("spans are in the order of the answers, and a span that the store refuses is counted, not thrown, and costs no other", async () => {
   const inner = createMemoryStore();
-  let appends = 0;
+  const together: number[] = [];
+  let letGo = (): void => {};
+  const held = new Promise<void>((resolve) => {
+    letGo = resolve;
+  });
   const store: Store = {
     ...inner,
     append: async (spans) => {
-      if (appends++ === 1) throw new Error("quota");
-      await new Promise((resolve) => setTimeout(resolve, appends === 1 ? 5 : 0));
+      together.push(spans.length);
+      if (spans.some((span) => span.attributes[ATTRIBUTES.turn] === 1)) throw new Error("quota");
+      if (together.length === 1) await held;
       return inner.append(spans);
     },
   };
   const { post, attempt, spans } = await setUp(["a", "b", "c"], { store });
   for (let call = 0; call < 3; call++) expect((await post({})).status).toBe(200);
+  letGo();
   expect(await attempt.close()).toMatchObject({ calls: 3, captureFailures: 1 });
   expect((await spans()).map((span) => span.attributes[ATTRIBUTES.turn])).toEqual([0, 2]);
+  expect(together).toEqual([1, 2, 1, 1]); // what came during the first went together, then one by one
 });
 
 test("a body that nobody reads, or that is cancelled at [DONE], is recorded once", async () => {

@@ -11,13 +11,18 @@ import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.
 import { type OpenDevice, openDevice } from "../../../packages/engine/src/webgpu/device.ts";
 import type { Dispatch } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
 import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
-import { type ProductVariant, productCandidates } from "../../../packages/engine/src/webgpu/kernels/productVariants.ts";
+import {
+  type ProductVariant,
+  productCandidates,
+  weightGradCandidates,
+} from "../../../packages/engine/src/webgpu/kernels/productVariants.ts";
 import { type Feature, PORTABLE, type Target } from "../../../packages/engine/src/webgpu/kernels/target.ts";
 import { createPipelines } from "../../../packages/engine/src/webgpu/pipelines.ts";
 import { piecesOf, shardsOf, sliceOf } from "../../../packages/engine/src/webgpu/shards.ts";
 import {
   byteLengthOf,
   isPacked,
+  packedLayout,
   packInto,
   unpack,
   WEIGHT_FORMATS,
@@ -197,6 +202,40 @@ describe.skipIf(skip !== undefined)(`products on WebGPU${why}`, () => {
     }
   }
 
+  test("weightGrad: every tile gives the same bits, within 1.5e-6 of f64", async () => {
+    const [n, O, I] = [150, 70, 96];
+    const normal = createNormal(createRandom(31));
+    const fill = (length: number): Float32Array => Float32Array.from({ length }, normal);
+    const [a, b, before] = [fill(n * O), fill(n * I), fill(O * I)];
+    const want = new Float64Array(O * I);
+    for (let o = 0; o < O; o++) {
+      for (let i = 0; i < I; i++) {
+        let sum = 0;
+        for (let t = 0; t < n; t++) sum += a[t * O + o]! * b[t * I + i]!;
+        want[o * I + i] = before[o * I + i]! + 0.5 * sum;
+      }
+    }
+    let first: Float32Array | undefined;
+    for (const { name } of weightGradCandidates(O, I, false)) {
+      wanted = name;
+      const rows: Rows = { count: "rows", base: 0, capacity: n };
+      const io = (label: string, width: number): Tensor => ({ name: label, shape: [n, width], dtype: "f32", home: "io" });
+      const [dy, x] = [io("dy", O), io("x", I)];
+      const dw: Tensor = { name: "dw", shape: [O, I], dtype: "f32", home: "state" };
+      await backend.allocate(dw, before);
+      const executable = await backend.compile({ name, steps: [{ op: "weightGrad", rows, dy, x, dw, scale: 0.5 }] });
+      backend.write(dy, a);
+      backend.write(x, b);
+      await executable.run({ rows: n });
+      const got = (await backend.read(dw)) as Float32Array;
+      executable.dispose();
+      expect(taken.has(wanted), `${wanted} is taken`).toBe(true);
+      expect(worst(got, want, n), wanted).toBeLessThan(CLOSE);
+      first ??= got;
+      expect(bits(got), wanted).toEqual(bits(first));
+    }
+  }, 120_000);
+
   test.skipIf(!hasF16)(
     `f16 tiles round the factors, never the sums: within 2e-3 of f64${hasF16 ? "" : " (skipped: no shader-f16)"}`,
     async () => {
@@ -348,11 +387,67 @@ describe("weights in shards", () => {
       });
     }
 
+    test("the largest embedding of a supported family, 262144 × 640 in q8, under the promised 128 MiB: embed, logits, and the way back", async () => {
+      const [V, D] = [262144, 640];
+      const backend = await createTestBackend({ bindingBytes: 128 << 20 });
+      const w = weight("q8", V, D);
+      expect(shardsOf(w, 128 << 20).length).toBe(2);
+      const valueAt = (row: number, column: number): number => ((row * 7 + column * 13) % 255) - 127;
+      const { scaleWord, words } = packedLayout("q8", V * D);
+      await backend.allocate(w);
+      const piece = 8192;
+      for (let row = 0; row < V; row += piece) {
+        const bytes = new Int8Array(piece * D);
+        for (let i = 0; i < bytes.length; i++) bytes[i] = valueAt(row + Math.floor(i / D), i % D);
+        await backend.fill(w, new Uint32Array(bytes.buffer), (row * D) / 4);
+      }
+      // All scales are 2⁻⁷, two in a word.
+      await backend.fill(w, new Uint32Array(words - scaleWord).fill(0x20002000), scaleWord);
+
+      const last = shardsOf(w, 128 << 20)[1]!.first;
+      const tokenRows = [0, last - 1, last, V - 1];
+      const [rows, one]: [Rows, Rows] = [
+        { count: "rows", base: 0, capacity: 4 },
+        { count: "outRows", base: 0, capacity: 1 },
+      ];
+      const io = (name: string, shape: number[], dtype: "f32" | "i32" = "f32"): Tensor => ({ name, shape, dtype, home: "io" });
+      const [tokens, y, x, z, dx] = [io("tokens", [4], "i32"), io("y", [4, D]), io("x", [1, D]), io("z", [1, V]), io("dx", [1, D])];
+      const plan = await backend.compile({
+        name: "large",
+        steps: [
+          { op: "embed", rows, table: w, tokens, y, scale: 1 },
+          { op: "linear", rows: one, x, w, y: z, scale: 1 },
+          { op: "linearBackward", rows: one, dy: z, w, dx, scale: 2 ** -20, accumulate: false },
+        ],
+      });
+      const normal = createNormal(createRandom(8));
+      const input = Float32Array.from({ length: D }, normal);
+      backend.write(tokens, Int32Array.from(tokenRows));
+      backend.write(x, input);
+      await plan.run({ rows: 4, outRows: 1 });
+      const embedded = await backend.read(y);
+      for (const [i, row] of tokenRows.entries()) for (let d = 0; d < D; d++) expect(embedded[i * D + d]).toBe(valueAt(row, d) / 128);
+      const [logits, back] = [(await backend.read(z)) as Float32Array, await backend.read(dx)];
+      // Rows repeat after 255, so the logits do.
+      for (let row = 0; row < 255; row++) {
+        let sum = 0;
+        for (let d = 0; d < D; d++) sum += (input[d]! * valueAt(row, d)) / 128;
+        expect(Math.abs(logits[row]! - sum) / Math.sqrt(D)).toBeLessThan(CLOSE);
+      }
+      for (let row = 255; row < V; row++) if (logits[row] !== logits[row - 255]) expect(logits[row]).toBe(logits[row - 255]);
+      for (let d = 0; d < D; d += 37) {
+        let sum = 0;
+        for (let row = 0; row < V; row++) sum += (logits[row]! * valueAt(row, d)) / 128;
+        expect(Math.abs(back[d]! - sum * 2 ** -20) / (1 + Math.abs(sum * 2 ** -20))).toBeLessThan(1e-5);
+      }
+      await backend.dispose();
+    }, 120_000);
+
     test("a policy whose embedding and head lie in shards samples the same tokens, and learns the same", async () => {
       const outcome = async (options: WebGpuOptions) => {
         const policy = await createPolicy({
           backend: await createTestBackend(options),
-          model: tinyLlama({ num_hidden_layers: 1, vocab_size: 1200 }),
+          model: tinyLlama({ num_hidden_layers: 1, hidden_size: 128, vocab_size: 1200 }),
           lora: { rank: 4, alpha: 8 },
           slots: 2,
           microBatchTokens: 64,
@@ -369,10 +464,11 @@ describe("weights in shards", () => {
         await policy.dispose();
         return { before, gradNorm, logprobs: logprobs[0]!, after: after.logprobs[0]! };
       };
-      const [whole, cut] = [await outcome({}), await outcome({ bindingBytes: 64 << 10 })];
+      // The embedding has 600 KiB, the logits of 64 rows, which cannot be cut, 300.
+      const [whole, cut] = [await outcome({}), await outcome({ bindingBytes: 400 << 10 })];
       expect(cut.before).toEqual(whole.before);
       expect(bits(cut.logprobs)).toEqual(bits(whole.logprobs));
-      // 512 rows a shard are less than a slice of the head's gradient: its sums have another order.
+      // 800 rows a shard are less than a slice of the head's gradient: its sums have another order.
       expect(Math.abs(cut.gradNorm / whole.gradNorm - 1)).toBeLessThan(1e-5);
       for (const [i, logprob] of whole.after.entries()) expect(Math.abs(cut.after[i]! - logprob)).toBeLessThan(1e-4);
       expect(bits(cut.after)).not.toEqual(bits(whole.logprobs));

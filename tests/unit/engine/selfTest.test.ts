@@ -3,6 +3,7 @@
 
 import { describe, expect, test } from "vitest";
 import { openBackend } from "../../../packages/engine/src/device.ts";
+import { testGpu } from "../../../packages/engine/src/gpuCheck.ts";
 import { openNodeWebGpu } from "../../../packages/engine/src/node/webgpu.ts";
 import { OPERANDS } from "../../../packages/engine/src/plan/step.ts";
 import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
@@ -126,7 +127,7 @@ describe.skipIf(reason !== undefined)(`a device that is tested before it is trus
   test("the first start tests and times, the next one reads the verdict; another device's verdict is not taken", async () => {
     const verdicts = inMemory();
     let opened = 0;
-    const open = (choose: Decisions["choose"]) => {
+    const open = ({ choose }: Pick<Decisions, "choose">) => {
       opened++;
       return openSpoiled((label, code) => (label === "attention 32x32" ? code.replace("s2 * params.scale", "s3 * params.scale") : code), {
         choose,
@@ -148,7 +149,7 @@ describe.skipIf(reason !== undefined)(`a device that is tested before it is trus
     expect(second.target.choose!({ ...problem, sizes: { C: 256 } }, candidates)).toEqual({ name: "64x32" });
     await second.dispose();
 
-    const other = await openChecked(async (choose) => ({ ...(await open(choose)), identity: "another driver" }), {
+    const other = await openChecked(async (wanted) => ({ ...(await open(wanted)), identity: "another driver" }), {
       ...options,
       tuning: untimed,
     });
@@ -159,7 +160,7 @@ describe.skipIf(reason !== undefined)(`a device that is tested before it is trus
   test("a verdict that is none is found again", async () => {
     const verdicts = inMemory();
     verdicts.read = async () => '{"format":1,"isUsable":tru';
-    const backend = await openChecked((choose) => createTestBackend({ choose }), {
+    const backend = await openChecked(createTestBackend, {
       verdicts,
       checksSoftware: true,
       cases: ["rope"],
@@ -175,7 +176,7 @@ describe.skipIf(reason !== undefined)(`a device that is tested before it is trus
     await backend.dispose();
     if (!isSoftware) return;
     const verdicts = inMemory();
-    await (await openChecked((choose) => createTestBackend({ choose }), { verdicts })).dispose();
+    await (await openChecked(createTestBackend, { verdicts })).dispose();
     expect(verdicts.reads).toBe(0);
   });
 
@@ -183,7 +184,7 @@ describe.skipIf(reason !== undefined)(`a device that is tested before it is trus
     const verdicts = inMemory();
     const webgpu = () =>
       openChecked(
-        (choose) => openSpoiled((label, code) => (label === "rope" ? code.replace("x1 * sine", "x0 * sine") : code), { choose }),
+        ({ choose }) => openSpoiled((label, code) => (label === "rope" ? code.replace("x1 * sine", "x0 * sine") : code), { choose }),
         { verdicts, checksSoftware: true, cases, tuning: untimed },
       );
     await expect(webgpu()).rejects.toMatchObject({ code: "wrong-results", message: expect.stringMatching(/rope: off by.*\n.*wasm/) });
@@ -228,4 +229,13 @@ describe.skipIf(reason !== undefined)(`the tuner${skipped}`, () => {
     expect(classOf({ ...problem, sizes: { O: 1024, I: 896 } })).toBe("linear f32 many rows");
     expect(classOf({ op: "attention", rows: 0, sizes: { C: 256 }, format: "f32" })).toBeUndefined();
   });
+});
+
+test("the report comes through the platform's own createBackend", async () => {
+  const seen: string[] = [];
+  const create: Parameters<typeof testGpu>[0] = (_, { check }) => check!((options = {}) => createTestBackend(options));
+  if (reason !== undefined) return;
+  const report = await testGpu(create, { cases: ["rope"], onEntry: ({ name }) => void seen.push(name) });
+  expect([report.isUsable, seen]).toEqual([true, ["rope"]]);
+  await expect(testGpu(async () => createReferenceBackend())).rejects.toMatchObject({ code: "bad-request" });
 });

@@ -4,8 +4,7 @@
 import { existsSync } from "node:fs";
 import { type NodeGpu, openNodeGpu, openNodeWebGpu } from "../../../packages/engine/src/node/webgpu.ts";
 
-import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.ts";
-import type { WebGpuBackend } from "../../../packages/engine/src/webgpu/checked.ts";
+import type { WebGpuBackend, WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.ts";
 
 const LAVAPIPE = ["/usr/share/vulkan/icd.d/lvp_icd.json", "/usr/share/vulkan/icd.d/lvp_icd.x86_64.json"];
 

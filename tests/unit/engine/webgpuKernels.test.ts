@@ -5,6 +5,7 @@ import { forwardPlan, inferPlan, kvCache, optimPlan, prefixPlan, trainPlan } fro
 import type { LoraSpec, ModelSpec } from "../../../packages/engine/src/model/spec.ts";
 import { loraTensors, modelTensors } from "../../../packages/engine/src/model/tensors.ts";
 import type { Plan } from "../../../packages/engine/src/plan/step.ts";
+import { lowerSteps } from "../../../packages/engine/src/webgpu/kernels/fuse.ts";
 import { type Dispatch, PARAMS_BYTES, SHARED_PARAMS } from "../../../packages/engine/src/webgpu/kernels/kernel.ts";
 import { lower } from "../../../packages/engine/src/webgpu/kernels/lower.ts";
 import { PORTABLE, type Target } from "../../../packages/engine/src/webgpu/kernels/target.ts";
@@ -30,33 +31,35 @@ const kernelsOf = (spec: ModelSpec, lora: LoraSpec, target: Target = SOFTWARE): 
     optimPlan(p, g, m, v).plan,
     { name: "publish", steps: [{ op: "copy", x: p.flat, y: served.flat }] },
   ];
-  return plans.flatMap(({ steps }) => steps.flatMap((step) => lower(step, target)));
+  return plans.flatMap(({ steps }) => lowerSteps(steps, target));
 };
 
 const textsOf = (kernels: readonly Dispatch[]): Set<string> => new Set(kernels.map(({ source }) => source));
 
-test("a policy needs 35 kernels on a software device, and another model needs the same ones", () => {
+test("a policy needs 34 kernels on a software device, and another model needs the same ones", () => {
   const tiny = textsOf(kernelsOf(TINY, { rank: 4, alpha: 8 }));
   const other: ModelSpec = { ...TINY, width: 90, layers: 3, heads: 6, kvHeads: 3, headWidth: 30, feedForward: 111, vocab: 1001 };
-  expect(tiny.size).toBe(35);
+  expect(tiny.size).toBe(34);
   expect(textsOf(kernelsOf(other, { rank: 7, alpha: 3 }))).toEqual(tiny);
 });
 
-test("on a GPU kernels come in variants for row counts and shapes: a policy of half a billion weights needs 48", () => {
+test("on a GPU kernels come in variants for row counts and shapes: a policy of half a billion weights needs 49", () => {
   const qwen: ModelSpec = { ...TINY, width: 896, layers: 24, heads: 14, kvHeads: 2, headWidth: 64, feedForward: 4864, vocab: 151936 };
   const texts = textsOf(kernelsOf(qwen, { rank: 16, alpha: 32 }, PORTABLE));
-  expect(texts.size).toBe(48);
+  expect(texts.size).toBe(49);
   expect(textsOf(kernelsOf({ ...qwen, layers: 2 }, { rank: 8, alpha: 32 }, PORTABLE))).toEqual(texts);
 });
 
-test("windows, head norms, tanh-GELU, scales and rope bases are numbers: they add no kernel", () => {
+test("windows, tanh-GELU, scales and rope bases are numbers: they add no kernel", () => {
   const lora = { rank: 4, alpha: 8 };
   const plain = textsOf(kernelsOf(TINY, lora));
-  const numbers: ModelSpec = { ...TINY_SWITCHED, postNorms: false, biases: [] };
+  const numbers: ModelSpec = { ...TINY_SWITCHED, qkNorm: false, postNorms: false, biases: [] };
   expect(textsOf(kernelsOf(numbers, lora))).toEqual(plain);
-  // A linear with a bias, and a norm that adds to the residual.
+  // A linear with a bias, a head's norm with its rope, and a norm that adds to the residual.
   const added = kernelsOf(TINY_SWITCHED, lora).filter(({ source }) => !plain.has(source));
-  expect(new Set(added.map(({ label }) => label))).toEqual(new Set(["linear 32x32 f32 bias", "rmsNorm residual"]));
+  expect(new Set(added.map(({ label }) => label))).toEqual(
+    new Set(["linear 32x32 f32 bias", "rmsNorm rope", "kvAppend", "rmsNorm residual"]),
+  );
 });
 
 test("labels name a kernel: one label, one text", () => {

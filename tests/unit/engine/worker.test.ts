@@ -47,6 +47,22 @@ describe("a policy behind a port", () => {
     await policy.dispose();
   });
 
+  test("a loss keeps its code, and says that gradients were cleared", async () => {
+    const [page, worker] = channel();
+    exposePolicy<object>(worker, async () => {
+      const policy = await createPolicy({ backend: createReferenceBackend(), model: tinyLlama(), slots: 1 });
+      const forwardBackward = async (): Promise<never> => {
+        throw new EngineError("lost", "webgpu: it was lost", { clearsGradients: true });
+      };
+      return { ...policy, trainer: { ...policy.trainer, forwardBackward } };
+    });
+    const policy = await wrapPolicy<object>(page, {});
+    const failure = await policy.trainer.forwardBackward([datum], { name: "crossEntropy" }).catch((error: unknown) => error);
+    expect(failure).toBeInstanceOf(EngineError);
+    expect(failure).toMatchObject({ code: "lost", message: "webgpu: it was lost", clearsGradients: true });
+    await policy.dispose();
+  });
+
   test("every call of the trainer and publish go through", async () => {
     const { policy, inside } = await open();
     const before = await policy.sampler.generate(request);

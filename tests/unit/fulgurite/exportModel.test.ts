@@ -53,6 +53,17 @@ test("peft is the adapter alone, and takes it to a source without a policy", asy
   expect(whole(elsewhere, "model.safetensors")).toEqual(whole(await exportModel(policy), "model.safetensors"));
 });
 
+test("an adapter in 16 bits is half as large, and is still the base's own", async () => {
+  const [full, half] = [await exportModel(policy, { format: "peft" }), await exportModel(policy, { format: "peft", dtype: "f16" })];
+  const size = (files: readonly FileToWrite[]): number => whole(files, "adapter_model.safetensors").length;
+  expect(size(half) / size(full)).toBeLessThan(0.6);
+  await policy.loadAdapter("half", Object.fromEntries(half.map(({ name }) => [name, whole(half, name)])));
+  const request = { prompt: policy.format.encode("Ana has 3 pens"), maxTokens: 8, temperature: 0, stopTokens: [], seed: 1 };
+  const [want, got] = [await policy.sampler.generate(request), await policy.sampler.generate({ ...request, adapter: "half" })];
+  expect(Math.abs(got.logprobs[0]! - want.logprobs[0]!)).toBeLessThan(0.01);
+  expect(got.policyVersion).toBe(want.policyVersion);
+});
+
 test("onnx lies in the folder that transformers.js reads", async () => {
   expect(names(await exportModel(policy, { format: "onnx" }))).toEqual([...FOLDER, "onnx/model.onnx"].sort());
   expect(names(await exportModel(policy, { format: "onnx", dtype: "f16" }))).toEqual([...FOLDER, "onnx/model_fp16.onnx"].sort());
@@ -62,7 +73,7 @@ test.each([
   [{ format: "gguf" as "onnx" }, 'format is one of safetensors, onnx, peft, got "gguf"'],
   [{ dtype: "q4" as "f16" }, 'dtype is one of original, f32, f16, bf16, got "q4"'],
   [{ format: "onnx", dtype: "bf16" } as const, 'dtype of onnx is f32 or f16, got "bf16"'],
-  [{ format: "peft", dtype: "f16" } as const, 'dtype of peft is original, got "f16"'],
+  [{ format: "peft", dtype: "bf16" } as const, 'dtype of peft is original, f32 or f16, got "bf16"'],
 ])("%j is refused", async (options, message) => {
   await expect(exportModel(policy, options)).rejects.toThrow(message);
   await expect(exportModel(policy, options)).rejects.toMatchObject({ code: "bad-request" });

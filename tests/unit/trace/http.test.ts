@@ -94,19 +94,18 @@ test("an answer that is lost is asked for again, and no work is done twice", asy
   expect(pauses).toEqual(Array.from({ length: 7 }, () => [250, 750]).flat());
 });
 
-test("a claim whose answer went down with the server is answered by the next one, from the folder", async () => {
+test("claims and publications whose answers went down with the server are answered by the next one, from the folder", async () => {
   const folder = mkdtempSync(join(tmpdir(), "fulgurite-restart-"));
   closers.push(() => rmSync(folder, { recursive: true }));
   let inner = await openFileStore(folder);
   closers.push(() => inner.close());
   let serve = serveStore(inner);
-  let crashes = 1;
+  const crashing = new Set(["/claim", "/resources"]);
   const store = open(async () => new Response(), {
     fetch: async (url, init) => {
       const request = new Request(String(url).replace("/behind/a/proxy", ""), init);
-      const isClaim = request.url.endsWith("/claim");
       const response = await serve(request);
-      if (!isClaim || crashes-- <= 0) return response;
+      if (!crashing.delete(new URL(request.url).pathname.slice(PATH.length))) return response;
       await inner.close(); // the work is done and on the disk; the server is not there to say so
       inner = await openFileStore(folder);
       serve = serveStore(inner);
@@ -122,6 +121,13 @@ test("a claim whose answer went down with the server is answered by the next one
   expect(await inner.stats()).toMatchObject({ attempts: 2, rollouts: { queued: 1, running: 2 } });
   expect((await store.claim("w", 2)).map(({ rollout }) => rollout.id)).toEqual(["c"]);
   for (const { attempt } of claims) expect((await store.finish(attempt, { status: "succeeded" })).status).toBe("succeeded");
+  const adapter = { name: "p", kind: "lora", metadata: { step: 1 }, files: { w: Uint8Array.of(1) } } as const;
+  expect((await store.publish(adapter)).version).toBe(1); // without a version of its own, and once
+  expect((await inner.stats()).resources).toBe(1);
+  expect((await store.publish(adapter)).version).toBe(2); // wanted twice
+  crashing.add("/resources");
+  expect((await store.publish({ ...adapter, metadata: { step: 2 } })).version).toBe(3);
+  expect((await inner.stats()).resources).toBe(3);
 });
 
 test("files that arrive changed are an error", async () => {
@@ -290,7 +296,7 @@ test("pages of known origins may ask, and are told so before they send their key
   const asked = await ask("OPTIONS", "/claim", { ...preflight, origin: "https://app.test" });
   expect([asked.status, allowed(asked), asked.headers.get("vary")]).toEqual([204, "https://app.test", "origin"]);
   expect(asked.headers.get("access-control-allow-methods")).toBe("GET, POST, PUT");
-  expect(asked.headers.get("access-control-allow-headers")).toBe("authorization, content-type, last-event-id");
+  expect(asked.headers.get("access-control-allow-headers")).toBe("authorization, content-type, last-event-id, fulgurite-again");
   expect(asked.headers.get("access-control-allow-private-network")).toBeNull();
   const near = await ask("OPTIONS", "/claim", {
     ...preflight,

@@ -143,6 +143,29 @@ const check = <T extends z.ZodMiniType>(schema: T, value: unknown, file: string)
   throw new EngineError("bad-file", `${file}: ${issue.path.join(".") || "it"}: ${issue.message}; export the adapter again`);
 };
 
+/**
+ * The same adapter with its weights stored as F32 or F16 (rounded). The sidecar, where there is one, follows.
+ * Throws EngineError: bad-file, bad-request (a value beyond F16).
+ */
+export const castPeft = async (files: PeftFiles, dtype: "F32" | "F16"): Promise<PeftFiles> => {
+  if (!files[WEIGHTS])
+    throw new EngineError(
+      "bad-file",
+      `${WEIGHTS}: a PEFT directory has it, got ${Object.keys(files).join(", ")}; pass every file of the directory`,
+    );
+  const { tensors, metadata } = readSafetensors(files[WEIGHTS], WEIGHTS);
+  const weights = writeSafetensors(
+    [...tensors.values()].map((tensor) => ({ name: tensor.name, shape: tensor.shape, data: toFloat32(tensor, WEIGHTS) })),
+    metadata,
+    dtype,
+  );
+  const cast = { ...files, [WEIGHTS]: weights };
+  const sidecar = files[SIDECAR];
+  if (!sidecar) return cast;
+  const told = check(sidecarSchema, parseJson(sidecar, SIDECAR), SIDECAR);
+  return { ...cast, [SIDECAR]: toJson({ ...told, dtype, sha256: await sha256(weights) }) };
+};
+
 /** PEFT's patterns are regular expressions over the module's name; the plain suffixes that everybody writes are read, others refused. */
 const lookUp = (pattern: Readonly<Record<string, number>>, module: string): number | undefined => {
   for (const [key, value] of Object.entries(pattern)) {

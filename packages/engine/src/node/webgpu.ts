@@ -3,8 +3,7 @@
 // use it (node-webgpu issue 18), so it lies in a set on globalThis until it is released, after the device is gone.
 
 import { EngineError } from "../errors.ts";
-import { createWebGpuBackend, type WebGpuOptions } from "../webgpu/backend.ts";
-import type { WebGpuBackend } from "../webgpu/checked.ts";
+import { createWebGpuBackend, type WebGpuBackend, type WebGpuOptions } from "../webgpu/backend.ts";
 
 /** What is used of the package. */
 export interface DawnModule {

@@ -9,7 +9,8 @@
 //   `base` shortens the count and nothing else: row 0 of an operand is row `base` of the run, so a chunk's operands are views.
 // - `inout` operands are read and written in place; an operand never appears twice in one step unless its comment allows it.
 // - The result of a row is bitwise independent of n and of the other rows: the order of every sum over the inner axis is
-//   fixed by the widths alone. (Same tokens, same adapter → same log-probs, whatever the batch.)
+//   fixed by the widths alone, and every kernel that an executor may choose keeps it. (Same tokens, same adapter → same log-probs,
+//   whatever the batch.)
 // - weightGrad sums over rows in a fixed order: same rows, same bits, on one device.
 
 /** Frozen weights [O, I] with I a multiple of 32, whole tensors only (no views). Layout and rounding: weights/formats.ts. */

@@ -6,20 +6,26 @@
 import type { DeviceInfo } from "../contract.ts";
 import { EngineError } from "../errors.ts";
 import { type Arena, planArena } from "../plan/arena.ts";
-import type { Executable, HostArray, TensorData } from "../plan/backend.ts";
+import type { Backend, Executable, HostArray, TensorData } from "../plan/backend.ts";
 import { checkAllocate, checkFill } from "../plan/checkAllocate.ts";
 import { operandsOf, type Plan, sizeOf, type Tensor, type Vars } from "../plan/step.ts";
 import { byteLengthOf } from "../weights/formats.ts";
 import { createBuffers, USAGE } from "./buffers.ts";
-import type { WebGpuBackend } from "./checked.ts";
 import { type DeviceOptions, openDevice } from "./device.ts";
 import { createReplay, type InFlight, type Launch, SLOT_BYTES, slotsOf } from "./executable.ts";
+import { lowerSteps } from "./kernels/fuse.ts";
 import { PARAMS_BYTES, SCRATCH } from "./kernels/kernel.ts";
-import { lower } from "./kernels/lower.ts";
+import type { Target } from "./kernels/target.ts";
 import { createPacing } from "./pacing.ts";
 import { createPipelines } from "./pipelines.ts";
 import { createReadback } from "./readback.ts";
 import { type Piece, piecesOf, type Shard, shardsOf } from "./shards.ts";
+
+export interface WebGpuBackend extends Backend {
+  /** What WebGPU says of the adapter: vendor, architecture, device, description. */
+  readonly identity: string;
+  readonly target: Target;
+}
 
 export interface WebGpuOptions extends DeviceOptions {
   /** Every launch is validated by itself, and errors name it. Many times slower. */
@@ -158,7 +164,7 @@ export const createWebGpuBackend = async (gpu: GPU, options: WebGpuOptions = {})
   const compile = async (plan: Plan): Promise<Executable> => {
     check("compile");
     const arena = planArena(plan);
-    const dispatches = plan.steps.flatMap((step) => lower(step, open.target));
+    const dispatches = lowerSteps(plan.steps, open.target);
     // From the steps, not the kernels: an operand that a kernel leaves out (old of crossEntropy) can be written all the same.
     const operands = new Set(plan.steps.flatMap((step) => Object.values(operandsOf(step)).flat()));
     const io = new Set([...operands].filter(({ home }) => home === "io").map(rootOf));

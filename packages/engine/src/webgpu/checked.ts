@@ -3,25 +3,18 @@
 // Software devices are skipped: they are tested where the kernels are made, and tuning on them means nothing.
 
 import { EngineError } from "../errors.ts";
-import type { Backend } from "../plan/backend.ts";
 import { describeSelfTest, selfTest } from "../selfTest.ts";
 import { CASE_NAMES, deviceCase } from "../selfTestCases.ts";
 import { sha256 } from "../weights/sha256.ts";
+import type { WebGpuBackend } from "./backend.ts";
 import { createDecisions, type Decisions } from "./decisions.ts";
-import { lower } from "./kernels/lower.ts";
-import type { Target } from "./kernels/target.ts";
+import { lowerSteps } from "./kernels/fuse.ts";
 import { type TuneOptions, tune } from "./tuner.ts";
 
 /** Where verdicts are kept: a folder in Node, the Cache API in a browser. A verdict is text, below 10 kB. */
 export interface VerdictStore {
   read(name: string): Promise<string | undefined>;
   write(name: string, verdict: string): Promise<void>;
-}
-
-export interface WebGpuBackend extends Backend {
-  /** What WebGPU says of the adapter: vendor, architecture, device, description. */
-  readonly identity: string;
-  readonly target: Target;
 }
 
 export interface CheckOptions {
@@ -66,7 +59,7 @@ const parse = (text: string | undefined): Verdict | undefined => {
 /** Another driver, browser or kernel is another name. */
 const nameOf = async ({ identity, target }: WebGpuBackend): Promise<string> => {
   const { choose: _, ...plain } = target;
-  const texts = CASE_NAMES.flatMap((name) => deviceCase(name).plan.steps.flatMap((step) => lower(step, plain).map(({ source }) => source)));
+  const texts = CASE_NAMES.flatMap((name) => lowerSteps(deviceCase(name).plan.steps, plain).map(({ source }) => source));
   const agent = (globalThis as { navigator?: { userAgent?: string } }).navigator?.userAgent ?? "";
   return sha256(new TextEncoder().encode(JSON.stringify([FORMAT, identity, agent, [...target.features], target.allowsInexact, texts])));
 };
@@ -82,11 +75,11 @@ const refuse = (report: string): EngineError =>
  * kernel that computes right on this device.
  */
 export const openChecked = async (
-  open: (choose: Decisions["choose"]) => Promise<WebGpuBackend>,
+  open: (options: Pick<Decisions, "choose">) => Promise<WebGpuBackend>,
   { verdicts, checksSoftware = false, tuning = {}, cases }: CheckOptions,
 ): Promise<WebGpuBackend> => {
   const decisions = createDecisions();
-  const backend = await open(decisions.choose);
+  const backend = await open({ choose: decisions.choose });
   if (backend.target.isSoftware && !checksSoftware) return backend;
   try {
     const name = await nameOf(backend);
@@ -115,5 +108,5 @@ export const openChecked = async (
   }
   // The test's tensors go with its backend.
   await backend.dispose();
-  return open(decisions.choose);
+  return open({ choose: decisions.choose });
 };

@@ -2,8 +2,8 @@
 // Tiles of A and B lie depth-major in workgroup memory, so that TM/4 + TN/4 vec4 loads feed the TM·TN multiply-adds of a thread; an operand
 // that is contiguous along the depth is turned on its way there, 4 × 4 at a time.
 // One order of summation for all tiles, for skinny.ts and for split depth: r runs upwards through blocks of 16, block sums are added upwards
-// through slices, slice sums upwards into C; every step is one fma. So variants differ in speed, not in bits, and the error grows with the
-// number of blocks instead of the depth.
+// through slices, slice sums upwards into C; products are added by fma, so that no compiler chooses. Variants differ in speed, not in
+// bits, and the error grows with the number of blocks instead of the depth.
 // The text is short on purpose: widths are parameters, and loops are bounded by params.block, so that no compiler unrolls them. A software
 // device compiles a product in half a second this way; with widths in the text and unrolled loops it took up to ten, for each width.
 

@@ -35,7 +35,7 @@ export const edge: Edge = {
     return deviceMemory === undefined || deviceMemory >= DEVICE_MEMORY_CAP ? undefined : deviceMemory * 2 ** 30;
   },
 
-  openDevice: (device) => createBackend(device),
+  openDevice: (device, options) => createBackend(device, options),
 
   startPolicy: async (options) => {
     const worker = new Worker(new URL("./policyWorker.js", import.meta.url), { type: "module" });

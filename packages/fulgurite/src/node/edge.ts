@@ -6,13 +6,14 @@ import { createPolicy } from "@fulgurite/engine";
 import { createBackend } from "@fulgurite/engine/node";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Edge } from "../edge.ts";
-import { verdictsIn } from "../verdicts.ts";
+import { checkIn } from "../gpuVerdicts.ts";
 import { openFolderCache } from "./folderCache.ts";
 import { readWhole } from "./readWhole.ts";
 
 const isUrl = (source: string): boolean => /^[a-z][a-z0-9+.-]+:\/\//i.test(source);
 
-const CACHE = join(homedir(), ".cache", "fulgurite");
+/** Of the moment: nothing is read at import. */
+const cacheFolder = (): string => join(homedir(), ".cache", "fulgurite");
 
 export const edge: Edge = {
   folderUrl: (source) => {
@@ -32,17 +33,20 @@ export const edge: Edge = {
 
   isPreflightFree: () => true,
 
-  openCache: async (folder = CACHE) => openFolderCache(resolve(folder)),
+  openCache: async (folder = cacheFolder()) => openFolderCache(resolve(folder)),
 
   // a container's share, where there is one; without one some systems report an absurd number
   memoryBytes: () => Math.min(totalmem(), process.constrainedMemory?.() || Number.POSITIVE_INFINITY),
 
-  openDevice: (device) => createBackend(device),
+  openDevice: (device, options) => createBackend(device, options),
 
   startPolicy: async ({ device, threads, ...options }) =>
     createPolicy({
       ...options,
-      backend: await createBackend(device, { ...(threads !== undefined && { threads }), verdicts: verdictsIn(openFolderCache(CACHE)) }),
+      backend: await createBackend(device, {
+        ...(threads !== undefined && { threads }),
+        check: checkIn(openFolderCache(cacheFolder())),
+      }),
     }),
 
   openStore: (name) => openFileStore(name),

@@ -2,7 +2,7 @@
 // without LoRA, over [batch, sequence] and a cache that grows by concatenation. Basic operators only, so that any runtime runs it.
 //
 //   input_ids, position_ids [B, S] · attention_mask [B, P + S] · past_key_values.{i}.{key,value} [B, K, P, C]
-//   → logits [B, S, V] · present.{i}.{key,value} [B, K, P + S, C]
+//   (and num_logits_to_keep [], if asked for) → logits [B, S, V] · present.{i}.{key,value} [B, K, P + S, C]
 //
 // A padded row (attention_mask 0) is seen by none. Query heads that share a KV head are stacked as rows of one product: no key is repeated.
 
@@ -16,6 +16,8 @@ export interface DecoderOptions {
   readonly weights: WeightType;
   /** Positions of the rotary tables; position_ids are below it. */
   readonly maxPositions: number;
+  /** false: one more input, num_logits_to_keep, says how many of the last rows get logits; 0: all. */
+  readonly allLogits: boolean;
   /** Bytes of values in that type. Throws for one that it cannot hold. */
   readonly encode: (values: Float32Array, type: WeightType, name: string) => Uint8Array<ArrayBuffer>;
 }
@@ -176,11 +178,16 @@ export const decoderGraph = ({ spec, tensors, values }: MergedModel, options: De
     const down = linear(gated, layer, "down_proj");
     x = emit("Add", [x, layer.feedForwardOutNorm ? rmsNorm(down, layer.feedForwardOutNorm) : down]);
   }
+  if (!options.allLogits) {
+    // from row −n on; −0 is the first
+    const first = reshape(emit("Neg", ["num_logits_to_keep"]), 1);
+    x = emit("Slice", [x, first, ints(Number.MAX_SAFE_INTEGER), ints(1)]);
+  }
   const n = rmsNorm(x, tensors.norm);
   if (spec.tiedHead) {
     // Gemm reads the embedding transposed where it lies: a tied head is stored once.
     const flat = emit("Gemm", [reshape(n, -1, spec.width), embed], { transB: 1 });
-    const shape = emit("Concat", [emit("Shape", ["input_ids"]), ints(spec.vocab)], { axis: 0 });
+    const shape = emit("Concat", [emit("Slice", [emit("Shape", [n]), ints(0), ints(2)]), ints(spec.vocab)], { axis: 0 });
     emit("Reshape", [flat, shape], undefined, "logits");
   } else {
     const logits = product(n, tensors.head.name, tensors.head.shape as readonly [number, number]);
@@ -200,8 +207,12 @@ export const decoderGraph = ({ spec, tensors, values }: MergedModel, options: De
       { name: "input_ids", type: "INT64", shape: [batch, sequence] },
       { name: "attention_mask", type: "INT64", shape: [batch, total] },
       { name: "position_ids", type: "INT64", shape: [batch, sequence] },
+      ...(options.allLogits ? [] : [{ name: "num_logits_to_keep", type: "INT64", shape: [] } as const]),
       ...cache("past_key_values", "past_sequence_length"),
     ],
-    outputs: [{ name: "logits", type: "FLOAT", shape: [batch, sequence, spec.vocab] }, ...cache("present", total)],
+    outputs: [
+      { name: "logits", type: "FLOAT", shape: [batch, options.allLogits ? sequence : "num_logits", spec.vocab] },
+      ...cache("present", total),
+    ],
   };
 };

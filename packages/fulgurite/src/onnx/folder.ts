@@ -18,6 +18,11 @@ export interface OnnxOptions {
   readonly dtype?: WeightType;
   /** Positions of the rotary tables, 4·C bytes each. Default: all that the model was made for. */
   readonly maxPositions?: number;
+  /**
+   * Default true: logits of every row, 4·V bytes each (600 MB for a prompt of 1000 tokens at V = 152k). false: the graph has the input
+   * num_logits_to_keep, which transformers.js fills with 1.
+   */
+  readonly allLogits?: boolean;
   /** Above it weights go into files of their own, at most so large each. Default 2·10⁹: a protobuf file ends at 2³¹. */
   readonly maxFileBytes?: number;
 }
@@ -113,11 +118,11 @@ export const onnxFolder = async (base: OnnxModel, adapter?: PeftFiles, options: 
   if (!(maxFileBytes > 0 && maxFileBytes <= DEFAULT_FILE))
     throw bad(`maxFileBytes is in 1 … ${DEFAULT_FILE}`, maxFileBytes, "leave it out");
   const merged = await openMerged(base, adapter);
-  const { maxPositions = merged.spec.maxPositions } = options;
+  const { maxPositions = merged.spec.maxPositions, allLogits = true } = options;
   if (!(Number.isInteger(maxPositions) && maxPositions >= 1 && maxPositions <= merged.spec.maxPositions))
     throw bad(`maxPositions is in 1 … ${merged.spec.maxPositions} (max_position_embeddings)`, maxPositions, "leave it out");
 
-  const graph = decoderGraph(merged, { weights: dtype, maxPositions, encode: encodeValues });
+  const graph = decoderGraph(merged, { weights: dtype, maxPositions, allLogits, encode: encodeValues });
   const { file, dtype: name } = NAMES[dtype];
   const size = graph.initializers.reduce((sum, { data }) => sum + data.byteLength, 0);
   const placed = size > maxFileBytes ? place(graph.initializers, maxFileBytes) : [];

@@ -23,12 +23,15 @@
 //   GET  /stats                                                       → StoreStats
 //   GET  /watch          Last-Event-ID                                → server-sent events: `ready` first, then `change` with a StoreEvent
 //
-// Every path begins with PREFIX. A refusal is { error: { code, message } }: a TraceErrorCode with the status of STATUSES, or
+// What is sent once more, because its answer was lost, says so in the header AGAIN. Every path begins with PREFIX. A refusal is { error: { code, message } }: a TraceErrorCode with the status of STATUSES, or
 // "origin" (403), "no-route" (404), "method" (405), "internal" (500). Spans and files are as itemCodec.ts writes them.
 
 import type { TraceErrorCode } from "../errors.ts";
 
 export const PREFIX = "/fulgurite/v1/store";
+
+/** "1" from the second try of a request on. */
+export const AGAIN = "fulgurite-again";
 
 export const STATUSES: Readonly<Record<TraceErrorCode, number>> = {
   "bad-input": 400,

@@ -2,7 +2,7 @@
 
 import { TraceError, type TraceErrorCode } from "../errors.ts";
 import type { Timer } from "../waitBounds.ts";
-import { fromNdjson, PREFIX, STATUSES } from "./protocol.ts";
+import { AGAIN, fromNdjson, PREFIX, STATUSES } from "./protocol.ts";
 
 /** Tries in all, the pause before the second and what it is multiplied by. */
 const TRIES = 4;
@@ -107,7 +107,7 @@ export const createRequests = ({ baseUrl, token, fetch, timer, timeoutMs, guardO
       let failure: TraceError;
       const limit = limitTry(timer, timeoutMs, ask.signal);
       try {
-        const response = await fetched(method, path, { ...ask, signal: limit.signal });
+        const response = await fetched(method, path, { ...ask, signal: limit.signal }, tried > 1 ? { [AGAIN]: "1" } : {});
         if (response.ok) return await read(response);
         const error = await errorOf(response);
         if (error) throw error;

@@ -3,6 +3,8 @@
 
 import { TraceError } from "../errors.ts";
 import { decodeFiles, decodeItem, decodeSpan, encodeFiles, encodeSpan } from "../itemCodec.ts";
+import { manifestOf } from "../manifest.ts";
+import { checkedResource, sameContent } from "../values.ts";
 import type { Outcome, Resource, ResourceInput, Span, Store, TaskInput } from "../vocabulary.ts";
 import { platformTimer } from "../waitBounds.ts";
 import { createBroadcast } from "./broadcast.ts";
@@ -23,7 +25,7 @@ import {
   wholeIn,
 } from "./incoming.ts";
 import { createOrigins } from "./origins.ts";
-import { PREFIX, SPANS_A_PAGE, STATUSES, toNdjson, WAIT_MS } from "./protocol.ts";
+import { AGAIN, PREFIX, SPANS_A_PAGE, STATUSES, toNdjson, WAIT_MS } from "./protocol.ts";
 
 export interface ServeOptions {
   /** Whether to let a request in; without it everyone may do everything. */
@@ -73,6 +75,14 @@ const taken = async <T>(items: AsyncIterable<T>, limit: number): Promise<T[]> =>
       if (found.length >= limit) break;
     }
   return found;
+};
+
+/** The latest version, if it is what is to be published once more: the answer to the first time was lost, perhaps with the server that gave it. */
+const publishedBefore = async (store: Store, input: ResourceInput): Promise<Resource | undefined> => {
+  if (input.version !== undefined) return undefined; // the store itself knows it
+  const checked = checkedResource(input);
+  const latest = await store.resource(checked.name);
+  return latest && sameContent(latest, { ...checked, manifest: await manifestOf(checked.files) }) ? latest : undefined;
 };
 
 /** Gives the same promise again for the same request and id; what failed is tried anew. */
@@ -196,11 +206,13 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
       },
     },
     "/resources": {
-      POST: async ({ body }) => {
+      POST: async ({ request, body }) => {
         const given = await body();
         const resource = fieldsIn(given, "resource");
         const input = { ...resource, files: decoded(() => decodeFiles(resource.files, "body.resource")) } as unknown as ResourceInput;
-        return json({ resource: encodeResource(await once("publish", given.requestId, () => store.publish(input))) });
+        const publish = async (): Promise<Resource> =>
+          (request.headers.has(AGAIN) ? await publishedBefore(store, input) : undefined) ?? store.publish(input);
+        return json({ resource: encodeResource(await once("publish", given.requestId, publish)) });
       },
       GET: async () => ndjson(await taken(store.resources(), Number.POSITIVE_INFINITY)),
     },
@@ -242,8 +254,8 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
 
 /**
  * The handler never throws: what goes wrong is a Response. It listens to the store until the store is closed.
- * A lost answer strands nothing: a claim that is repeated with its id gets the same attempts, after a restart too, for the store
- * knows them. Publications, deletions and requeuings that carry an id are answered again while this handler lives.
+ * A lost answer strands nothing, after a restart too: a claim that is repeated with its id gets the same attempts, a publication
+ * that is sent again its version, for the store knows them. What a deletion or a requeuing found is told again while this handler lives.
  */
 export const serveStore = (store: Store, options: ServeOptions = {}): ((request: Request) => Promise<Response>) => {
   const { authorize, maxBodyBytes = 64 * 2 ** 20, onError = (error: unknown) => console.error(error) } = options;

@@ -94,7 +94,7 @@ export const decodeLine = (line: Buffer): unknown => (isWhole(line) ? JSON.parse
 export const encodeRecord = (record: LogRecord): Buffer =>
   encodeLine(
     record.kind === "span"
-      ? { ...record, data: { ...record.data, attributes: encodeAttributes(record.data.attributes, base64) } }
+      ? { seq: record.seq, kind: "span", data: { ...record.data, attributes: encodeAttributes(record.data.attributes, base64) } }
       : { seq: record.seq, kind: record.kind, data: record.data },
   );
 

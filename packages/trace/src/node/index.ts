@@ -1,12 +1,12 @@
 // A store in a folder, for one process at a time; others reach it over HTTP.
 //
 //   <folder>/lock  meta.json  log/<first seq, 16 digits>.log  index/manifest  index/<first seq, 16 digits>.idx
-//           blobs/<sha256>  state/<sha256>  quarantine/<what was damaged>
+//           blobs/<sha256>  state/<sha256>  quarantine/<what was damaged>  reserve (reserve.ts)
 //
 // What a method answered is on disk (fdatasync) before it resolves, reads included: nothing is ever seen and then lost.
 // The log is the only truth. Rollouts that have not ended are in memory; what is in a file that is no longer written is found
 // through its sidecar in index/, and opening begins from the manifest. Either may be deleted: it is made anew from the log.
-// On a full disk what is asked for is refused ("full") and leaves no trace; everything else goes on.
+// On a full disk what is asked for is refused ("full") and leaves no trace; reading and forgetting go on.
 //
 // forget: no method gives a forgotten rollout back, here or after reopening. A log file is deleted as soon as all of its
 // rollouts are gone; in a file shared with rollouts that live, the bytes stay until compactFileStore. unpublish deletes the
@@ -26,6 +26,7 @@ import { namingFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogState, openLogState } from "./logState.ts";
+import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders, type LogIo, platformIo } from "./segmentLog.ts";
 import { type Verification, verifyFolder } from "./verify.ts";
 
@@ -144,18 +145,22 @@ export const verifyFileStore = async (folder: string, { signal }: { signal?: Abo
 /**
  * Opens (or makes) the store in `folder` and holds its lock until close().
  * After a crash call requeueStale(now): what was running then is not any more.
- * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; the platform's file errors.
+ * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; the platform's file errors.
  */
 export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
   const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 64 * 2 ** 20, io = platformIo } = options;
   const inside = (name: string) => join(folder, name);
-  await makeSubfolders(folder);
-  const lock = await acquireLock(folder);
+  const lock = await namingFull(folder, "the lock of an open store", async () => {
+    await makeSubfolders(folder);
+    return acquireLock(folder);
+  });
   try {
-    await checkMeta(inside("meta.json"), clock());
+    await namingFull(folder, "meta.json", () => checkMeta(inside("meta.json"), clock()));
     for (const name of SUBFOLDERS) await removeTemporary(inside(name));
     const openState = (): Promise<LogState> => openLogState(folder, foldersOf(folder), { rotateBytes, io, clock, onReport });
     let state = await openState();
+    const reserve = inside("reserve");
+    await keepReserve(reserve);
 
     const inTurn = createQueue();
     const stateInTurn = createQueue();
@@ -198,11 +203,12 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
               () => {},
             ),
           );
+        if (hasGone) await keepReserve(reserve);
         return await answer;
       } catch (error) {
         if (!(error instanceof TraceError && error.code === "full" && mine.log.hasFailed())) throw error;
         await startAgain(mine);
-        if (mode !== "read") throw error;
+        if (mode !== "read" && !(hasGone && (await spendReserve(reserve)))) throw error;
         return transact(mode, body);
       }
     };

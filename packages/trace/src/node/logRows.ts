@@ -28,7 +28,7 @@ export interface LogRows extends Rows {
 
 export interface LogRowsOptions {
   readonly index: () => LogIndex;
-  readonly read: (place: Place) => Promise<LogRecord>;
+  readonly readAll: (places: readonly Place[]) => Promise<LogRecord[]>;
   readonly resources: Omit<Keeping<never, StoredResource>, "keepSpan" | "loadSpans">;
   /** Where to begin. */
   readonly counts: Counts;
@@ -46,7 +46,7 @@ const foldRow = (record: Rollout, attempts: readonly Attempt[]): LiveRow => {
   return { rollout, attempts: inOrder.map(ended) };
 };
 
-export const createLogRows = async ({ index, read, resources, counts, rows }: LogRowsOptions): Promise<LogRows> => {
+export const createLogRows = async ({ index, readAll, resources, counts, rows }: LogRowsOptions): Promise<LogRows> => {
   const memory: MemoryRows = createMemoryRows<never, StoredResource>({
     ...resources,
     keepSpan: () => undefined as never,
@@ -69,7 +69,7 @@ export const createLogRows = async ({ index, read, resources, counts, rows }: Lo
     const attempts = new Map<string, Attempt>();
     for await (const held of index().holdings(owner, fromSeq)) {
       const places = [...(held.record ? [held.record] : []), ...held.attempts];
-      for (const found of await Promise.all(places.map(read))) {
+      for (const found of await readAll(places)) {
         if (ownerOf(found) !== owner) continue; // another's with the same key
         if (found.kind === "rollout") {
           if (found.data.status !== "cancelled") attempts.clear(); // they are of one that was lost
@@ -96,8 +96,7 @@ export const createLogRows = async ({ index, read, resources, counts, rows }: Lo
       const last = places.at(-1);
       if (last === undefined) break;
       after = last.seq;
-      for (const { kind, data } of await Promise.all(places.map(({ place }) => read(place))))
-        if (kind === "span" && isAsked(data)) found.push(data);
+      for (const { kind, data } of await readAll(places.map(({ place }) => place))) if (kind === "span" && isAsked(data)) found.push(data);
     }
     return found.slice(0, limit);
   };
@@ -110,12 +109,12 @@ export const createLogRows = async ({ index, read, resources, counts, rows }: Lo
     attempts: async (rolloutId) => [...((await rowOf(rolloutId))?.attempts ?? [])],
     rollouts: async (order, fromSeq, limit) => {
       const places = await index().rollouts(order, fromSeq, limit);
-      const rows = await Promise.all(
-        places.map(async (found) => {
-          const id = idBySeq.get(found.seq) ?? rolloutOf("owner" in found ? found.owner : (ownerOf(await read(found.place)) as string));
-          return (await rowOf(id, found.seq))?.rollout;
-        }),
+      const unknown = places.flatMap((found) => ("place" in found && !idBySeq.has(found.seq) ? [found.place] : []));
+      const owners = (await readAll(unknown)).map(ownerOf).values();
+      const ids = places.map(
+        (found) => idBySeq.get(found.seq) ?? rolloutOf(("owner" in found ? found.owner : owners.next().value) as string),
       );
+      const rows = await Promise.all(ids.map(async (id, at) => (await rowOf(id, places[at]?.seq))?.rollout));
       return rows.filter((rollout) => rollout !== undefined);
     },
     leaveOut: () => {

@@ -44,7 +44,7 @@ export const openLogState = async (
 
   const rows = await createLogRows({
     index: () => log.index,
-    read: (place) => log.read(place),
+    readAll: (places) => log.reader.readAll(places),
     resources: {
       keepResource: (resource) => {
         const kept = stored.get(resource) as StoredResource;
@@ -83,6 +83,7 @@ export const openLogState = async (
   let unlisted = 0;
   let listedBytes = 0;
   const writeManifest = async (): Promise<void> => {
+    if (log.isDamaged()) return;
     const bytes = encodeManifest({ counts: rows.counts, segments: log.index.segments, rows: await rows.live(), resources: [...published] });
     unlisted = 0;
     listedBytes = bytes.length;

@@ -7,20 +7,22 @@
 // when what failed is a full disk, nothing of the records stays: whoever opens the log again finds what was acknowledged.
 
 import { randomBytes } from "node:crypto";
-import { copyFile, type FileHandle, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
+import { constants, copyFile, type FileHandle, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { createBlocks } from "./blocks.ts";
-import { decodeRecord, encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
+import { encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
 import { fullDisk, isFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
+import { createLogReader, type LogReader } from "./logReader.ts";
 import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
 import { type Place, SegmentIndex } from "./segmentIndex.ts";
-import { checkedFrom, checkOf, type Extent, encodeSidecar, restamped } from "./sidecar.ts";
+import { createSidecarFiles, indexBytes, type SidecarFiles } from "./sidecarFiles.ts";
 
-/** The calls that a disk can fail, replaceable so that tests can fail them. */
+/** The calls that a disk can fail, replaceable so that tests can fail them. What is written is on disk once both have resolved. */
 export interface LogIo {
+  /** Of a file that was opened with LOG_FLAGS: where the system has O_DSYNC, this is all. */
   write(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void>;
   datasync(handle: FileHandle): Promise<void>;
   /** Of what lies beside the log: sidecars and the manifest. */
@@ -49,7 +51,7 @@ export interface SegmentLogOptions {
 export interface SegmentLog {
   readonly index: LogIndex;
   /**
-   * Reads what is on disk after what is known; before it resolves only the index and read may be used.
+   * Reads what is on disk after what is known; before it resolves only the index and the reader may be used.
    * @throws the platform's errors; TraceError "corrupt" for files of another version.
    */
   replay(): Promise<void>;
@@ -58,37 +60,31 @@ export interface SegmentLog {
   /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
   hasFailed(): boolean;
-  /** @throws TraceError "corrupt" for damage, which is then known to whoever opens the log next. */
-  read(place: Place): Promise<LogRecord>;
+  /** Damage was met: all of the log is to be read at the next opening, so nothing may be said of it now. */
+  isDamaged(): boolean;
+  /** Damage that it meets is known to whoever opens the log next. */
+  readonly reader: LogReader;
+  readonly sidecars: SidecarFiles;
   /** Is the file as large as it should get? */
   isRipe(): boolean;
   /** Leaves the file. Everything must be settled, and nothing be added meanwhile. */
   leave(): Promise<void>;
-  /** A file that was left now ends elsewhere, and tells of nothing else. Returns its extent. */
-  extend(segment: Segment, end: number): Promise<Extent>;
-  /** Forgets a file that was removed, or emptied: `end` is then where it ends. Returns the extent of what is left. */
-  discard(segment: Segment, end?: number): Promise<Extent>;
   close(): Promise<void>;
 }
 
-export const platformIo: LogIo = { write: writeAll, datasync: (handle) => handle.datasync(), replace: replaceFile };
+/** Written and synced by one call to the system, which halves the time that an append waits: Linux has it, others sync after. */
+const DSYNC: number | undefined = constants.O_DSYNC;
+const LOG_FLAGS = constants.O_RDWR | (DSYNC ?? 0);
+
+export const platformIo: LogIo = {
+  write: writeAll,
+  datasync: async (handle) => {
+    if (DSYNC === undefined) await handle.datasync();
+  },
+  replace: replaceFile,
+};
 
 const NEWLINE = 0x0a;
-const OPEN_READERS = 64;
-
-export const sidecarName = (firstSeq: number): string => nameOf(firstSeq).replace(".log", ".idx");
-
-/** What the bytes of a log file say, by themselves. */
-export const indexBytes = (bytes: Buffer, path: string, name: string): SegmentIndex => {
-  const index = new SegmentIndex();
-  for (const line of scan(bytes, path, Number.POSITIVE_INFINITY).lines) {
-    const record = outlineAt(bytes, line);
-    index.note(record, { file: name, offset: line.start, byteLength: line.end - line.start });
-    const gone = goneOf(record);
-    if (gone !== undefined) index.drop(gone);
-  }
-  return index;
-};
 
 export const createSegmentLog = (
   folders: LogFolders,
@@ -107,54 +103,6 @@ export const createSegmentLog = (
     return kept;
   };
 
-  // ---- reading ------------------------------------------------------------------------------------------------------
-  interface Reader {
-    readonly handle: Promise<FileHandle>;
-    users: number;
-  }
-  const readers = new Map<string, Reader>(); // by last use
-
-  const dropReader = async (name: string): Promise<void> => {
-    const reader = readers.get(name);
-    readers.delete(name);
-    await reader?.handle.then((handle) => handle.close());
-  };
-
-  const readerOf = (name: string): Reader => {
-    const reader = readers.get(name) ?? { handle: open(join(folder, name), "r"), users: 0 };
-    readers.delete(name);
-    readers.set(name, reader);
-    if (readers.size > OPEN_READERS)
-      for (const [oldest, { users }] of readers) {
-        if (users > 0 || oldest === name) continue;
-        void dropReader(oldest);
-        break;
-      }
-    return reader;
-  };
-
-  const lineAt = async ({ file, offset, byteLength }: Place): Promise<Buffer> => {
-    const reader = readerOf(file);
-    reader.users += 1;
-    try {
-      const line = Buffer.allocUnsafe(byteLength);
-      await (await reader.handle).read(line, 0, byteLength, offset);
-      return line;
-    } finally {
-      reader.users -= 1;
-    }
-  };
-
-  const read: SegmentLog["read"] = async (place) => {
-    const record = decodeRecord(place.line?.subarray(0, -1) ?? (await lineAt(place)));
-    if (record !== undefined) return record;
-    await forgetIndex(); // so that all of the log is read again, and the damage set aside
-    throw new TraceError(
-      "corrupt",
-      `${join(folder, place.file)}: a whole record at byte ${place.offset}, got a damaged one; restore the file from a copy, or open the store again to keep what is whole`,
-    );
-  };
-
   // ---- what is where ------------------------------------------------------------------------------------------------
   interface Batch {
     readonly firstSeq: number;
@@ -168,47 +116,22 @@ export const createSegmentLog = (
   let written: Batch | undefined;
   let waiting: Batch | undefined;
   let lastSeq = known.at(-1)?.lastSeq ?? 0;
-  let isIndexed = true;
+  let isDamaged = false;
   const blocks = createBlocks();
-  const sidecarPath = ({ firstSeq }: Extent): string => join(folders.index, sidecarName(firstSeq));
 
-  const forgetIndex = async (): Promise<void> => {
-    isIndexed = false;
+  /** All of the log is read again at the next opening, and what is damaged is set aside. */
+  const distrust = async (): Promise<void> => {
+    isDamaged = true;
     await unlink(join(folders.index, "manifest")).catch(() => {}); // there is none, or verify will tell
   };
-
-  const keepSidecar = async (extent: Extent, bytes: Buffer): Promise<void> => {
-    const path = sidecarPath(extent);
-    blocks.forget(path);
-    const there = await readFile(path).catch(() => undefined);
-    if (there?.equals(bytes)) return;
-    try {
-      await io.replace(path, bytes);
-    } catch (error) {
-      blocks.hold(path, bytes);
-      onReport(`${path}: what is where could not be written (${error}); it stays in memory, and is made again when the store is opened`);
-    }
-  };
-
-  const rebuild = async (segment: Segment): Promise<void> => {
-    const path = join(folder, segment.name);
-    const bytes = (await readFile(path)).subarray(0, segment.end);
-    const index = indexBytes(bytes, path, segment.name);
-    if (bytes.length < segment.end || checkOf(bytes) !== segment.check || index.owners.size !== segment.owners) {
-      await forgetIndex();
-      throw new TraceError(
-        "corrupt",
-        `${path}: the file that was written, got a damaged one; restore it from a copy, or open the store again to keep what is whole`,
-      );
-    }
-    await keepSidecar(segment, encodeSidecar(index, segment));
-  };
+  const reader = createLogReader(folder, distrust);
+  const sidecars = createSidecarFiles({ folders, blocks, reader, replace: io.replace, onReport, onDamage: distrust });
 
   const index = createLogIndex({
     blocks,
-    sidecarPath,
-    read,
-    rebuild,
+    sidecarPath: sidecars.pathOf,
+    read: reader.read,
+    rebuild: sidecars.rebuild,
     recent: () => {
       const parts = [active];
       if (written) parts.push(written.index);
@@ -218,33 +141,11 @@ export const createSegmentLog = (
   });
   index.segments.push(...known);
 
-  const extentOf = async (name: string, end: number): Promise<Extent> => {
-    const from = checkedFrom(end);
-    return { firstSeq: firstSeqOf(name), end, check: checkOf(await lineAt({ file: name, offset: from, byteLength: end - from })) };
-  };
-
-  /** `held` says what is in the first `end` bytes of a file. */
-  const toSegment = async (name: string, end: number, held: SegmentIndex): Promise<Segment> => {
-    const extent = await extentOf(name, end);
-    await keepSidecar(extent, encodeSidecar(held, extent));
-    const before = index.segments.at(-1);
-    return {
-      ...extent,
-      name,
-      lastSeq: Math.max(held.lastSeq, before?.lastSeq ?? 0),
-      rolloutSeq: Math.max(held.rolloutSeq, before?.rolloutSeq ?? 0),
-      spanSeq: Math.max(held.spanSeq, before?.spanSeq ?? 0),
-      owners: held.owners.size,
-      gone: held.gone.size,
-      marks: new Uint8Array(Math.ceil(held.owners.size / 8)),
-    };
-  };
-
   /** From here on the index of a file that is left is its sidecar. */
   const seal = async (name: string, end: number): Promise<void> => {
-    index.segments.push(await toSegment(name, end, active));
+    index.segments.push(await sidecars.seal(name, end, active, index.segments.at(-1)));
     active = new SegmentIndex();
-    if (isIndexed) await onLeft();
+    await onLeft();
   };
 
   const replayFile = async (name: string, voidFrom: number, isLast: boolean): Promise<number> => {
@@ -291,7 +192,7 @@ export const createSegmentLog = (
       const end = await replayFile(name, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next), next === undefined);
       if (next !== undefined) {
         if (end > 0) await seal(name, end);
-      } else if (end > 0) current = { name, handle: await open(join(folder, name), "r+"), end };
+      } else if (end > 0) current = { name, handle: await open(join(folder, name), LOG_FLAGS), end };
       else await unlink(join(folder, name)); // its header was being written
     }
   };
@@ -313,11 +214,11 @@ export const createSegmentLog = (
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
     const name = nameOf(firstSeq);
     // a file of this name can only hold records that were never acknowledged
-    await dropReader(name);
+    await reader.release(name);
     await unlink(join(folder, name)).catch((error) => {
       if (!isMissing(error)) throw error;
     });
-    const handle = await open(join(folder, name), "wx");
+    const handle = await open(join(folder, name), LOG_FLAGS | constants.O_CREAT | constants.O_EXCL);
     try {
       const line = headerLine(firstSeq);
       await io.write(handle, line, 0);
@@ -362,7 +263,7 @@ export const createSegmentLog = (
     if (left !== undefined && left.name !== next.name) {
       const path = join(folder, left.name);
       const held = indexBytes((await readFile(path)).subarray(0, left.end), path, left.name);
-      const segment = await toSegment(left.name, left.end, held);
+      const segment = await sidecars.seal(left.name, left.end, held, index.segments.at(-1));
       index.segments.push(segment);
       active = new SegmentIndex();
       for (const { gone } of [batch.index, ...(waiting ? [waiting.index] : [])])
@@ -444,7 +345,9 @@ export const createSegmentLog = (
       await writing;
     },
     hasFailed: () => failure !== undefined,
-    read,
+    isDamaged: () => isDamaged,
+    reader,
+    sidecars,
     isRipe: () => current !== undefined && current.end >= rotateBytes,
     leave: async () => {
       // a file without a record has the name that the next would have
@@ -452,33 +355,10 @@ export const createSegmentLog = (
       await seal(current.name, current.end);
       await leaveFile();
     },
-    extend: async (segment, end) => {
-      const extent = await extentOf(segment.name, end);
-      const file = await readFile(sidecarPath(segment)).catch(() => undefined);
-      const path = join(folder, segment.name);
-      await keepSidecar(
-        extent,
-        (file && restamped(file, extent)) ?? encodeSidecar(indexBytes((await readFile(path)).subarray(0, end), path, segment.name), extent),
-      );
-      return extent;
-    },
-    discard: async (segment, end) => {
-      await dropReader(segment.name);
-      if (end !== undefined) {
-        const extent = await extentOf(segment.name, end);
-        await keepSidecar(extent, encodeSidecar(new SegmentIndex(), extent));
-        return extent;
-      }
-      blocks.forget(sidecarPath(segment));
-      await unlink(sidecarPath(segment)).catch((error) => {
-        if (!isMissing(error)) throw error;
-      });
-      return segment;
-    },
     close: async () => {
       await writing.catch(() => {}); // each caller was told
       await leaveFile();
-      for (const name of [...readers.keys()]) await dropReader(name);
+      await reader.close();
       blocks.close();
     },
   };

@@ -31,7 +31,7 @@ export const findSpent = async (index: LogIndex): Promise<Segment[]> => {
 };
 
 /** Oldest first, as findSpent found them. Nobody may read or write meanwhile. */
-export const removeSpent = async (folder: string, { index, extend, discard }: SegmentLog, files: readonly Segment[]): Promise<void> => {
+export const removeSpent = async (folder: string, { index, sidecars }: SegmentLog, files: readonly Segment[]): Promise<void> => {
   for (const { name } of files) {
     const at = index.segments.findIndex((segment) => segment.name === name);
     const spent = index.segments[at] as Segment;
@@ -39,11 +39,11 @@ export const removeSpent = async (folder: string, { index, extend, discard }: Se
     const end = await removeFile(folder, spent, before);
     if (before) {
       const { lastSeq, rolloutSeq, spanSeq } = spent;
-      index.segments.splice(at - 1, 2, { ...before, ...(await extend(before, end)), lastSeq, rolloutSeq, spanSeq });
-      await discard(spent);
+      index.segments.splice(at - 1, 2, { ...before, ...(await sidecars.extend(before, end)), lastSeq, rolloutSeq, spanSeq });
+      await sidecars.remove(spent);
     } else {
       // the first of all is only emptied
-      index.segments[at] = { ...spent, ...(await discard(spent, end)), owners: 0, gone: 0, marks: new Uint8Array() };
+      index.segments[at] = { ...spent, ...(await sidecars.empty(spent, end)), owners: 0, gone: 0, marks: new Uint8Array() };
     }
   }
 };

@@ -8,8 +8,8 @@ import { readState } from "./blobs.ts";
 import type { BlobRef } from "./codec.ts";
 import { isMissing } from "./durable.ts";
 import { firstSeqOf, outlineAt, SEGMENT, scan } from "./segmentFile.ts";
-import { indexBytes, sidecarName } from "./segmentLog.ts";
 import { checkOf, encodeSidecar } from "./sidecar.ts";
+import { indexBytes, sidecarName } from "./sidecarFiles.ts";
 
 export interface Verification {
   readonly files: number;

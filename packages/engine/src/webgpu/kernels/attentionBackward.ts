@@ -5,7 +5,7 @@
 // that packing changes no bit. lse and delta reach that kernel interleaved in scratch: with two more bindings it would have nine,
 // and WebGPU promises eight. Gradients stay f32 where q and k are f16; scores are rounded as forward rounded them.
 
-import type { Step } from "../../plan/step.ts";
+import type { Step, Tensor } from "../../plan/step.ts";
 import {
   accumulators,
   bySequence,
@@ -27,23 +27,34 @@ import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-/** `isPacked`: the step's attentionBackwardKv follows, so lse and delta are interleaved for it on the way. */
-export const attentionDelta = ({ rows, o, dO, delta, heads: H }: Of<"attentionDelta">): Dispatch[] => {
+/** scratch[2·i], scratch[2·i + 1] = lse[i], delta[i] for each row and query head. */
+const pairOf = (delta: string): string => `
+  scratch[2u * i] = lse[i];
+  scratch[2u * i + 1u] = ${delta};`;
+
+/** With the `lse` of an attentionBackwardKv that follows, lse and delta are interleaved for it on the way. */
+export const attentionDelta = ({ rows, o, dO, delta, heads: H }: Of<"attentionDelta">, lse?: Tensor): Dispatch[] => {
   const C = columnsOf(o) / H;
   return [
     kernel({
-      label: "attentionDelta",
-      bindings: { o: { tensor: o, as: "f32" }, dO: { tensor: dO, as: "f32" }, delta: { tensor: delta, as: "f32" } },
+      label: lse ? "attentionDelta rows" : "attentionDelta",
+      bindings: {
+        o: { tensor: o, as: "f32" },
+        dO: { tensor: dO, as: "f32" },
+        delta: { tensor: delta, as: "f32" },
+        ...(lse && { lse: { tensor: lse, as: "f32" }, scratch: { tensor: SCRATCH, as: "f32" } }),
+      },
       body: flat(
         "params.rows * params.H",
         `var sum = 0.0;
   for (var c = 0u; c < params.C; c++) { sum += dO[i * params.C + c] * o[i * params.C + c]; }
-  delta[i] = sum;`,
+  delta[i] = sum;${lse ? pairOf("sum") : ""}`,
       ),
       sizes: { H, C },
       rows,
       groups: (n) => flatGroups(n * H),
       work: H * C,
+      scratchBytes: lse ? rows.capacity * H * 8 : 0,
     }),
   ];
 };
@@ -138,16 +149,11 @@ fn main(${MAIN_ARGUMENTS}) {
   ];
 };
 
-/** scratch[2·i], scratch[2·i + 1] = lse[i], delta[i] for each row and query head. */
 const rowNumbers = ({ rows, lse, delta, heads: H }: Of<"attentionBackwardKv">): Dispatch =>
   kernel({
     label: "attentionBackwardKv rows",
     bindings: { lse: { tensor: lse, as: "f32" }, delta: { tensor: delta, as: "f32" }, scratch: { tensor: SCRATCH, as: "f32" } },
-    body: flat(
-      "params.rows * params.H",
-      `scratch[2u * i] = lse[i];
-  scratch[2u * i + 1u] = delta[i];`,
-    ),
+    body: flat("params.rows * params.H", pairOf("delta[i]")),
     sizes: { H },
     rows,
     groups: (n) => flatGroups(n * H),
@@ -157,9 +163,9 @@ const rowNumbers = ({ rows, lse, delta, heads: H }: Of<"attentionBackwardKv">): 
 
 /**
  * Tiles of queries end at the sequence's end and reach back to the part's first key; `last` is the row behind a tile's last. Rows are
- * counted as last + r − queries, which may lie below zero: then last + r is too small.
+ * counted as last + r − queries, which may lie below zero: then last + r is too small. `isPaired`: scratch holds lse and delta already.
  */
-export const attentionBackwardKv = (step: Of<"attentionBackwardKv">, target: Target): Dispatch[] => {
+export const attentionBackwardKv = (step: Of<"attentionBackwardKv">, target: Target, isPaired = false): Dispatch[] => {
   const { rows, q, k, v, dO, end, dk, dv, heads: H, kvHeads: K, scale } = step;
   const C = columnsOf(q) / H;
   const variant = attentionVariant(C, target);
@@ -238,7 +244,7 @@ fn main(${MAIN_ARGUMENTS}) {
 }
 `;
   return [
-    rowNumbers(step),
+    ...(isPaired ? [] : [rowNumbers(step)]),
     kernel({
       label: `attentionBackwardKv ${name}`,
       bindings: {

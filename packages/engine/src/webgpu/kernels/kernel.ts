@@ -142,6 +142,14 @@ export const kernel = ({
   };
 };
 
+/** Texts by label, which names one text: a plan of a deep model asks for the same few hundreds of times. */
+const bodies = new Map<string, string>();
+export const bodyOf = (label: string, make: () => string): string => {
+  const body = bodies.get(label) ?? make();
+  bodies.set(label, body);
+  return body;
+};
+
 /** The columns of a [rows, columns] tensor; a vector is one column. */
 export const columnsOf = (tensor: Tensor): number => (tensor.shape.length > 1 ? sizeOf(tensor) / tensor.shape[0]! : 1);
 

@@ -1,22 +1,19 @@
-// linear, linearBackward, weightGrad: the three products of a linear layer, from one generator (wgsl/gemm.ts).
+// linear and linearBackward: products of rows with a weight (wgsl/gemm.ts, wgsl/skinny.ts). weightGrad has a file of its own.
 //   y[t, o]  = residual + bias + scale · Σ_i x[t, i]·w[o, i]
 //   dx[t, i] = (dx) + scale · Σ_o dy[t, o]·w[o, i]
-//   dw[o, i] += scale · Σ_t dy[t, o]·x[t, i]
-// The first two come in variants (productVariants.ts) for different row counts; all that a plan may need are dispatches, and each run passes
+// They come in variants (productVariants.ts) for different row counts; all that a plan may need are dispatches, and each run passes
 // by those that are not for its row count. A weight in shards is a product for each of them.
-// weightGrad of a narrow matrix (LoRA) has few results and many rows: it is cut into slices of 64 rows whose partial sums a second
-// dispatch adds up in order. The slice length depends on the matrix alone, so the same rows give the same bits in every plan.
 
 import type { Rows, Step, Tensor } from "../../plan/step.ts";
 import { isPacked, packedLayout, type WeightFormat } from "../../weights/formats.ts";
-import { type Gemm, gemm, HALF_PRELUDE, type Tile } from "../../wgsl/gemm.ts";
+import { type Gemm, gemm, HALF_PRELUDE } from "../../wgsl/gemm.ts";
 import { elementOf, type Matrix, wideElementOf } from "../../wgsl/matrix.ts";
 import { SKINNY, skinny } from "../../wgsl/skinny.ts";
 import { shardsOf, sliceOf } from "../shards.ts";
 import {
   type Binding,
   type Bindings,
-  columnsOf,
+  bodyOf,
   type Dispatch,
   flat,
   flatGroups,
@@ -57,14 +54,6 @@ interface Product {
 }
 
 const NOTHING: Groups = [0, 0, 0];
-
-/** Texts by label, which names one text: a plan of a deep model asks for the same few hundreds of times. */
-const bodies = new Map<string, string>();
-const bodyOf = (label: string, make: () => string): string => {
-  const body = bodies.get(label) ?? make();
-  bodies.set(label, body);
-  return body;
-};
 
 /** Sets `base`: what y[e] holds before slice 0, or what the slices so far have made of it. */
 const base = (isFirst: string, { residual, bias }: Product): string => `var base = y[e];
@@ -277,74 +266,4 @@ export const linearBackward = ({ rows, dy, w, dx, scale, accumulate }: Of<"linea
       target,
     ),
   );
-};
-
-const SLICE_ROWS = 64;
-/** Above this many results the product has enough workgroups by itself: one slice takes all rows. */
-const MAX_SLICED = 1 << 18;
-
-const weightGradTile = (o: number, i: number, isSoftware: boolean): Tile => {
-  if (i <= 16) return { BM: 64, BN: 16, TM: 4, TN: 4 };
-  if (o <= 16) return { BM: 16, BN: 64, TM: 4, TN: 4 };
-  return isSoftware || o * i < 1 << 16 ? { BM: 32, BN: 32, TM: 4, TN: 4 } : { BM: 64, BN: 64, TM: 4, TN: 8 };
-};
-
-export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target: Target): Dispatch[] => {
-  const [O, I] = [columnsOf(dy), columnsOf(x)];
-  const size = O * I;
-  const tile = weightGradTile(O, I, target.isSoftware);
-  const sliceRows = size <= MAX_SLICED ? SLICE_ROWS : 2 ** 31;
-  const slices = (n: number): number => Math.ceil(n / sliceRows);
-  const [wideA, wideB] = [!target.isSoftware && isFour(O), !target.isSoftware && isFour(I)];
-  const operand = (name: string, width: string, isWide: boolean): Matrix => ({
-    name,
-    rows: "params.rows",
-    columns: width,
-    depth: "rows",
-    format: "f32",
-    isWide,
-  });
-  const label = `weightGrad ${tile.BM}x${tile.BN}${wideA ? " wide a" : ""}${wideB ? " wide b" : ""}`;
-  const product = kernel({
-    label,
-    bindings: {
-      dy: { tensor: dy, as: elementOf("f32", wideA) },
-      x: { tensor: x, as: elementOf("f32", wideB) },
-      scratch: { tensor: SCRATCH, as: "f32" },
-    },
-    body: bodyOf(label, () =>
-      gemm({
-        tile,
-        a: operand("dy", "params.O", wideA),
-        b: operand("x", "params.I", wideB),
-        depthFrom: "group.z * params.sliceRows",
-        depthTo: "min(params.rows, (group.z + 1u) * params.sliceRows)",
-        slice: "params.sliceRows",
-        store: `if (m >= params.O || n >= params.I) { return; }
-  scratch[(z * params.O + m) * params.I + n] = v;`,
-      }),
-    ),
-    sizes: { O, I, sliceRows },
-    rows,
-    groups: (n) => [Math.ceil(I / tile.BN), Math.ceil(O / tile.BM), slices(n)],
-    work: size,
-    scratchBytes: Math.max(1, slices(rows.capacity)) * size * 4,
-  });
-  const sum = kernel({
-    label: "weightGrad sum",
-    bindings: { scratch: { tensor: SCRATCH, as: "f32" }, dw: { tensor: dw, as: "f32" } },
-    body: flat(
-      "params.size",
-      `let slices = (params.rows - 1u) / params.sliceRows + 1u;
-  var sum = 0.0;
-  for (var slice = 0u; slice < slices; slice++) { sum += scratch[slice * params.size + i]; }
-  dw[i] += params.scale * sum;`,
-    ),
-    sizes: { size, sliceRows },
-    numbers: { scale },
-    rows,
-    groups: (n) => (n ? flatGroups(size) : NOTHING),
-    work: size / SLICE_ROWS,
-  });
-  return [product, sum];
 };

@@ -7,11 +7,12 @@ import { attentionBackwardKv, attentionBackwardQ, attentionDelta } from "./atten
 import { attentionCached } from "./attentionCached.ts";
 import { logprob, logprobBackward, sample, tokenLoss } from "./head.ts";
 import type { Dispatch } from "./kernel.ts";
-import { linear, linearBackward, weightGrad } from "./linear.ts";
+import { linear, linearBackward } from "./linear.ts";
 import { rmsNorm, rmsNormBackward } from "./norm.ts";
 import { adamW, sumSquares } from "./optimizer.ts";
 import { copy, embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rope, scatterRows, zero } from "./rows.ts";
 import { PORTABLE, type Target } from "./target.ts";
+import { weightGrad } from "./weightGrad.ts";
 
 const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>, target: Target) => Dispatch[] } = {
   embed,
@@ -22,9 +23,9 @@ const LOWERINGS: { readonly [Name in OpName]: (step: Extract<Step, { op: Name }>
   weightGrad,
   rope,
   attention,
-  attentionDelta,
+  attentionDelta: (step) => attentionDelta(step),
   attentionBackwardQ,
-  attentionBackwardKv,
+  attentionBackwardKv: (step, target) => attentionBackwardKv(step, target),
   kvAppend,
   kvCopy,
   attentionCached,

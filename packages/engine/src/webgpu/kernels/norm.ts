@@ -9,7 +9,7 @@ import type { Target } from "./target.ts";
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
 /** One size for all widths: a second one would be a second pipeline. */
-const THREADS = 64;
+export const NORM_THREADS = 64;
 
 /** Where the group's numbers and its rstd begin. */
 const PLACE = `let unit = row * params.groups + group.z;
@@ -32,17 +32,17 @@ export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">
         rstd: { tensor: rstd, as: "f32" },
       },
       body:
-        reductions(THREADS, how) +
+        reductions(NORM_THREADS, how) +
         byRow(
-          THREADS,
+          NORM_THREADS,
           `${PLACE}var squares = 0.0;
-  for (var d = lane; d < params.D; d += ${THREADS}u) {
+  for (var d = lane; d < params.D; d += ${NORM_THREADS}u) {
     let v = x[first + d];
     squares += v * v;
   }
   let r = inverseSqrt(sumOf(squares, lane) / f32(params.D) + params.normEps);
   if (lane == 0u) { rstd[unit] = r; }
-  for (var d = lane; d < params.D; d += ${THREADS}u) { y[first + d] = ${residual ? "residual[first + d] + " : ""}x[first + d] * r * gain[d]; }`,
+  for (var d = lane; d < params.D; d += ${NORM_THREADS}u) { y[first + d] = ${residual ? "residual[first + d] + " : ""}x[first + d] * r * gain[d]; }`,
           how,
         ),
       sizes: { D, groups },
@@ -70,17 +70,17 @@ export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<
         dx: { tensor: dx, as: "f32" },
       },
       body:
-        reductions(THREADS, how) +
+        reductions(NORM_THREADS, how) +
         byRow(
-          THREADS,
+          NORM_THREADS,
           `${PLACE}let r = rstd[unit];
   var products = 0.0;
-  for (var d = lane; d < params.D; d += ${THREADS}u) {
+  for (var d = lane; d < params.D; d += ${NORM_THREADS}u) {
     let e = first + d;
     products += gain[d] * dy[e] * (x[e] * r);
   }
   let mean = sumOf(products, lane) / f32(params.D);
-  for (var d = lane; d < params.D; d += ${THREADS}u) {
+  for (var d = lane; d < params.D; d += ${NORM_THREADS}u) {
     let e = first + d;
     dx[e] = select(0.0, dx[e], params.accumulate != 0u) + r * (gain[d] * dy[e] - x[e] * r * mean);
   }`,

@@ -61,9 +61,12 @@ const smallTile = (m: number, n: number): string => (n <= 16 ? "64x16" : m <= 16
 const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongDepth }: ProductShape, canBeSkinny: boolean): string => {
   if (isSoftware) return smallTile(rows, n);
   if (canBeSkinny && isAlongDepth && rows <= SKINNY_ROWS && depth >= SKINNY_DEPTH) return "skinny";
-  if (n > 16 && groupsOf(TILES["64x64"]!, rows, n) >= ENOUGH_GROUPS) return "64x64 wide";
   const small = smallTile(rows, n);
-  return slices > 1 && groupsOf(TILES[small]!, rows, n) < ENOUGH_GROUPS ? `${small} wide split` : `${small} wide`;
+  const [many, few] = [groupsOf(TILES[small]!, rows, n), groupsOf(TILES["64x64"]!, rows, n)];
+  if (small === "32x32" && few >= ENOUGH_GROUPS) return "64x64 wide";
+  // Slices of the depth fill a GPU as well as smaller tiles do, and load less for each multiply-add.
+  if (small === "32x32" && rows > 32 && slices > 1 && few * slices >= ENOUGH_GROUPS) return "64x64 wide split";
+  return slices > 1 && many < ENOUGH_GROUPS ? `${small} wide split` : `${small} wide`;
 };
 
 /** By shape: the layers of a model ask for the same few. */
@@ -106,6 +109,18 @@ const listCandidates = (shape: ProductShape): readonly ProductVariant[] => {
   const rank = ({ name }: ProductVariant): number =>
     name === `${wanted} f16` ? 0 : name === wanted ? 1 : name === wanted.replace(" split", "") ? 2 : 3;
   return all.sort((a, b) => rank(a) - rank(b));
+};
+
+/** Tiles for dw [O, I]: its rows are the depth, cut into slices by the step itself. The one that suits the shape comes first. */
+export const weightGradCandidates = (O: number, I: number, isSoftware: boolean): readonly TileVariant[] => {
+  const large = !isSoftware && Math.min(O, I) > 16 && groupsOf(TILES["64x64"]!, O, I) >= ENOUGH_GROUPS / 4;
+  const wanted = `${large ? "64x64" : smallTile(O, I)}${isSoftware ? "" : " wide"}`;
+  const all = Object.entries(TILES).flatMap(([name, size]) =>
+    [false, true].map((isWide): TileVariant => {
+      return { name: `${name}${isWide ? " wide" : ""}`, kind: "tile", tile: size, isWide, isSplit: false, isHalf: false };
+    }),
+  );
+  return all.sort((a, b) => Number(b.name === wanted) - Number(a.name === wanted));
 };
 
 /** Row counts up to `capacity` in classes that may want different variants: the first and the last of each. A software device has one. */

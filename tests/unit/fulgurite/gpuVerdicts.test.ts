@@ -4,8 +4,8 @@ import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
+import { verdictsIn } from "../../../packages/fulgurite/src/gpuVerdicts.ts";
 import { openFolderCache } from "../../../packages/fulgurite/src/node/folderCache.ts";
-import { verdictsIn } from "../../../packages/fulgurite/src/verdicts.ts";
 
 test("what is written is read again; another name and a damaged file are no verdict", async () => {
   const folder = await mkdtemp(join(tmpdir(), "fulgurite-verdicts-"));

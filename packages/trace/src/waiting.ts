@@ -1,0 +1,97 @@
+// Waiting for rollouts to end: looks at the store, and again when it hears of them.
+
+import { TraceError } from "./errors.ts";
+import type { Read } from "./rolloutPages.ts";
+import { isTerminal } from "./status.ts";
+import type { Rollout, Store, StoreEvent } from "./vocabulary.ts";
+import { boundWait, type Timer } from "./waitBounds.ts";
+
+/** Where others write too, a hint may be lost with the tab that owed it: waiting looks again this often. */
+const RECHECK_MS = 2_000;
+
+export interface WaitingOptions {
+  /** Of the store, for messages. */
+  readonly name: string;
+  readonly read: Read;
+  readonly watch: Store["watch"];
+  readonly timer: Timer;
+  /** Aborted by close(). */
+  readonly closing: AbortSignal;
+  readonly closedError: () => TraceError;
+  readonly hasOtherWriters: boolean;
+}
+
+const liveIds = (rollouts: readonly Rollout[]): string[] => rollouts.filter(({ status }) => !isTerminal(status)).map(({ id }) => id);
+
+export const createWaitFor = ({ name, read, watch, timer, closing, closedError, hasOtherWriters }: WaitingOptions): Store["waitFor"] => {
+  const rolloutsOf = (ids: readonly string[]): Promise<Rollout[]> =>
+    read(async (rows) => {
+      const found: Rollout[] = [];
+      for (const id of ids) {
+        const rollout = await rows.rollout(id);
+        if (rollout === undefined)
+          throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
+        found.push(rollout);
+      }
+      return found;
+    });
+
+  return async (rolloutIds, { signal, timeoutMs } = {}) => {
+    if (closing.aborted) throw closedError();
+    signal?.throwIfAborted();
+    const ids = [...rolloutIds];
+    const wanted = new Set(ids);
+    const stops: (() => void)[] = [];
+    try {
+      return await new Promise<Rollout[]>((resolve, reject) => {
+        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing, closedError, count: wanted.size }));
+        // one look at a time; what is heard meanwhile asks for one more. What has ended is not looked at again until all have,
+        // or one is gone
+        let looking = false;
+        let again = false;
+        let left: readonly string[] = ids;
+        let isAnyGone = false;
+        const look = async (): Promise<void> => {
+          if (looking) {
+            again = true;
+            return;
+          }
+          looking = true;
+          do {
+            again = false;
+            if (isAnyGone) left = ids;
+            isAnyGone = false;
+            left = liveIds(await rolloutsOf(left));
+            if (left.length > 0) continue;
+            const all = await rolloutsOf(ids);
+            left = liveIds(all);
+            if (left.length === 0) resolve(all);
+          } while (again);
+          looking = false;
+        };
+        const check = () => void look().catch(reject);
+        const concerns = (event: StoreEvent): boolean =>
+          (event.kind === "gone" || (event.kind === "rollout" && isTerminal(event.status))) && wanted.has(event.id);
+        stops.push(
+          watch((event) => {
+            if (!concerns(event)) return;
+            isAnyGone ||= event.kind === "gone";
+            check();
+          }),
+        );
+        if (hasOtherWriters) {
+          let stop = () => {};
+          const recheck = () => {
+            check();
+            stop = timer(recheck, RECHECK_MS);
+          };
+          stop = timer(recheck, RECHECK_MS);
+          stops.push(() => stop());
+        }
+        check();
+      });
+    } finally {
+      for (const stop of stops) stop();
+    }
+  };
+};
