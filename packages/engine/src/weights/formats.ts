@@ -61,8 +61,8 @@ export const toBrain = (value: number): number => {
   return ((bits[0]! + 0x7fff + ((bits[0]! >>> 16) & 1)) >>> 16) & 0xffff;
 };
 
-const packHalves = (into: Uint32Array, values: Float32Array, encode: (value: number) => number): void => {
-  for (let i = 0; i < values.length; i += 2) into[i / 2] = encode(values[i]!) | (encode(values[i + 1]!) << 16);
+const packHalves = (into: Uint32Array, values: Float32Array): void => {
+  for (let i = 0; i < values.length; i += 2) into[i / 2] = toHalf(values[i]!) | (toHalf(values[i + 1]!) << 16);
 };
 
 const packGroups = (dtype: "q8" | "q4", into: Uint32Array, scales: Uint16Array, values: Float32Array): void => {
@@ -88,6 +88,19 @@ const packGroups = (dtype: "q8" | "q4", into: Uint32Array, scales: Uint16Array, 
   }
 };
 
+/** The first that is larger than the bound, or NaN; −1: none. A plain loop: it runs over every weight of a checkpoint. */
+const firstBeyond = (values: Float32Array, bound: number): number => {
+  for (let i = 0; i < values.length; i++) if (!(Math.abs(values[i]!) <= bound)) return i;
+  return -1;
+};
+
+/** toBrain of all, on the bits where they lie. */
+const packBrains = (into: Uint32Array, values: Float32Array): void => {
+  const stored = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const round = (word: number): number => (word + 0x7fff + ((word >>> 16) & 1)) >>> 16;
+  for (let i = 0; i < stored.length; i += 2) into[i / 2] = (round(stored[i]!) & 0xffff) | (round(stored[i + 1]!) << 16);
+};
+
 /** Values in their packed form. */
 export interface Packed {
   readonly words: Uint32Array;
@@ -101,7 +114,7 @@ export interface Packed {
  */
 export const packPiece = (dtype: PackedDtype, name: string, values: Float32Array, first = 0): Packed => {
   const bound = dtype === "bf16" ? Number.POSITIVE_INFINITY : 65504 * (isQuantised(dtype) ? LARGEST[dtype] : 1);
-  const wide = values.findIndex((value) => !(Math.abs(value) <= bound));
+  const wide = firstBeyond(values, bound);
   if (wide >= 0)
     throw new EngineError(
       "bad-file",
@@ -110,7 +123,8 @@ export const packPiece = (dtype: PackedDtype, name: string, values: Float32Array
   const words = new Uint32Array(values.length / VALUES_PER_WORD[dtype]);
   const scales = new Uint16Array(isQuantised(dtype) ? values.length / GROUP : 0);
   if (isQuantised(dtype)) packGroups(dtype, words, scales, values);
-  else packHalves(words, values, dtype === "f16" ? toHalf : toBrain);
+  else if (dtype === "f16") packHalves(words, values);
+  else packBrains(words, values);
   return { words, scales };
 };
 
