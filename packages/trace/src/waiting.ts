@@ -61,9 +61,11 @@ export const createWaitFor = ({ name, read, watch, timer, closing, closedError, 
             again = false;
             if (isAnyGone) left = ids;
             isAnyGone = false;
-            left = liveIds(await rolloutsOf(left));
+            const found = await rolloutsOf(left);
+            const isAll = left === ids;
+            left = liveIds(found);
             if (left.length > 0) continue;
-            const all = await rolloutsOf(ids);
+            const all = isAll ? found : await rolloutsOf(ids);
             left = liveIds(all);
             if (left.length === 0) resolve(all);
           } while (again);
