@@ -170,6 +170,16 @@ describe.skipIf(reason !== undefined)(`a device that is tested before it is trus
     await backend.dispose();
   });
 
+  test("a store that fails costs the verdict, not the device", async () => {
+    const verdicts: VerdictStore = {
+      read: () => Promise.reject(new Error("EACCES")),
+      write: () => Promise.reject(new Error("ENOSPC")),
+    };
+    const backend = await openChecked(createTestBackend, { verdicts, checksSoftware: true, cases: ["rope"], tuning: untimed });
+    expect(backend.device.kind).toBe("webgpu");
+    await backend.dispose();
+  });
+
   test("software devices are neither tested nor timed unless that is asked for", async () => {
     const backend = await createTestBackend();
     const { isSoftware } = backend.target;

@@ -6,9 +6,11 @@ import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Backend } from "../../../packages/engine/src/plan/backend.ts";
 import type { Rows, Step, Tensor } from "../../../packages/engine/src/plan/step.ts";
+import { createPolicy } from "../../../packages/engine/src/policy.ts";
 import { createReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { attentionCandidates } from "../../../packages/engine/src/webgpu/kernels/attentionVariants.ts";
 import { createNormal, createRandom, opCase, opCases, runCase } from "./opCases.ts";
+import { tinyLlama } from "./tinyLlama.ts";
 import { createTestBackend, featuresOfTestGpu } from "./webgpuDevice.ts";
 
 interface Shape {
@@ -241,4 +243,23 @@ describe.skipIf(reason !== undefined)(`attention over a long cache${skipped(reas
       await backend.dispose();
     },
   );
+});
+
+describe.skipIf(reason !== undefined)(`sampler and trainer agree whatever the variant${skipped(reason)}`, () => {
+  for (const [name, gate, needs] of [
+    ["64x64", 1e-3, []],
+    ["64x32 f16", 2e-2, ["shader-f16"]],
+    ["subgroups", 1e-3, ["subgroups"]],
+  ] as const) {
+    const missing = missingFor(needs);
+    test.skipIf(missing !== undefined)(`${name}: log-probs within ${gate}${skipped(missing)}`, async () => {
+      const policy = await createPolicy({ backend: await createWith(name), model: tinyLlama({ num_hidden_layers: 1 }), slots: 2 });
+      const prompt = Int32Array.from({ length: 40 }, (_, i) => 1 + ((7 * i) % 40));
+      const { tokens, logprobs } = await policy.sampler.generate({ prompt, maxTokens: 6, temperature: 1, stopTokens: [], seed: 3 });
+      const datum = { tokens: Int32Array.of(...prompt, ...tokens), targetStart: prompt.length };
+      const scored = (await policy.trainer.forward([datum])).logprobs[0]!;
+      for (const [i, logprob] of logprobs.entries()) expect(Math.abs(scored[i]! - logprob)).toBeLessThan(gate);
+      await policy.dispose();
+    });
+  }
 });

@@ -83,7 +83,8 @@ export const openChecked = async (
   if (backend.target.isSoftware && !checksSoftware) return backend;
   try {
     const name = await nameOf(backend);
-    const known = parse(await verdicts.read(name));
+    // A store that fails (a full disk, a private window) costs a test at every start, not the policy.
+    const known = parse(await verdicts.read(name).catch(() => undefined));
     if (known) {
       if (!known.isUsable) throw refuse(known.report);
       for (const variant of known.failed) decisions.failed.add(variant);
@@ -99,7 +100,6 @@ export const openChecked = async (
       failed: [...decisions.failed],
       picks: Object.fromEntries(decisions.picks),
     };
-    // A verdict that cannot be kept (a full disk, a private window) is found again at the next start.
     await verdicts.write(name, JSON.stringify(verdict)).catch(() => {});
     if (!report.isUsable) throw refuse(verdict.report);
   } catch (error) {
