@@ -6,6 +6,7 @@ import { Template } from "@huggingface/jinja";
 import { Tokenizer } from "@huggingface/tokenizers";
 import { AgentError, messageOf } from "./errors.ts";
 import { readTokenBytes } from "./tokenBytes.ts";
+import { readTokenizerFile } from "./tokenizerFile.ts";
 import type { ChatFormat, Conversation, Message, Tool } from "./types.ts";
 
 /** Files of a model's folder: JSON as text or already parsed. */
@@ -42,6 +43,8 @@ const tokenText = (value: unknown): string | undefined => {
   const content = (value as { content?: unknown } | null | undefined)?.content;
   return typeof content === "string" ? content : undefined;
 };
+
+const SPECIAL_TOKENS = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] as const;
 
 type Templates = (hasTools: boolean) => Template;
 
@@ -114,11 +117,11 @@ const toTemplateTool = (tool: Tool): { type: "function"; function: Record<string
 export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
   const tokenizerConfig = fieldsOf("tokenizer_config.json", files.tokenizerConfig);
   const templates = loadTemplates(files.chatTemplate, tokenizerConfig.chat_template);
-  let tokenizerFields: Fields;
+  let read: ReturnType<typeof readTokenizerFile>;
   let tokenizer: Tokenizer;
   try {
-    tokenizerFields = fieldsOf("tokenizer.json", files.tokenizer);
-    tokenizer = new Tokenizer(tokenizerFields, tokenizerConfig);
+    read = readTokenizerFile(fieldsOf("tokenizer.json", files.tokenizer));
+    tokenizer = new Tokenizer(read.fields, tokenizerConfig);
   } catch (cause) {
     if (cause instanceof AgentError) throw cause;
     throw new AgentError("bad-format", `tokenizer.json: must be one that @huggingface/tokenizers reads, got ${messageOf(cause)}`, {
@@ -126,11 +129,15 @@ export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
     });
   }
 
-  let vocabSize = 0;
-  for (const id of tokenizer.get_vocab().values()) vocabSize = Math.max(vocabSize, id + 1);
-
   // the union: tokenizer_config often names the end of text only, generation_config the end of a turn too
   const stopTokens = new Set<number>();
+  // as in transformers, a template sees those that the model has, and no others
+  const specialTexts = Object.fromEntries(
+    SPECIAL_TOKENS.flatMap((name) => {
+      const text = tokenText(tokenizerConfig[name]);
+      return text === undefined ? [] : [[name, text] as const];
+    }),
+  );
   const eosText = tokenText(tokenizerConfig.eos_token);
   const eosId = eosText === undefined ? undefined : tokenizer.token_to_id(eosText);
   if (eosId !== undefined) stopTokens.add(eosId);
@@ -149,22 +156,21 @@ export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
   }
 
   return {
-    vocabSize,
+    vocabSize: read.vocabSize,
     stopTokens: [...stopTokens],
     encode: (text) => (text === "" ? new Int32Array(0) : Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids)),
     decode: (tokens) => {
       const known = Array.from(tokens).filter((id) => tokenizer.id_to_token(id) !== undefined);
       return known.length === 0 ? "" : tokenizer.decode(known, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
     },
-    tokenBytes: readTokenBytes(tokenizerFields, (id) => tokenizer.id_to_token(id)),
+    tokenBytes: readTokenBytes(read.fields, (id) => tokenizer.id_to_token(id)),
     render: (conversation: Conversation, { addGenerationPrompt }) => {
       try {
         return templates(conversation.tools.length > 0).render({
           messages: conversation.messages.map(toTemplateMessage),
           tools: conversation.tools.length > 0 ? conversation.tools.map(toTemplateTool) : null,
           add_generation_prompt: addGenerationPrompt,
-          bos_token: tokenText(tokenizerConfig.bos_token) ?? "",
-          eos_token: eosText ?? "",
+          ...specialTexts,
         });
       } catch (cause) {
         throw new AgentError("template-refused", `chat template: must accept the messages, got ${messageOf(cause)}`, {

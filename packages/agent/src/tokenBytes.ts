@@ -38,8 +38,10 @@ export const readTokenBytes = (
 
   return (id) => {
     const found = addedOf.get(id);
-    if (found) return found.special ? undefined : utf8.encode(found.content);
-    const token = tokenOf(id);
+    if (found?.special) return undefined;
+    // Gemma's added tokens for runs of spaces are written "▁▁", as in the vocabulary; byte-level ones are written as they are
+    if (found && table) return utf8.encode(found.content);
+    const token = found?.content ?? tokenOf(id);
     if (token === undefined) return undefined;
     if (!table) {
       const byte = /^<0x([0-9A-F]{2})>$/.exec(token);

@@ -269,9 +269,17 @@ export const download = async (url: URL, options: DownloadOptions): Promise<Down
   const receive = async (stream: ReadableStream<Uint8Array>, alreadyHere: number, totalBytes: number | undefined): Promise<void> => {
     const reader = stream.getReader();
     let skip = alreadyHere;
+    // Node's fetch forgets a read that waits while the signal fires when the body has already come.
+    let end = (): void => {};
+    const aborted = new Promise<never>((_, reject) => {
+      end = () => reject(signal?.reason);
+    });
+    aborted.catch(() => {});
+    signal?.addEventListener("abort", end, { once: true });
     try {
       for (;;) {
-        const { done, value } = await carry(reader.read());
+        if (signal?.aborted) end();
+        const { done, value } = await carry(Promise.race([aborted, reader.read()]));
         if (done) return;
         if (value.length > skip) {
           await body.push(value.subarray(skip));
@@ -280,6 +288,7 @@ export const download = async (url: URL, options: DownloadOptions): Promise<Down
         skip = Math.max(0, skip - value.length);
       }
     } finally {
+      signal?.removeEventListener("abort", end);
       reader.cancel().catch(() => {}); // a listener that threw, or nothing left to cancel
     }
   };

@@ -9,14 +9,13 @@ import {
   type ModelSpec,
   type Policy,
   type PolicyMemory,
-  type PolicyOptions,
   parseConfig,
   type WeightFormat,
   withRecovery,
 } from "@fulgurite/engine";
 import { edge } from "#edge";
 import { budgetFor } from "./memoryFit.ts";
-import { type ModelFiles, type ModelFilesOptions, type ModelFolder, openModelFolder, readModel } from "./modelFiles.ts";
+import { type LoadProgress, type ModelFiles, type ModelFilesOptions, type ModelFolder, openModelFolder, readModel } from "./modelFiles.ts";
 
 export interface LoadedPolicy extends Policy {
   /** What it was loaded from. */
@@ -126,12 +125,31 @@ export const loadPolicy = async (source = "spark", options: LoadPolicyOptions = 
   /** Once from what was just read; after a loss from the cache, the same commit of it. */
   let first: { readonly config: Uint8Array; readonly tokenizer: Uint8Array } | undefined = { config, tokenizer };
   let kind = device;
+  /** The load's last progress names how many files there were. */
+  let filesInAll = 0;
+  const show = (progress: LoadProgress): void => {
+    filesInAll = progress.files;
+    onProgress?.(progress);
+  };
   const start = async (): Promise<Policy> => {
     const small = first ?? { config: await folder.read(CONFIG), tokenizer: await folder.read("tokenizer.json") };
     first = undefined;
-    const model: PolicyOptions["model"] = { ...small, weights: await folder.readWeights(), ...(name !== undefined && { name }) };
+    const { isCached, ...state } = folder.state();
+    const place = {
+      source,
+      ...state,
+      options: {
+        ...(hub !== undefined && { hub }),
+        ...(token !== undefined && { token }),
+        cache: isCached, // one that failed has been reported
+        ...(cacheFolder !== undefined && { cacheFolder }),
+      },
+    };
+    const model = { ...small, ...(name !== undefined && { name }) };
+    const hooks = { onProgress: show, ...(signal && { signal }), ...(onReport && { onReport }) };
+    const policy = await checked(folder, () => edge.startPolicy({ ...rest, device: kind, model, weights: place }, hooks));
     folder.end();
-    const policy = await checked(folder, () => edge.startPolicy({ ...rest, device: kind, model }));
+    onProgress?.({ file: "", bytes: 0, totalBytes: 0, filesDone: filesInAll, files: filesInAll });
     // What "auto" found stays: an adapter's numbers must not change with the device.
     kind = policy.device.kind;
     return policy;

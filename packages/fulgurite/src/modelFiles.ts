@@ -4,9 +4,9 @@
 // One load sees one version of a hub's repository: the commit of the first answer addresses the rest. A folder on any other
 // server has no commit; each of its files is cached by its own ETag or date.
 
-import { EngineError, type WeightFiles } from "@fulgurite/engine";
-import { edge } from "#edge";
-import { type DownloadOptions, download } from "./download.ts";
+import { EngineError, type WeightFiles, type WeightProgress, type WeightReceiver, type WeightSource } from "@fulgurite/engine";
+import { files as edge } from "#files";
+import { type Answer, type DownloadOptions, download } from "./download.ts";
 import type { ModelCache } from "./modelCache.ts";
 import { DEFAULT_HUB, isCommit, isHubName, toModelSource } from "./modelSource.ts";
 
@@ -20,6 +20,21 @@ export interface LoadProgress {
   readonly filesDone: number;
   /** Known so far: shards are counted when their index has come. */
   readonly files: number;
+  /** While weights are put on the device: how many of the model's tensors are there. */
+  readonly tensorsDone?: number;
+  readonly tensors?: number;
+}
+
+/** Weights that are read where they are used, and not before. */
+export interface ModelWeights {
+  readonly source: WeightSource;
+  /** What they are called in a cache, and which version they are; undefined: they are not kept. */
+  readonly name: string | undefined;
+  readonly version: string | undefined;
+  /** Shows how far the load is. */
+  report(progress: WeightProgress): void;
+  /** Ends what is still open. */
+  close(): Promise<void>;
 }
 
 export interface ModelFilesOptions {
@@ -37,6 +52,14 @@ export interface ModelFilesOptions {
   readonly onReport?: (message: string) => void;
 }
 
+export interface FolderState {
+  readonly commit?: string;
+  readonly filesDone: number;
+  readonly files: number;
+  /** Whether its cache works. */
+  readonly isCached: boolean;
+}
+
 export interface ModelFolder {
   /** Hub name or address; absent for local folders. */
   readonly name?: string;
@@ -46,7 +69,11 @@ export interface ModelFolder {
   readOptional(file: string): Promise<Uint8Array | undefined>;
   /** model.safetensors, or the shards that its index names. */
   readWeights(): Promise<WeightFiles>;
-  /** The last progress: everything is here. */
+  /** The same, to be read as they arrive. `at`: the commit and the progress of the folder that the small files came from. */
+  streamWeights(at?: Omit<FolderState, "isCached">): Promise<ModelWeights>;
+  /** For another one on the same files, in a worker. */
+  state(): FolderState;
+  /** Everything is here: what is read from now on is counted anew. */
   end(): void;
   /** Takes what was read out of the cache: it turned out damaged, and would be so at the next load. */
   forget(): Promise<void>;
@@ -67,6 +94,8 @@ const SINGLE = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
 /** config, generation config, tokenizer, its config, chat template, weights. */
 const FILES = 6;
+/** Downloads that wait for their turn at once. */
+const MAX_HELD = 4;
 /** Names come from a file of strangers: no folders, no addresses. */
 const SHARD = /^[\w.-]+\.safetensors$/;
 
@@ -87,6 +116,14 @@ const shardsOf = (index: Uint8Array): string[] => {
     );
   return files as string[];
 };
+
+/** A file that was found and is not read yet. */
+interface Held {
+  /** Absent: `got` is what the server answered. */
+  readonly found: Promise<{ readonly answer?: Answer; readonly got: string }>;
+  read(receiver: WeightReceiver): Promise<void>;
+  drop(): Promise<void>;
+}
 
 type Transport = Pick<DownloadOptions, "fetch" | "sleep">;
 
@@ -205,22 +242,154 @@ export const openModelFolder = async (source: string, options: ModelFilesOptions
     for (const shard of shards) weights[shard] = await read(shard);
     return weights;
   };
+  /** A GET whose body waits until somebody wants it. */
+  const hold = (file: string, url: URL): Held => {
+    let open!: (receiver: WeightReceiver | undefined) => void;
+    const gate = new Promise<WeightReceiver | undefined>((resolve) => {
+      open = resolve;
+    });
+    let answered!: (answer: Answer) => void;
+    const answer = new Promise<Answer>((resolve) => {
+      answered = resolve;
+    });
+    let receiver: WeightReceiver | undefined;
+    const passage: WeightReceiver = { begin: (bytes) => receiver?.begin(bytes), part: async (bytes) => receiver?.part(bytes) };
+    const whole = download(url, {
+      ...transport,
+      headers: headersFor(url),
+      sendsIfRange: edge.isPreflightFree(url),
+      ...(place.kind === "spark" && { browserCache: "default" as const }),
+      signal,
+      receiver: passage,
+      known: async (first) => {
+        answered(first);
+        receiver = await gate;
+        return receiver ? undefined : new Uint8Array(0);
+      },
+    });
+    whole.catch(() => {}); // told by `found` or `read`
+    return {
+      found: Promise.race([
+        answer.then((found) => ({ answer: found, got: "" })),
+        whole.then((result) => (result.kind === "absent" ? { got: result.got } : { answer: result.answer, got: "" })),
+      ]),
+      read: async (wanted) => {
+        open(wanted);
+        const result = await whole;
+        if (result.kind === "absent") throw missing([file], result.got);
+      },
+      drop: async () => {
+        open(undefined);
+        await whole.catch(() => {});
+      },
+    };
+  };
+
+  const streamWeights = async (at?: Omit<FolderState, "isCached">): Promise<ModelWeights> => {
+    if (at) [commit, filesDone, files] = [at.commit ?? commit, at.filesDone, at.files];
+    const urlOf = (file: string): URL => place.urlOf(file, commit) ?? new URL(`absent:${file}`);
+    const isLocal = place.urlOf(SINGLE, commit)?.protocol === "file:";
+    const absentName = place.cacheNameOf(`${SINGLE} absent`);
+    if (absentName !== undefined) used.add(absentName);
+    const held = new Map<string, Held>();
+    const translated = async <T>(url: URL, work: Promise<T>): Promise<T> => {
+      try {
+        return await work;
+      } catch (cause) {
+        if (!signal?.aborted || (cause instanceof EngineError && cause.code === "aborted")) throw cause;
+        throw new EngineError("aborted", `loadPolicy: aborted while reading ${url}`, { cause });
+      }
+    };
+    const begin = async (file: string): Promise<void> => {
+      onProgress?.({ file, bytes: 0, totalBytes: undefined, filesDone, files });
+      signal?.throwIfAborted();
+    };
+    const answerOf = async (file: string): Promise<{ answer?: Answer; got: string }> => {
+      await translated(urlOf(file), begin(file));
+      const one = held.get(file) ?? hold(file, urlOf(file));
+      held.set(file, one);
+      const { answer, got } = await translated(urlOf(file), one.found);
+      if (!answer) held.delete(file);
+      return { ...(answer && { answer }), got };
+    };
+
+    /** Whole or in shards; the first request that tells is kept open for its body. */
+    const findSingle = async (): Promise<{ isSingle: boolean; got: string }> => {
+      if (isLocal) return { isSingle: await edge.hasFile(urlOf(SINGLE)), got: "no such file" };
+      if (absentName !== undefined && (await lookUp(absentName, commit))) return { isSingle: false, got: "status 404" };
+      const { answer, got } = await answerOf(SINGLE);
+      if (!answer && commit !== undefined && got === "status 404") await keep(absentName, commit, new Uint8Array(0));
+      return { isSingle: answer !== undefined, got };
+    };
+    const findIndex = async (): Promise<Uint8Array | undefined> => {
+      const { isSingle, got } = await findSingle();
+      if (isSingle) return undefined;
+      const { bytes } = await readAny(INDEX);
+      if (!bytes) throw missing([SINGLE, INDEX], got);
+      files += shardsOf(bytes).length;
+      filesDone++;
+      return bytes;
+    };
+    let found: Promise<Uint8Array | undefined> | undefined;
+    const index = (): Promise<Uint8Array | undefined> => {
+      found ??= findIndex();
+      return found;
+    };
+
+    /**
+     * A hub's commit, else what the server says of every file. Their bodies wait meanwhile: so many connections are always to be had, and
+     * of a folder in more shards nothing is kept.
+     */
+    const versionOf = async (): Promise<string | undefined> => {
+      if (!cache || isLocal) return undefined;
+      if (commit !== undefined) return commit;
+      const shards = await index().then((bytes) => (bytes ? shardsOf(bytes) : [SINGLE]));
+      if (shards.length > MAX_HELD) return undefined;
+      const answers = await Promise.all(shards.map(answerOf));
+      const versions = answers.map(({ answer }) => answer?.version);
+      return versions.every((version) => version !== undefined) ? versions.join(" ") : undefined;
+    };
+
+    const read = async (file: string, receiver: WeightReceiver): Promise<void> => {
+      const url = urlOf(file);
+      await translated(url, begin(file));
+      if (url.protocol === "file:") {
+        if (!(await edge.hasFile(url))) throw missing([file], "no such file");
+        await translated(url, edge.streamFile(url, receiver, signal));
+      } else {
+        const one = held.get(file) ?? hold(file, url);
+        held.delete(file);
+        await translated(url, one.read(receiver));
+      }
+      filesDone++;
+    };
+
+    return {
+      source: { index, read, ...(edge.createHash && { createHash: edge.createHash }) },
+      name: place.cacheNameOf(SINGLE),
+      version: await versionOf(),
+      report: (progress) => onProgress?.({ ...progress, filesDone, files }),
+      close: async () => {
+        for (const one of held.values()) await one.drop();
+      },
+    };
+  };
+  const state = (): FolderState => ({ ...(commit !== undefined && { commit }), filesDone, files, isCached: cache !== undefined });
   const end = (): void => {
-    onProgress?.({ file: "", bytes: 0, totalBytes: 0, filesDone, files });
     // what is read again later is counted again
     [filesDone, files] = [0, FILES];
   };
   const forget = async (): Promise<void> => {
     for (const name of used) await cache?.remove(name).catch(loseCache);
   };
-  return { ...(place.name !== undefined && { name: place.name }), read, readOptional, readWeights, end, forget };
+  return { ...(place.name !== undefined && { name: place.name }), read, readOptional, readWeights, streamWeights, state, end, forget };
 };
 
 const OTHERS = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
 /** Everything of a model's folder that a copy of it needs. Throws what openModelFolder's files throw. */
 export const readModel = async (source: string, options: ModelFilesOptions = {}): Promise<ModelFiles> => {
-  const { name, read, readOptional, readWeights, end } = await openModelFolder(source, options);
+  const { name, read, readOptional, readWeights, state, end } = await openModelFolder(source, options);
   const config = await read("config.json");
   const tokenizer = await read("tokenizer.json");
   const files: Record<string, Uint8Array> = {};
@@ -229,6 +398,8 @@ export const readModel = async (source: string, options: ModelFilesOptions = {})
     if (bytes) files[file] = bytes;
   }
   const weights = await readWeights();
+  const { filesDone } = state();
+  options.onProgress?.({ file: "", bytes: 0, totalBytes: 0, filesDone, files: filesDone });
   end();
   return { config, weights, tokenizer, files, ...(name !== undefined && { name }) };
 };

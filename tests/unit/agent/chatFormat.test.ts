@@ -69,6 +69,13 @@ test("the template gets messages in OpenAI's shape, with arguments parsed when t
   expect(render('{"n": 1')).toEqual(expected('{"n": 1'));
 });
 
+test("the template sees the special tokens that the model has, and no others", () => {
+  const chatTemplate = "{{ pad_token }} {{ unk_token.content is defined }} {{ unk_token }} {{ 'bos' if bos_token is defined else 'none' }}";
+  const tokenizerConfig = { ...config, bos_token: null, pad_token: "<p>", unk_token: { content: "<u>" } };
+  const format = loadChatFormat({ tokenizer: tinyTokenizer(), tokenizerConfig, chatTemplate });
+  expect(format.render({ messages: [], tools: [] }, { addGenerationPrompt: true })).toBe("<p> false <u> none");
+});
+
 test("a named list serves requests with tools by its tool_use template", () => {
   const format = loadChatFormat({
     tokenizer: tinyTokenizer(),

@@ -3,6 +3,7 @@
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 type BuildWasm = (options: { sourceFolder: string; target: string }) => Promise<boolean>;
@@ -44,4 +45,9 @@ test("a source that does not compile is an error with the compiler's words, and 
   writeSource("export function answer(): i32 { return missing; }");
   await expect(build()).rejects.toThrow("Cannot find name 'missing'");
   expect(await answer()).toBe(42);
+});
+
+test("the kernels that everybody downloads are at most 60 kB, compressed", () => {
+  const kernels = readFileSync(new URL("../../../packages/engine/src/wasm/kernels.ts", import.meta.url));
+  expect(gzipSync(kernels).length).toBeLessThan(60_000);
 });

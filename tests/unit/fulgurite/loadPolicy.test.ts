@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { EngineError, parseConfig } from "@fulgurite/engine";
+import * as fc from "fast-check";
 import { type LoadedPolicy, type LoadPolicyOptions, loadPolicy } from "fulgurite";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { edge } from "../../../packages/fulgurite/src/node/edge.ts";
@@ -108,9 +109,11 @@ test("path, address, hub name, whole and in shards: one policy", async () => {
 test("an interrupted download of shards is resumed, and progress says how far it is", async () => {
   const files = sharded(modelFiles("qwen3"));
   const shard = "model-00001-of-00002.safetensors";
-  const server = await serve(inFolder("m", files), { cuts: { [`/m/${shard}`]: [20_000], "/m/tokenizer.json": [100] } });
+  const place = `/${NAME}/resolve/${COMMIT}`;
+  const cuts = { [`${place}/${shard}`]: [20_000], [`${place}/tokenizer.json`]: [100] };
+  const server = await serve(onHub(NAME, ["main", COMMIT], files), { cuts, commit: COMMIT });
   const progress: { file: string; bytes: number; totalBytes: number | undefined; filesDone: number; files: number }[] = [];
-  await load(`${server.url}/m`, { onProgress: (now) => void progress.push(now) });
+  await load(NAME, { hub: server.url, onProgress: (now) => void progress.push(now) });
   expect(server.askedFor(shard).map(({ range }) => range)).toEqual([undefined, "bytes=20000-"]);
   expect(server.askedFor("tokenizer.json").map(({ range }) => range)).toEqual([undefined, "bytes=100-"]);
   const bytes = server.askedFor(shard).reduce((sum, asked) => sum + asked.bytes, 0);
@@ -121,8 +124,8 @@ test("an interrupted download of shards is resumed, and progress says how far it
   expect(progress.at(-1)).toMatchObject({ file: "", filesDone: 8, files: 8 });
 });
 
-const flipped = (bytes: Buffer): Buffer => {
-  bytes[bytes.length >> 1]! ^= 1;
+const flipped = (bytes: Buffer, at = bytes.length >> 1): Buffer => {
+  bytes[at]! ^= 1;
   return bytes;
 };
 
@@ -177,7 +180,13 @@ describe("the cache", () => {
   });
 
   test.each<[string, (bytes: Buffer) => Uint8Array | undefined, RegExp]>([
-    ["bytes with one bit flipped", flipped, /^[0-9a-f]+$/],
+    ["weights with one bit flipped", (bytes) => flipped(bytes), /\.fulg$/],
+    ["weights with one bit of their table flipped", (bytes) => flipped(bytes, bytes.length - 100), /\.fulg$/],
+    ["weights of another format version", (bytes) => flipped(bytes, 4), /\.fulg$/],
+    ["torn weights", (bytes) => bytes.subarray(0, bytes.length - 10), /\.fulg$/],
+    ["the beginning of weights", (bytes) => bytes.subarray(0, 5), /\.fulg$/],
+    ["no weights", () => undefined, /\.fulg$/],
+    ["bytes with one bit flipped", (bytes) => flipped(bytes), /^[0-9a-f]+$/],
     ["torn bytes", (bytes) => bytes.subarray(0, bytes.length - 10), /^[0-9a-f]+$/],
     ["no bytes", () => undefined, /^[0-9a-f]+$/],
     ["a torn label", (bytes) => bytes.subarray(0, 20), /\.json$/],
@@ -186,7 +195,7 @@ describe("the cache", () => {
   ])("with %s is a miss: the file is downloaded again, and kept", async (_, damage, which) => {
     const server = await serve(hubFiles(), { commit: COMMIT });
     const first = await sample(await load(NAME, { hub: server.url }));
-    const hits = (): number => server.askedFor("model.safetensors").length;
+    const hits = (): number => server.askedFor(which.test("x.fulg") ? "model.safetensors" : "tokenizer.json").length;
     expect(hits()).toBe(1);
     for (const name of readdirSync(cacheFolder).filter((entry) => which.test(entry))) {
       const path = join(cacheFolder, name);
@@ -240,9 +249,101 @@ describe("the cache", () => {
     policies.push(policy);
     const place = join(folder, "home/.cache/fulgurite");
     const entries = readdirSync(place);
-    expect(entries.filter((name) => name.endsWith(".json"))).toHaveLength(4);
+    expect(entries.filter((name) => name.endsWith(".json"))).toHaveLength(3);
+    expect(entries.filter((name) => name.endsWith(".fulg"))).toHaveLength(1);
     for (const name of entries) expect(readFileSync(join(place, name)).includes("hf_secret")).toBe(false);
   });
+});
+
+describe("weights in another format", () => {
+  const bytesHeld = (cacheOf: string): number =>
+    readdirSync(cacheOf)
+      .filter((name) => name.endsWith(".fulg"))
+      .reduce((sum, name) => sum + readFileSync(join(cacheOf, name)).length, 0);
+
+  test("are converted on the way, kept for each format, and told in the budget", async () => {
+    const server = await serve(onHub(NAME, ["main", COMMIT], modelFiles("qwen3")), { commit: COMMIT });
+    const budgets: string[] = [];
+    const sizes: number[] = [];
+    const progress: { tensorsDone?: number; tensors?: number }[] = [];
+    const options = {
+      hub: server.url,
+      onMemory: ({ weightFormat }: { weightFormat: string }) => void budgets.push(weightFormat),
+      onProgress: (now: { tensorsDone?: number; tensors?: number }) => void progress.push(now),
+    };
+    for (const weightFormat of ["q8", "q4"] as const) {
+      const first = await sample(await load(NAME, { ...options, weightFormat }));
+      expect(first.logprobs.every((logprob) => logprob < 0)).toBe(true);
+      sizes.push(bytesHeld(cacheFolder));
+      const asked = server.askedFor("model.safetensors").length;
+      expect(await sample(await load(NAME, { ...options, weightFormat }))).toEqual(first);
+      expect(server.askedFor("model.safetensors")).toHaveLength(asked);
+    }
+    expect(budgets).toEqual(["q8", "q8", "q4", "q4"]);
+    expect(sizes[1]! - sizes[0]!).toBeLessThan(sizes[0]!);
+    const counted = progress.filter(({ tensors }) => tensors !== undefined);
+    expect(counted.at(-1)!.tensorsDone).toBe(counted.at(-1)!.tensors);
+  });
+
+  test("the small model is f32 when nobody asks, and an unknown format is refused by name", async () => {
+    const budgets: string[] = [];
+    const source = writeFolder(join(folder, "m"), modelFiles("llama"));
+    await load(source, { onMemory: ({ weightFormat }) => void budgets.push(weightFormat) });
+    expect(budgets).toEqual(["f32"]);
+    expect((await failure(load(source, { weightFormat: "q5" as never }))).message).toContain("q5");
+  });
+
+  test("two loads of the same model at once leave whole files", async () => {
+    const server = await serve(onHub(NAME, ["main", COMMIT], modelFiles("qwen3")), { commit: COMMIT });
+    const [one, two] = await Promise.all([load(NAME, { hub: server.url }), load(NAME, { hub: server.url })]);
+    const want = await sample(one);
+    expect(await sample(two)).toEqual(want);
+    expect(readdirSync(cacheFolder).filter((name) => name.endsWith(".part"))).toEqual([]);
+    const asked = server.askedFor("model.safetensors").length;
+    expect(await sample(await load(NAME, { hub: server.url }))).toEqual(want);
+    expect(server.askedFor("model.safetensors")).toHaveLength(asked);
+  });
+
+  test("a load that fails or is aborted half-way leaves nothing of its weights", async () => {
+    const files = onHub(NAME, ["main", COMMIT], modelFiles("qwen3"));
+    const place = `/${NAME}/resolve/${COMMIT}/model.safetensors`;
+    const whole = files[place]!;
+    const server = await serve({ ...files, [place]: whole.subarray(0, whole.length - 4) }, { commit: COMMIT });
+    expect(await failure(load(NAME, { hub: server.url }))).toMatchObject({ code: "bad-file" });
+    server.files[place] = whole;
+    const controller = new AbortController();
+    const onProgress = ({ file, bytes }: { file: string; bytes: number }): void =>
+      void (file === "model.safetensors" && bytes > 0 && controller.abort());
+    expect(await failure(load(NAME, { hub: server.url, signal: controller.signal, onProgress }))).toMatchObject({ code: "aborted" });
+    expect(readdirSync(cacheFolder).filter((name) => /fulg|part/.test(name))).toEqual([]);
+  });
+});
+
+test("a tokenizer or its config flipped or cut anywhere: an error, or a policy, and never a hang", async () => {
+  const files = modelFiles("llama");
+  let runs = 0;
+  await fc.assert(
+    fc.asyncProperty(
+      fc.nat(1e6),
+      fc.integer({ min: 1, max: 255 }),
+      fc.boolean(),
+      fc.constantFrom("tokenizer.json", "tokenizer_config.json"),
+      async (place, mask, isCut, file) => {
+        const original = files[file]!;
+        const at = place % original.length;
+        const bytes = isCut ? original.slice(0, at) : original.slice();
+        if (!isCut) bytes[at]! ^= mask;
+        const source = writeFolder(join(folder, `fuzz${runs++}`), { ...files, [file]: bytes });
+        const outcome = await load(source, { maxContext: 8 }).then(
+          () => "loaded",
+          (error: { code?: string }) => error.code,
+        );
+        expect(["loaded", "bad-file", "bad-format", "unsupported"]).toContain(outcome);
+        for (const policy of policies.splice(0)) await policy.dispose();
+      },
+    ),
+    { numRuns: 60, seed: 1 },
+  );
 });
 
 describe("a gated model", () => {

@@ -12,8 +12,8 @@ export interface WeightReceiver {
 }
 
 export interface WeightSource {
-  /** model.safetensors.index.json of a sharded model. Absent: there is one file, model.safetensors. */
-  readonly index?: Uint8Array;
+  /** model.safetensors.index.json of a sharded model; absent or undefined: there is one file, model.safetensors. Asked before the first read. */
+  index?(): Promise<Uint8Array | undefined>;
   /** Sends a file. Rejects with what the receiver rejects with. */
   read(file: string, receiver: WeightReceiver): Promise<void>;
   /** The platform's SHA-256 of a stream, where it has one. */
@@ -30,9 +30,8 @@ const noHash: StreamHash = { update: () => {}, digest: () => "" };
 
 /** Files that are here already, as they would arrive; not hashed. */
 export const toSource = (files: WeightFiles): WeightSource => {
-  const index = files instanceof Uint8Array ? undefined : files[INDEX];
   return {
-    ...(index && { index }),
+    index: async () => (files instanceof Uint8Array ? undefined : files[INDEX]),
     createHash: () => noHash,
     read: async (file, receiver) => {
       const bytes = files instanceof Uint8Array ? files : files[file]!;

@@ -182,8 +182,8 @@ const headerError = (start: Uint8Array, file: string, fileBytes: number): unknow
 };
 
 /** The file of each stored name, and whether a header agrees with it. */
-const shardsOf = (index: Uint8Array) => {
-  const { map, shards } = parseIndex(index);
+const shardsOf = (bytes: Uint8Array) => {
+  const { map, shards } = parseIndex(bytes);
   const bad = (rule: string, got: string): EngineError =>
     new EngineError("bad-file", `${INDEX}: ${rule}, got ${got}; index and shards are of different models; download both again`);
   const agree = (file: string, { tensors }: Header): void => {
@@ -233,13 +233,14 @@ export const streamWeights = async (source: WeightSource, options: StreamOptions
     return (stored) => found.get(stored);
   };
 
-  if (!source.index)
+  const index = await source.index?.();
+  if (!index)
     return readFile(SINGLE, (header) => {
       const names = header.tensors.map(({ name }) => name);
       checkAll(names, SINGLE);
       return accepted(header, names, SINGLE);
     });
-  const { names, shards, agree } = shardsOf(source.index);
+  const { names, shards, agree } = shardsOf(index);
   checkAll(names, INDEX);
   const lines: string[] = [];
   for (const shard of shards) {

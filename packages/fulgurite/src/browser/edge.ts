@@ -1,33 +1,14 @@
-import { createBackend, EngineError, wrapPolicy } from "@fulgurite/engine";
+import { createBackend, wrapPolicy } from "@fulgurite/engine";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
-import type { Edge, StartOptions } from "../edge.ts";
-import { openWebCache } from "./webCache.ts";
+import type { Edge } from "../edge.ts";
+import { isHubName } from "../modelSource.ts";
+import { files } from "./fileEdge.ts";
+import type { ToPage, ToWorker } from "./startMessages.ts";
 
 const DEVICE_MEMORY_CAP = 8;
 
-/** The model's bytes move into the worker: a copy of the weights would not fit beside them. */
-const buffersOf = ({ model: { config, weights, tokenizer } }: StartOptions): Transferable[] => {
-  const files = [config, ...(tokenizer ? [tokenizer] : []), ...(weights instanceof Uint8Array ? [weights] : Object.values(weights))];
-  return [...new Set(files.map(({ buffer }) => buffer as ArrayBuffer))];
-};
-
 export const edge: Edge = {
-  folderUrl: (source) => new URL(source.endsWith("/") ? source : `${source}/`, globalThis.location?.href),
-
-  isLocalFolder: async () => false,
-
-  readFile: async (url) => {
-    throw new EngineError("bad-request", `loadPolicy: a page reads models over http, got ${url}; host the folder`);
-  },
-
-  isPreflightFree: (url) => url.origin === globalThis.location?.origin,
-
-  openCache: async () => {
-    const { caches, crypto } = globalThis;
-    if (!caches || !crypto?.subtle)
-      throw new EngineError("unsupported", "loadPolicy: the page has a Cache API, got none; serve it over https or from localhost");
-    return openWebCache(caches);
-  },
+  ...files,
 
   memoryBytes: () => {
     // Rounded and capped by the browser, so that it names no machine: the cap means "that or more".
@@ -37,10 +18,24 @@ export const edge: Edge = {
 
   openDevice: (device, options) => createBackend(device, options),
 
-  startPolicy: async (options) => {
+  startPolicy: async (options, { signal, onProgress, onReport } = {}) => {
+    // A page's own address, with which the worker, whose address is another, finds a relative folder.
+    const source = options.weights.source;
+    const isAbsolute = source === "spark" || isHubName(source) || /^https?:/i.test(source);
+    const place = isAbsolute ? options.weights : { ...options.weights, source: files.folderUrl(source).href };
+    // Only a page may ask. Without it the browser may drop the weights when it runs short: then they are loaded again.
+    if (place.options.cache !== false) await navigator.storage?.persist?.().catch(() => false);
     const worker = new Worker(new URL("./policyWorker.js", import.meta.url), { type: "module" });
+    const { port1: port, port2 } = new MessageChannel();
+    port.onmessage = ({ data }: MessageEvent<ToPage>) => {
+      if (data.kind === "progress") onProgress?.(data.progress);
+      else onReport?.(data.message);
+    };
+    const abort = (): void => port.postMessage({ kind: "abort" } satisfies ToWorker);
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort, { once: true });
     try {
-      const policy = await wrapPolicy(worker, options, buffersOf(options));
+      const policy = await wrapPolicy(worker, { ...options, weights: place, port: port2 }, [port2]);
       return {
         ...policy,
         dispose: async () => {
@@ -51,6 +46,9 @@ export const edge: Edge = {
     } catch (error) {
       worker.terminate();
       throw error;
+    } finally {
+      signal?.removeEventListener("abort", abort);
+      port.close();
     }
   },
 
