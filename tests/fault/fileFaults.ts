@@ -1,7 +1,7 @@
 // Everything that can happen to a folder, a thousand times: a log cut at every byte of its last record, a disk that fails any
 // call in any way, kill -9, and two processes that want one queue.
 import { spawn, spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, TraceError } from "@fulgurite/trace";
@@ -248,7 +248,9 @@ const spoilIndexes = async (newFolder: () => string): Promise<Tally[]> => {
 
 // ---- a full disk -----------------------------------------------------------------------------------------------------------
 
-const FULL_DISK_BYTES = 400_000;
+const FULL_DISK_BYTES = 1_000_000;
+/** So much each cycle has until it is full. */
+const ROOM_BYTES = 40_000;
 
 /** A disk of its own, if this process may mount one: filled, refused, given room, filled again. */
 const fillDisk = async (newFolder: () => string, progress: Progress): Promise<Tally> => {
@@ -265,11 +267,11 @@ const fillDisk = async (newFolder: () => string, progress: Progress): Promise<Ta
     const options = { rotateBytes: 20_000 };
     for (let cycle = 0; cycle < 6; cycle++) {
       const store = await open(folder, options);
-      const left = FULL_DISK_BYTES - 60_000 * (cycle + 1);
       const victim = `victim-${cycle}`;
       await store.enqueue([{ id: victim, input: "x".repeat(800) }]);
       await store.cancel(victim);
-      writeFileSync(ballast, Buffer.alloc(Math.max(0, left), 1));
+      const { bavail, bsize } = statfsSync(disk);
+      writeFileSync(ballast, Buffer.alloc(bavail * bsize - ROOM_BYTES, 1));
       let refusals = 0;
       const ask = async (act: () => Promise<readonly string[]>): Promise<void> => {
         try {
@@ -313,7 +315,7 @@ const fillDisk = async (newFolder: () => string, progress: Progress): Promise<Ta
     }
     return ledger.tally();
   } finally {
-    spawnSync("umount", [disk]);
+    spawnSync("umount", ["-l", disk]);
   }
 };
 

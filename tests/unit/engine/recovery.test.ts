@@ -131,6 +131,32 @@ describe("at every point", () => {
     }
   });
 
+  test("a completion that runs while a version is published ends under its own version, whenever the device is lost", async () => {
+    const START = 1000;
+    const run = async (left: number) => {
+      const budget = { left };
+      const policy = await withRecovery(opener(budget), atOnce);
+      await policy.trainer.forwardBackward([datum(1, 2, 3, 4)], CROSS_ENTROPY);
+      await policy.trainer.optimStep({ learningRate: 0.5 });
+      const trained = left - budget.left;
+      const request = { prompt: Int32Array.from(PROMPT), maxTokens: 8, temperature: 1, stopTokens: [], seed: 1 };
+      const publishing: Promise<void>[] = [];
+      const onToken = (): void => {
+        if (publishing.length === 0) publishing.push(policy.publish(1));
+      };
+      const running = await policy.sampler.generate({ ...request, onToken });
+      await Promise.all(publishing);
+      const next = await policy.sampler.generate(request);
+      await policy.dispose();
+      return { outcome: { running, next }, trained, spent: left - budget.left };
+    };
+    const whole = await run(START);
+    expect([whole.outcome.running.policyVersion, whole.outcome.next.policyVersion]).toEqual([0, 1]);
+    expect(whole.outcome.next.tokens).not.toEqual(whole.outcome.running.tokens);
+    for (let point = whole.trained + 1; point <= whole.spent; point++)
+      expect((await run(point)).outcome, `lost at ${point} of ${whole.spent}`).toEqual(whole.outcome);
+  });
+
   test("gradients that an abort cleared stay cleared", async () => {
     const START = 1000;
     const eight = [1, 2, 3, 4, 5, 6, 7, 8];
