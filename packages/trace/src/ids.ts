@@ -6,14 +6,15 @@ const ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz";
 export type RandomBytes = (length: number) => Uint8Array;
 
 const POOL_BYTES = 4096;
-let pool: Uint8Array | undefined;
+let pool: Uint8Array<ArrayBuffer> | undefined;
 let spent = POOL_BYTES;
 
 /** Cryptographic randomness of the platform, asked for a page at a time: an id needs ten bytes, and each question costs more than they do. */
 export const platformRandom: RandomBytes = (length) => {
   if (length > POOL_BYTES) return globalThis.crypto.getRandomValues(new Uint8Array(length));
-  if (pool === undefined || spent + length > POOL_BYTES) {
-    pool = globalThis.crypto.getRandomValues(pool ?? new Uint8Array(POOL_BYTES));
+  pool ??= new Uint8Array(POOL_BYTES);
+  if (spent + length > POOL_BYTES) {
+    globalThis.crypto.getRandomValues(pool);
     spent = 0;
   }
   const bytes = pool.slice(spent, spent + length);
