@@ -45,7 +45,7 @@ export type StoreRecord =
   | { readonly kind: "unpublished"; readonly data: { readonly name: string; readonly version: number } };
 
 export interface Transaction extends Rows {
-  /** Where there is a log: written before the rows change. Called at most once a transaction, after every check. */
+  /** Where there is a log: written before the rows change. Called at most once a command, after every check. */
   log?(records: readonly StoreRecord[]): Promise<void>;
 }
 

@@ -426,4 +426,25 @@ describe("requests that restrict the distribution", () => {
     await expect(sampler.generate(request({ topP: 0 }))).rejects.toThrow("topP is in (0, 1], got 0");
     await expect(sampler.generate(request({ logitBias: [[99, 1]] }))).rejects.toThrow("logitBias adds finite numbers");
   });
+
+  test("a mask that never answers holds up neither an abort of its request nor the sampler's end", async () => {
+    const { sampler } = await open({ slots: 2 });
+    const controller = new AbortController();
+    let asked = (): void => {};
+    const isAsked = new Promise<void>((resolve) => {
+      asked = resolve;
+    });
+    const mask = (): Promise<Uint32Array> => {
+      asked();
+      return new Promise(() => {});
+    };
+    const silent = sampler.generate(request({ mask, signal: controller.signal }));
+    await isAsked;
+    controller.abort();
+    expect(await silent).toMatchObject({ finishReason: "aborted" });
+    const left = sampler.generate(request({ mask }));
+    const rejected = expect(left).rejects.toThrow("got a disposed one");
+    await sampler.dispose();
+    await rejected;
+  });
 });

@@ -16,11 +16,11 @@ import type { ModelSpec } from "../model/spec.ts";
 import type { Backend, Executable } from "../plan/backend.ts";
 import type { Lock } from "../plan/lock.ts";
 import { sizeOf } from "../plan/step.ts";
-import { uniform } from "../random.ts";
 import { type Burst, burstSteps, type Lane, scheduleBurst } from "./burst.ts";
 import { checkRequest } from "./checkRequest.ts";
-import { type Choice, chooseToken, isRestricted } from "./choose.ts";
+import { isRestricted } from "./choose.ts";
 import { createSamplingDevice, type LaneState } from "./device.ts";
+import { chooseOnHost } from "./hostChoice.ts";
 import { createSlots, type Slot } from "./slots.ts";
 import { createTurn } from "./turn.ts";
 
@@ -124,6 +124,8 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   let isPaused = false;
   let isRunning = false;
   let isDisposed = false;
+  /** Fires with the disposal. */
+  const ended = new AbortController();
   let loopEnd: Promise<void> = Promise.resolve();
   let publishing: Promise<unknown> = Promise.resolve();
   let onDrained: () => void = () => {};
@@ -232,40 +234,26 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     finish(one, isStop ? "stop" : "length");
   };
 
-  /** The host's choice for a lane of a burst of one run; undefined when its mask failed and the request was rejected. */
-  const chooseFor = async (one: Live, row: Float32Array): Promise<Choice | undefined> => {
-    const { request, tokens } = one;
+  /** Runs a burst of one run and leaves its logits on the host, [lanes][V], as far as a lane needs them. */
+  const runReadable = (served: Served, lanes: readonly Lane<Live>[], burst: Parameters<typeof device.run>[1]) =>
+    lock(async () => {
+      served.readable ??= await backend.compile(withLogits(served.plan, logits));
+      const sampled = await device.run(served.readable, burst);
+      const count = lanes.findLastIndex(({ sequence }) => sequence.isRestricted) + 1;
+      return { sampled, rows: (await backend.read(logits, count * limits.vocabSize)) as Float32Array };
+    });
+
+  const deliverChosen = async (one: Live, row: Float32Array): Promise<void> => {
     try {
-      const mask = await request.mask?.([...tokens]);
-      if (mask && mask.length !== Math.ceil(limits.vocabSize / 32))
-        throw new EngineError(
-          "bad-request",
-          `generate: a mask has ${Math.ceil(limits.vocabSize / 32)} words (a bit for each of ${limits.vocabSize} tokens), got ${mask.length}`,
-        );
-      const choice = chooseToken(row, request, uniform(request.seed, tokens.length), mask);
-      if (!choice) throw new EngineError("bad-request", "generate: a mask allows at least one token, got none; end with a stop token");
-      return choice;
+      const choice = await chooseOnHost(one.request, one.tokens, row, ended.signal);
+      if (!choice || !live.has(one) || one.request.signal?.aborted) return;
+      one.drawnLogprobs.push(choice.drawnLogprob);
+      one.forced.push(choice.isForced ? 1 : 0);
+      deliver(one, choice.token, choice.logprob);
     } catch (error) {
       if (live.has(one)) leave(one);
       one.reject(error);
-      return undefined;
     }
-  };
-
-  /** Runs a burst of one run and chooses on the host where that is asked for: one entry a lane, undefined where the device has chosen. */
-  const runReadable = async (served: Served, lanes: readonly Lane<Live>[], burst: Parameters<typeof device.run>[1]) => {
-    const { sampled, rows } = await lock(async () => {
-      served.readable ??= await backend.compile(withLogits(served.plan, logits));
-      const result = await device.run(served.readable, burst);
-      const count = lanes.findLastIndex(({ sequence, sampled: tokens }) => sequence.isRestricted && tokens > 0) + 1;
-      return { sampled: result, rows: (await backend.read(logits, count * limits.vocabSize)) as Float32Array };
-    });
-    const choices = lanes.map(({ sequence, sampled: count }, n) =>
-      sequence.isRestricted && count > 0
-        ? chooseFor(sequence, rows.subarray(n * limits.vocabSize, (n + 1) * limits.vocabSize))
-        : Promise.resolve(undefined),
-    );
-    return { sampled, choices: await Promise.all(choices) };
   };
 
   const work = async (served: Served): Promise<void> => {
@@ -274,23 +262,22 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     for (const { copies } of runs) for (const { from } of copies) slots.touch(from);
     const burst = { lanes: lanes.map(stateOf), runs, isEnded: () => isDisposed };
     const isReadable = lanes.some(({ sequence }) => sequence.isRestricted);
-    const { sampled, choices } = isReadable
+    const { sampled, rows } = isReadable
       ? await runReadable(served, lanes, burst)
-      : { sampled: await lock(() => device.run(served.executable, burst)), choices: [] };
+      : { sampled: await lock(() => device.run(served.executable, burst)), rows: undefined };
+    const chosen: Promise<void>[] = [];
     for (const [n, { sequence: one, sampled: count }] of lanes.entries()) {
-      const choice = choices[n];
-      if (choice && live.has(one) && !one.request.signal?.aborted) {
-        one.drawnLogprobs.push(choice.drawnLogprob);
-        one.forced.push(choice.isForced ? 1 : 0);
-        deliver(one, choice.token, choice.logprob);
+      if (one.isRestricted) {
+        if (count > 0) chosen.push(deliverChosen(one, rows!.subarray(n * limits.vocabSize, (n + 1) * limits.vocabSize)));
+        continue;
       }
-      if (one.isRestricted) continue;
       // It may end before `count` (a stop token, a listener that throws), and an abort or a dispose may have come meanwhile.
       for (let j = 0; j < count && live.has(one) && !one.request.signal?.aborted; j++) {
         const at = 2 * (n * device.maxSteps + j);
         deliver(one, sampled[at]!, sampled[at + 1]!);
       }
     }
+    await Promise.all(chosen);
     const fade = MEMORY / Math.max(seen.tokens, MEMORY);
     seen.tokens *= fade;
     seen.ends *= fade;
@@ -423,6 +410,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     async dispose() {
       if (isDisposed) return;
       isDisposed = true;
+      ended.abort();
       rejectAll(disposedError());
       await loopEnd;
       await publishing;

@@ -17,7 +17,7 @@
 import { crc32 } from "node:zlib";
 import { type Base64, decodeAttributes, encodeAttributes } from "../attributeCodec.ts";
 import { TraceError } from "../errors.ts";
-import type { Attempt, Json, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
+import type { Attempt, Attributes, Json, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
 
 export const LOG_MAGIC = "fulgurite-log";
 export const LOG_VERSION = 1;
@@ -62,16 +62,24 @@ const base64: Base64 = {
   decode: (text) => new Uint8Array(Buffer.from(text, "base64")), // a buffer of its own: the pool is neither aligned nor ours to keep
 };
 
-/** Any JSON value as a whole line. */
-export const encodeLine = (value: unknown): Buffer => {
-  const json = JSON.stringify(value);
+const HEX = Buffer.from("0123456789abcdef", "latin1");
+
+/** JSON text as a whole line. */
+const toLine = (json: string): Buffer => {
   const line = Buffer.allocUnsafe(JSON_AT + Buffer.byteLength(json) + 1);
   line.write(json, JSON_AT);
   line[line.length - 1] = NEWLINE;
-  line.write(crc32(line.subarray(JSON_AT, -1)).toString(16).padStart(8, "0"), 0, "latin1");
+  let sum = crc32(line.subarray(JSON_AT, -1));
+  for (let at = JSON_AT - 2; at >= 0; at--) {
+    line[at] = HEX[sum & 15] as number;
+    sum >>>= 4;
+  }
   line[JSON_AT - 1] = SPACE;
   return line;
 };
+
+/** Any JSON value as a whole line. */
+export const encodeLine = (value: unknown): Buffer => toLine(JSON.stringify(value));
 
 /** The checksum that a line begins with; undefined for anything but eight lower-case hexadecimal digits and a space. */
 const sumOf = (line: Buffer): number | undefined => {
@@ -91,12 +99,31 @@ const isWhole = (line: Buffer): boolean => line.length > JSON_AT && crc32(line.s
 /** The JSON value of a line without its newline; undefined if any bit of it is not what was written. */
 export const decodeLine = (line: Buffer): unknown => (isWhole(line) ? JSON.parse(line.toString("utf8", JSON_AT)) : undefined);
 
+/** As JSON.stringify would write it; base64 has nothing to escape, and is most of a span. */
+const attributesText = (attributes: Attributes): string => {
+  let text = "";
+  const encoded = encodeAttributes(attributes, base64);
+  for (const name of Object.keys(encoded)) {
+    const value = attributes[name];
+    const written =
+      value instanceof Int32Array
+        ? `{"$i32":"${(encoded[name] as { $i32: string }).$i32}"}`
+        : value instanceof Float32Array
+          ? `{"$f32":"${(encoded[name] as { $f32: string }).$f32}"}`
+          : JSON.stringify(encoded[name]);
+    text += `${text === "" ? "" : ","}${JSON.stringify(name)}:${written}`;
+  }
+  return `{${text}}`;
+};
+
+/** The attributes come last. */
+const spanText = ({ attributes, ...rest }: StoredSpan): string =>
+  `${JSON.stringify(rest).slice(0, -1)},"attributes":${attributesText(attributes)}}`;
+
 export const encodeRecord = (record: LogRecord): Buffer =>
-  encodeLine(
-    record.kind === "span"
-      ? { seq: record.seq, kind: "span", data: { ...record.data, attributes: encodeAttributes(record.data.attributes, base64) } }
-      : { seq: record.seq, kind: record.kind, data: record.data },
-  );
+  record.kind === "span"
+    ? toLine(`{"seq":${record.seq},"kind":"span","data":${spanText(record.data)}}`)
+    : encodeLine({ seq: record.seq, kind: record.kind, data: record.data });
 
 const KINDS: readonly unknown[] = [
   "rollout",

@@ -28,6 +28,7 @@ import { acquireLock } from "./lock.ts";
 import { type LogState, openLogState } from "./logState.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders, type LogIo, platformIo } from "./segmentLog.ts";
+import { createSharing } from "./sharing.ts";
 import { type Verification, verifyFolder } from "./verify.ts";
 
 export type { Compacted } from "./compaction.ts";
@@ -183,9 +184,9 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
           const { log, rows, add } = mine;
           const answer = body({
             ...rows,
-            log: async (records) => {
-              hasGone = records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-              await add(records);
+            log: (records) => {
+              hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
+              return add(records);
             },
           });
           await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
@@ -215,7 +216,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
 
     const backend: Backend = {
       checksFiles: true, // loadBlob does
-      transact,
+      ...createSharing(transact),
       putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
       getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
       states: () => stateInTurn(() => stateNames(inside("state"))),

@@ -1,5 +1,5 @@
 // Append-only files of lines (codec.ts), named by the sequence number of their first record. A record is acknowledged when its
-// bytes are on disk (fdatasync); records that arrive during one sync share the next. A file that is left gets a sidecar.
+// bytes are on disk (fdatasync); records of one turn of the loop, or that arrive during a sync, share one. A file that is left gets a sidecar.
 //
 // After a failed write or sync the kernel may have dropped the bytes and call the next sync a success, so the file is closed
 // for ever and the unacknowledged records go into a new one. Hence, when reading: what a file says from the next file's
@@ -284,6 +284,7 @@ export const createSegmentLog = (
   const drain = async (): Promise<void> => {
     isWriting = true;
     for (let batch = waiting; batch !== undefined; batch = waiting) {
+      await new Promise(setImmediate); // all that is asked for in this turn of the loop, those whom the last batch woke too, shares one write
       waiting = undefined;
       written = batch;
       let left: typeof current;

@@ -1,0 +1,77 @@
+// Appends of a file store that share a transaction and a write of the disk.
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { AttemptRef, Span, Store } from "@fulgurite/trace";
+import { type LogIo, openFileStore, platformIo } from "@fulgurite/trace/node";
+import { afterAll, expect, test } from "vitest";
+
+const root = mkdtempSync(join(tmpdir(), "fulgurite-sharing-"));
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+
+const spanOf = (ref: AttemptRef, id: string): Span => ({
+  rolloutId: ref.rolloutId,
+  attemptId: ref.id,
+  id,
+  name: "step",
+  startMs: 1,
+  endMs: 2,
+  status: "ok",
+  attributes: { tokens: Int32Array.of(1, -2), 'quoted "name"': "ü\n", list: [{ $i32: "no array" }] },
+});
+
+const begin = async (store: Store, id: string): Promise<AttemptRef> => {
+  await store.enqueue([{ id, input: null }]);
+  return { rolloutId: id, id: (await store.claim("w"))[0]!.attempt.id };
+};
+
+const idsOf = async (store: Store, rolloutId: string): Promise<string[]> => {
+  const ids: string[] = [];
+  for await (const { id } of store.spans({ rolloutId })) ids.push(id);
+  return ids;
+};
+
+test("what is asked for in one turn is one write; one that breaks a rule fails alone", async () => {
+  let writes = 0;
+  const io: LogIo = {
+    ...platformIo,
+    write: (...args) => {
+      writes += 1;
+      return platformIo.write(...args);
+    },
+  };
+  const folder = join(root, "alone");
+  const store = await openFileStore(folder, { io, clock: () => 1 });
+  const attempt = await begin(store, "a");
+  const nobody = { rolloutId: "a", id: "nobody" };
+  writes = 0;
+  const all = await Promise.allSettled(
+    Array.from({ length: 64 }, (_, index) => store.append([spanOf(index === 3 ? nobody : attempt, `s${index}`)])),
+  );
+  expect(writes).toBe(1);
+  expect(all.flatMap((one, index) => (one.status === "rejected" ? [[index, one.reason.code]] : []))).toEqual([[3, "unknown"]]);
+  const kept = Array.from({ length: 64 }, (_, index) => `s${index}`).filter((id) => id !== "s3");
+  expect(await idsOf(store, "a")).toEqual(kept);
+  await store.close();
+  const again = await openFileStore(folder);
+  expect(await idsOf(again, "a")).toEqual(kept);
+  for await (const { attributes } of again.spans({ rolloutId: "a" })) expect(attributes).toEqual(spanOf(attempt, "s").attributes);
+  await again.close();
+});
+
+test("what is asked first is done first, whatever shares with what", async () => {
+  const store = await openFileStore(join(root, "order"));
+  const attempt = await begin(store, "a");
+  const first = store.append([spanOf(attempt, "x")]);
+  const ended = store.finish(attempt, { status: "succeeded" });
+  const second = store.append([spanOf(attempt, "y")]);
+  const stats = store.stats();
+  const forgotten = store.forget("a");
+  const late = store.append([spanOf(attempt, "z")]).catch((error) => error.code);
+  expect((await stats).spans).toBe(2);
+  expect(await Promise.all([first, second])).toEqual([undefined, undefined]);
+  expect((await ended).status).toBe("succeeded");
+  expect(await forgotten).toBe(true);
+  expect(await late).toBe("unknown");
+  await store.close();
+});
