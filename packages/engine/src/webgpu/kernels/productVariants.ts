@@ -61,7 +61,7 @@ export interface ProductShape {
 /** Where nothing asks for a larger one. Narrow results (LoRA ranks) get narrow tiles. */
 const smallTile = (m: number, n: number): string => (n <= 16 ? "64x16" : m <= 16 ? "16x64" : "32x32");
 
-/** On a processor every load and barrier is an instruction, and idle lanes cost nothing: as many results a thread as there are. */
+/** On a processor every load and barrier is an instruction, and few threads keep it busy: many results each. */
 const softwareTile = (m: number, n: number): string => (n <= 16 ? "64x8 8x8" : m <= 16 ? "8x64 8x8" : "64x64 16x8");
 
 const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongDepth }: ProductShape, canBeSkinny: boolean): string => {
