@@ -159,7 +159,7 @@ const candidatesOf = (op: Op, format: WeightFormat, { rows, O, I }: Shape): read
 
 /** The f32 formats in every variant; the packed ones differ in how they read, so a few tiles show it. */
 const isTested = (format: WeightFormat, { name }: ProductVariant): boolean =>
-  format === "f32" || /skinny|^(32x32|128x64 wide|64x16 wide|16x64 wide split|64x64 wide f16)$/.test(name);
+  format === "f32" || /skinny|^(32x32|64x64 16x8|64x8 8x8|8x64 8x8|128x64 wide|64x16 wide|16x64 wide split|64x64 wide f16)$/.test(name);
 
 describe.skipIf(skip !== undefined)(`products on WebGPU${why}`, () => {
   let backend: Backend;

@@ -58,7 +58,7 @@ test("windows, tanh-GELU, scales and rope bases are numbers: they add no kernel"
   // A linear with a bias, a head's norm with its rope, and a norm that adds to the residual.
   const added = kernelsOf(TINY_SWITCHED, lora).filter(({ source }) => !plain.has(source));
   expect(new Set(added.map(({ label }) => label))).toEqual(
-    new Set(["linear 32x32 f32 bias", "rmsNorm rope", "kvAppend", "rmsNorm residual"]),
+    new Set(["linear 64x64 16x8 f32 bias", "rmsNorm rope", "kvAppend", "rmsNorm residual"]),
   );
 });
 

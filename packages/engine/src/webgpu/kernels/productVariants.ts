@@ -30,8 +30,11 @@ const TILES: Readonly<Record<string, Tile>> = {
   "16x64": tile(16, 64),
   "64x16": tile(64, 16),
   "32x32": tile(32, 32),
+  "8x64 8x8": tile(8, 64, 8, 8),
+  "64x8 8x8": tile(64, 8, 8, 8),
   "64x64": tile(64, 64, 4, 8),
   "64x64 8x8": tile(64, 64, 8, 8),
+  "64x64 16x8": tile(64, 64, 16, 8),
   "128x64": tile(128, 64, 8, 8),
 };
 
@@ -55,11 +58,14 @@ export interface ProductShape {
   readonly isAlongDepth: boolean;
 }
 
-/** Which tile a software device takes, and the others where they have no reason for a larger one. Narrow results (LoRA ranks) get narrow tiles. */
+/** Where nothing asks for a larger one. Narrow results (LoRA ranks) get narrow tiles. */
 const smallTile = (m: number, n: number): string => (n <= 16 ? "64x16" : m <= 16 ? "16x64" : "32x32");
 
+/** On a processor every load and barrier is an instruction, and few threads keep it busy: many results each. */
+const softwareTile = (m: number, n: number): string => (n <= 16 ? "64x8 8x8" : m <= 16 ? "8x64 8x8" : "64x64 16x8");
+
 const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongDepth }: ProductShape, canBeSkinny: boolean): string => {
-  if (isSoftware) return smallTile(rows, n);
+  if (isSoftware) return softwareTile(rows, n);
   if (canBeSkinny && isAlongDepth && rows <= SKINNY_ROWS && depth >= SKINNY_DEPTH) return "skinny";
   const small = smallTile(rows, n);
   const [many, few] = [groupsOf(TILES[small]!, rows, n), groupsOf(TILES["64x64"]!, rows, n)];
@@ -113,8 +119,8 @@ const listCandidates = (shape: ProductShape): readonly ProductVariant[] => {
 
 /** Tiles for dw [O, I]: its rows are the depth, cut into slices by the step itself. The one that suits the shape comes first. */
 export const weightGradCandidates = (O: number, I: number, isSoftware: boolean): readonly TileVariant[] => {
-  const large = !isSoftware && Math.min(O, I) > 16 && groupsOf(TILES["64x64"]!, O, I) >= ENOUGH_GROUPS / 4;
-  const wanted = `${large ? "64x64" : smallTile(O, I)}${isSoftware ? "" : " wide"}`;
+  const large = Math.min(O, I) > 16 && groupsOf(TILES["64x64"]!, O, I) >= ENOUGH_GROUPS / 4;
+  const wanted = isSoftware ? softwareTile(O, I) : `${large ? "64x64" : smallTile(O, I)} wide`;
   const all = Object.entries(TILES).flatMap(([name, size]) =>
     [false, true].map((isWide): TileVariant => {
       return { name: `${name}${isWide ? " wide" : ""}`, kind: "tile", tile: size, isWide, isSplit: false, isHalf: false };

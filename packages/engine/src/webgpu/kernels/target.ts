@@ -30,7 +30,7 @@ export interface Variant {
 
 export interface Target {
   readonly features: ReadonlySet<Feature>;
-  /** A processor that plays a GPU: short texts that compile fast beat tiles that suit a GPU. */
+  /** A processor that plays a GPU: short texts and fat threads beat tiles that suit a GPU. */
   readonly isSoftware: boolean;
   /** Bytes of the largest storage binding. */
   readonly bindingBytes: number;
