@@ -1,5 +1,5 @@
 // Append-only files of lines (codec.ts), named by the sequence number of their first record. A record is acknowledged when its
-// bytes are on disk (fdatasync); records of one turn of the loop, or that arrive during a sync, share one. A file that is left gets a sidecar.
+// bytes are on disk (fdatasync); records that arrive during a sync, or together after one, share the next. A file that is left gets a sidecar.
 //
 // After a failed write or sync the kernel may have dropped the bytes and call the next sync a success, so the file is closed
 // for ever and the unacknowledged records go into a new one. Hence, when reading: what a file says from the next file's
@@ -106,6 +106,8 @@ export const createSegmentLog = (
   // ---- what is where ------------------------------------------------------------------------------------------------
   interface Batch {
     readonly firstSeq: number;
+    /** Calls of add() that it came from. */
+    adds: number;
     readonly places: Place[];
     readonly index: SegmentIndex;
     readonly done: Promise<void>;
@@ -201,6 +203,7 @@ export const createSegmentLog = (
   let writing: Promise<void> = Promise.resolve();
   let failure: TraceError | undefined;
   let isWriting = false;
+  let isCrowded = false;
 
   const openBatch = (firstSeq: number): Batch => {
     let settle: Batch["settle"] = () => {};
@@ -208,7 +211,7 @@ export const createSegmentLog = (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, places: [], index: new SegmentIndex(), done, settle };
+    return { firstSeq, adds: 0, places: [], index: new SegmentIndex(), done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
@@ -284,7 +287,9 @@ export const createSegmentLog = (
   const drain = async (): Promise<void> => {
     isWriting = true;
     for (let batch = waiting; batch !== undefined; batch = waiting) {
-      await new Promise(setImmediate); // all that is asked for in this turn of the loop, those whom the last batch woke too, shares one write
+      // many wrote at once and were woken together: what they ask for next shares one write; a lone writer need not wait
+      if (isCrowded) await new Promise(setImmediate);
+      isCrowded = batch.adds > 1;
       waiting = undefined;
       written = batch;
       let left: typeof current;
@@ -337,6 +342,7 @@ export const createSegmentLog = (
         waiting.index.note(numbered, place);
       }
       if (data.length > 0 && waiting) {
+        waiting.adds += 1;
         writing = waiting.done;
         if (!isWriting) void drain();
       }
