@@ -34,13 +34,36 @@ export const toUsage = (promptLength: number, completionLength: number): Usage =
   total_tokens: promptLength + completionLength,
 });
 
+interface TokenText {
+  readonly token: string;
+  readonly bytes: readonly number[] | null;
+}
+
+const tokenTexts = new WeakMap<ChatFormat, Map<number, TokenText>>();
+const utf8 = new TextEncoder();
+
+/** Kept for a format's life: at most one a token of its vocabulary, and a decoding costs more than the rest of an answer. */
+const tokenTextOf = (format: ChatFormat, id: number): TokenText => {
+  let known = tokenTexts.get(format);
+  if (known === undefined) {
+    known = new Map();
+    tokenTexts.set(format, known);
+  }
+  let text = known.get(id);
+  if (text === undefined) {
+    const token = format.decode([id]);
+    // a token that is part of a character has no text of its own
+    text = { token, bytes: token.includes("\ufffd") ? null : [...utf8.encode(token)] };
+    known.set(id, text);
+  }
+  return text;
+};
+
 const logprobsOf = (head: AnswerHead, sampled: SampledTokens, format: ChatFormat): Json => {
   if (!head.sendLogprobs) return null;
   return {
     content: sampled.tokens.map((id, index) => {
-      const token = format.decode([id]);
-      // a token that is part of a character has no text of its own
-      const bytes = token.includes("\ufffd") ? null : [...new TextEncoder().encode(token)];
+      const { token, bytes } = tokenTextOf(format, id);
       return { token, logprob: sampled.logprobs[index] as number, bytes, top_logprobs: [] };
     }),
     refusal: null,

@@ -156,7 +156,7 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
       attempt.closed = true;
       byName.delete(name);
       byKey.delete(key);
-      attempt.abort.abort(closedError(ref));
+      if (attempt.running.size > 0) attempt.abort.abort(closedError(ref)); // an error costs more than the rest of closing
       attempt.abort.unlink();
       await Promise.all(attempt.running);
       await attempt.spans.settled();

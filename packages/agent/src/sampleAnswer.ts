@@ -88,14 +88,16 @@ export const sampleAnswer = async (
       }
     }
   };
-  const abort = linkAbort([request.signal]);
+  // only a stop string ends an answer from here; only a listener and a stop string need it token by token
+  const isStepwise = listener !== undefined || request.stop.length > 0;
+  const abort = request.stop.length > 0 ? linkAbort([request.signal]) : undefined;
   const take = (token: number, logprob: number): void => {
     if (stops.stopped) return;
     tokens.push(token);
     logprobs.push(logprob);
     listener?.token(token, logprob);
     if (!stopTokens.has(token)) settle(parser.push(stops.push(characters.push(token))));
-    if (stops.stopped) abort.abort();
+    if (stops.stopped) abort?.abort();
   };
 
   const { topP, topK, logitBias, grammar } = request;
@@ -106,12 +108,12 @@ export const sampleAnswer = async (
       temperature: request.temperature,
       stopTokens: format.stopTokens,
       seed: request.seed,
-      signal: abort.signal,
+      signal: abort?.signal ?? request.signal,
       ...(topP !== undefined && { topP }),
       ...(topK !== undefined && { topK }),
       ...(logitBias && { logitBias }),
       ...(grammar && { mask: maskOf(grammar) }),
-      ...((listener !== undefined || request.stop.length > 0) && { onToken: take }),
+      ...(isStepwise && { onToken: take }),
     });
     if (completion.tokens.length !== completion.logprobs.length) {
       throw new AgentError(
@@ -119,8 +121,14 @@ export const sampleAnswer = async (
         `sampler: must return one log-prob a token, got ${completion.logprobs.length} for ${completion.tokens.length}; it cannot serve training`,
       );
     }
-    for (let at = tokens.length; at < completion.tokens.length; at++)
-      take(completion.tokens[at] as number, completion.logprobs[at] as number);
+    if (isStepwise)
+      for (let at = tokens.length; at < completion.tokens.length; at++)
+        take(completion.tokens[at] as number, completion.logprobs[at] as number);
+    else {
+      for (const token of completion.tokens) tokens.push(token);
+      for (const logprob of completion.logprobs) logprobs.push(logprob);
+      settle(parser.push(characters.pushAll(tokens.filter((token) => !stopTokens.has(token)))));
+    }
     if (!stops.stopped) settle(parser.push(stops.push(characters.end()) + stops.end()));
     settle(parser.end());
 
@@ -139,6 +147,6 @@ export const sampleAnswer = async (
       policyVersion: completion.policyVersion,
     };
   } finally {
-    abort.unlink();
+    abort?.unlink();
   }
 };

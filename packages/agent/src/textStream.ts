@@ -8,6 +8,8 @@ const INCOMPLETE = "\ufffd";
 
 export interface TextStream {
   push(token: number): string;
+  /** Many at once: one decoding instead of two a token. */
+  pushAll(added: Iterable<number>): string;
   /** What was held back; bytes that never became a character come out as U+FFFD. */
   end(): string;
 }
@@ -20,17 +22,15 @@ export const createTextStream = (format: Pick<ChatFormat, "decode">): TextStream
     const known = format.decode(tokens.slice(windowStart, emittedEnd));
     return format.decode(tokens.slice(windowStart)).slice(known.length);
   };
-  return {
-    push(token) {
-      tokens.push(token);
-      const text = fresh();
-      if (text === "" || text.endsWith(INCOMPLETE)) return "";
-      windowStart = emittedEnd;
-      emittedEnd = tokens.length;
-      return text;
-    },
-    end: fresh,
+  const pushAll: TextStream["pushAll"] = (added) => {
+    for (const token of added) tokens.push(token);
+    const text = fresh();
+    if (text === "" || text.endsWith(INCOMPLETE)) return "";
+    windowStart = emittedEnd;
+    emittedEnd = tokens.length;
+    return text;
   };
+  return { push: (token) => pushAll([token]), pushAll, end: fresh };
 };
 
 export interface StopMatcher {

@@ -1,10 +1,11 @@
-// The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else.
+// The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else. What appends that
+// share it ask again and again (the attempt, the last seq) is asked of the database once: nobody else writes meanwhile.
 
 import type { IDBPTransaction } from "idb";
 import { manifestOfSync } from "../manifest.ts";
 import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
-import type { Resource, ResourceEntry, RolloutStatus } from "../vocabulary.ts";
+import type { Attempt, Resource, ResourceEntry, RolloutStatus } from "../vocabulary.ts";
 import type { StoreSchema } from "./schema.ts";
 
 export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "counters"] as const;
@@ -35,8 +36,16 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
   };
   const lastRolloutSeq = async (): Promise<number> =>
     Math.max((await counters.get("rolloutSeq")) ?? 0, (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
-  const lastSpanSeq = async (): Promise<number> =>
-    Math.max((await counters.get("spanSeq")) ?? 0, (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
+  let storedSpanSeq: number | undefined;
+  const lastSpanSeq = async (): Promise<number> => {
+    storedSpanSeq ??= Math.max((await counters.get("spanSeq")) ?? 0, (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
+    return Math.max(storedSpanSeq, given.spanSeq);
+  };
+  const knownAttempts = new Map<string, Map<string, Attempt>>(); // by rollout
+  const know = (attempt: Attempt): void => {
+    const known = knownAttempts.get(attempt.rolloutId) ?? new Map<string, Attempt>();
+    knownAttempts.set(attempt.rolloutId, known.set(attempt.id, attempt));
+  };
 
   const resource = async (name: string, version?: number): Promise<Resource | undefined> => {
     if (version !== undefined) return resources.get([name, version]);
@@ -59,7 +68,13 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
     },
     queued: async (limit) =>
       limit === 0 ? [] : rollouts.index("byStatus").getAll(IDBKeyRange.bound(["queued", 0], ["queued", LAST]), limit), // a count of 0 means all
-    attempt: (ref) => attempts.get([ref.rolloutId, ref.id]),
+    attempt: async ({ rolloutId, id }) => {
+      const known = knownAttempts.get(rolloutId)?.get(id);
+      if (known) return known;
+      const attempt = await attempts.get([rolloutId, id]);
+      if (attempt) know(attempt);
+      return attempt;
+    },
     attempts: (rolloutId) => attempts.index("bySequence").getAll(IDBKeyRange.bound([rolloutId, 0], [rolloutId, LAST])),
     silentSince: (beforeMs) =>
       attempts.index("byHeartbeat").getAll(IDBKeyRange.bound(["running", -LAST], ["running", beforeMs], false, true)),
@@ -97,16 +112,24 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
       given.rolloutSeq = Math.max(given.rolloutSeq, rollout.seq);
       return put("rollouts", rollout);
     },
-    putAttempt: (attempt) => put("attempts", attempt),
-    putSpan: (span) => {
+    putAttempt: (attempt) => {
+      know(attempt);
+      return put("attempts", attempt);
+    },
+    putSpan: async (span) => {
       given.spanSeq = Math.max(given.spanSeq, span.seq);
-      return put("spans", span);
+      // not awaited: one that fails aborts the transaction, whose end tells; what is thrown at once is thrown on
+      write
+        .objectStore("spans")
+        .put(span)
+        .catch(() => {});
     },
     putResource: (resource) => put("resources", resource),
     removeRollout: async (id) => {
       // where an older release wrote last; else they are kept already, and a full disk still deletes, for nothing is put
       await keepSeq("rolloutSeq", await lastRolloutSeq());
       await keepSeq("spanSeq", await lastSpanSeq());
+      knownAttempts.delete(id);
       const ofRollout = IDBKeyRange.bound([id], [id, []]); // a list is greater than every text
       await write.objectStore("spans").delete(ofRollout);
       await write.objectStore("attempts").delete(ofRollout);
