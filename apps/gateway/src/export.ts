@@ -3,8 +3,8 @@
 import { existsSync } from "node:fs";
 import { mkdir, open, readdir, readFile, rename } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { parseArgs } from "node:util";
 import { EXPORT_FORMATS, type ExportDtype, type ExportFormat, exportModel, type FileToWrite, type PeftFiles } from "fulgurite";
+import { readOptions } from "./commandLine.ts";
 import { createProgress } from "./progress.ts";
 import { UsageError } from "./usageError.ts";
 
@@ -48,14 +48,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     "last-logits": { type: "boolean", default: false },
     help: { type: "boolean", short: "h", default: false },
   } as const;
-  const parse = () => {
-    try {
-      return parseArgs({ args, options, allowPositionals: true });
-    } catch (cause) {
-      throw new UsageError(`export: ${(cause as Error).message}\n\n${HELP}`, { cause });
-    }
-  };
-  const { values, positionals } = parse();
+  const { values, positionals } = readOptions("export", HELP, args, options);
   if (values.help) return "help";
   const [folder, ...rest] = positionals;
   if (folder === undefined || rest.length > 0) throw new UsageError(`export: takes one folder, got ${positionals.length}\n\n${HELP}`);

@@ -3,8 +3,9 @@
 
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type ParseArgsConfig, parseArgs } from "node:util";
+import type { ParseArgsConfig } from "node:util";
 import type { Json, Mode, RolloutStatus } from "@fulgurite/trace";
+import { readOptions } from "./commandLine.ts";
 import { adapter } from "./store/adapter.ts";
 import { exporting, importing } from "./store/archive.ts";
 import type { Command } from "./store/command.ts";
@@ -126,14 +127,7 @@ const guardStore = (folder: string): void => {
 };
 
 export const store = async (args: string[]): Promise<number> => {
-  const parse = () => {
-    try {
-      return parseArgs({ args, options: OPTIONS, allowPositionals: true });
-    } catch (cause) {
-      throw new UsageError(`store: ${(cause as Error).message}\n\n${HELP}`, { cause });
-    }
-  };
-  const { values, positionals } = parse();
+  const { values, positionals } = readOptions("store", HELP, args, OPTIONS);
   if (values.help) {
     process.stdout.write(HELP);
     return 0;

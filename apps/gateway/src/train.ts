@@ -1,7 +1,6 @@
 // `fulgurite train <demo>`: an experiment without a browser, in a run folder that survives a kill.
 
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { openFileStore } from "@fulgurite/trace/node";
 import {
   type Demo,
@@ -17,6 +16,7 @@ import {
   WEIGHT_FORMATS,
   type WeightFormat,
 } from "fulgurite";
+import { readOptions } from "./commandLine.ts";
 import { loadDemo } from "./demos.ts";
 import { createProgress, type Progress } from "./progress.ts";
 import { findRunFolder, openRunFolder, writeWhole } from "./runFolder.ts";
@@ -81,14 +81,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     json: { type: "boolean", default: false },
     help: { type: "boolean", short: "h", default: false },
   } as const;
-  const parse = () => {
-    try {
-      return parseArgs({ args, options, allowPositionals: true });
-    } catch (cause) {
-      throw new UsageError(`train: ${(cause as Error).message}\n\n${HELP}`, { cause });
-    }
-  };
-  const { values, positionals } = parse();
+  const { values, positionals } = readOptions("train", HELP, args, options);
   if (values.help) return "help";
   const [demo, ...rest] = positionals;
   if (demo === undefined || rest.length > 0) throw new UsageError(`train: takes one demo, got ${positionals.length}\n\n${HELP}`);
