@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import { cpus } from "node:os";
 import { dirname, join } from "node:path";
 import { pathToFileURL } from "node:url";
-import { createServer } from "vite";
+import { openSources } from "./sources.mjs";
 
 const here = import.meta.dirname;
 const peersFolder = join(here, "../peers");
@@ -26,15 +26,7 @@ if (!subjects.includes(subject) || flags.some((flag) => flag !== "--json" && fla
 }
 const isJson = flags.includes("--json");
 
-/** Modules run on the packages' sources: no build is needed. It stays open, since the engine imports its executors on first use. */
-const vite = await createServer({
-  root: join(here, "../.."),
-  appType: "custom",
-  configFile: false,
-  logLevel: "error",
-  server: { middlewareMode: true, ws: false, watch: null },
-  ssr: { resolve: { conditions: ["@fulgurite/source", "node", "import", "module", "default"] } },
-});
+const vite = await openSources();
 const load = (name) => vite.ssrLoadModule(join(here, name));
 
 const began = Date.now();

@@ -2,8 +2,7 @@
 // node tests/bench/wasmFormats.mjs: one thread; the formats take turns within each pass; the best of several passes.
 
 import { cpus } from "node:os";
-import { fileURLToPath } from "node:url";
-import { createServer } from "vite";
+import { openSources } from "./sources.mjs";
 
 const PASSES = 7;
 /** Operations of one timed run. */
@@ -23,15 +22,7 @@ const SHAPES = [
   [1, 384, 128],
 ];
 
-const source = "@fulgurite/source";
-const vite = await createServer({
-  root: fileURLToPath(new URL("../..", import.meta.url)),
-  appType: "custom",
-  configFile: false,
-  logLevel: "error",
-  server: { middlewareMode: true, ws: false },
-  ssr: { resolve: { conditions: [source, "node", "import", "module", "default"] } },
-});
+const vite = await openSources();
 const { createWasmBackend } = await vite.ssrLoadModule("/packages/engine/src/wasm/backend.ts");
 const { byteLengthOf, packInto } = await vite.ssrLoadModule("/packages/engine/src/weights/formats.ts");
 

@@ -2,22 +2,13 @@
 // node tests/bench/wasmGemm.mjs: prints the machine, then for each shape the best of several interleaved passes.
 
 import { cpus } from "node:os";
-import { fileURLToPath } from "node:url";
-import { createServer } from "vite";
+import { openSources } from "./sources.mjs";
 
 const PASSES = 12;
 /** Operations of one timed run; small shapes are repeated inside one plan, as a model's plan repeats them. */
 const RUN_FLOP = 2e8;
 
-const source = "@fulgurite/source";
-const vite = await createServer({
-  root: fileURLToPath(new URL("../..", import.meta.url)),
-  appType: "custom",
-  configFile: false,
-  logLevel: "error",
-  server: { middlewareMode: true, ws: false },
-  ssr: { resolve: { conditions: [source, "node", "import", "module", "default"] } },
-});
+const vite = await openSources();
 const { createWasmBackend } = await vite.ssrLoadModule("/packages/engine/src/wasm/backend.ts");
 const { nodeThreads } = await vite.ssrLoadModule("/packages/engine/src/node/wasmThreads.ts");
 

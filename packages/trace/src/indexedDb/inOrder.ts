@@ -9,6 +9,7 @@
 
 import { TraceError } from "../errors.ts";
 import type { Durability, Transaction } from "../rows.ts";
+import { type Member, runMembers } from "../sharedTransaction.ts";
 
 /** One transaction: all or nothing. */
 export type RunTransaction = <T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
@@ -23,12 +24,6 @@ export interface InOrder {
 }
 
 const GROUP_SPANS = 64;
-
-interface Member {
-  readonly body: (transaction: Transaction) => Promise<unknown>;
-  readonly resolve: (answer: unknown) => void;
-  readonly reject: (error: unknown) => void;
-}
 
 interface Group {
   readonly members: Member[];
@@ -46,21 +41,13 @@ const nextMacrotask = (): Promise<void> =>
     port2.postMessage(null);
   });
 
+/** A request failed, and with it the transaction. */
+const isOfRequest = (error: unknown): boolean => !(error instanceof TraceError);
+
 const runGroup = async (run: RunTransaction, members: readonly Member[]): Promise<void> => {
   if (members.length > 1)
     try {
-      const tell = await run("relaxed", async (transaction) => {
-        const tell: (() => void)[] = [];
-        for (const { body, resolve, reject } of members)
-          try {
-            const answer = await body(transaction);
-            tell.push(() => resolve(answer));
-          } catch (error) {
-            if (!(error instanceof TraceError)) throw error; // a request failed: the transaction is lost
-            tell.push(() => reject(error));
-          }
-        return tell;
-      });
+      const tell = await run("relaxed", (transaction) => runMembers(transaction, members, isOfRequest));
       for (const told of tell) told();
       return;
     } catch {

@@ -4,12 +4,7 @@
 
 import { TraceError } from "../errors.ts";
 import type { Backend, Transaction } from "../rows.ts";
-
-interface Member {
-  readonly body: (transaction: Transaction) => Promise<unknown>;
-  readonly resolve: (answer: unknown) => void;
-  readonly reject: (error: unknown) => void;
-}
+import { type Member, runMembers } from "../sharedTransaction.ts";
 
 const isOfLog = (error: unknown): boolean => error instanceof TraceError && (error.code === "full" || error.code === "storage");
 
@@ -17,18 +12,10 @@ export const createSharing = (transact: Backend["transact"]): Required<Pick<Back
   let open: Member[] | undefined;
 
   const run = async (members: Member[]): Promise<void> => {
-    const tell: (() => void)[] = [];
     try {
-      await transact("relaxed", async (transaction) => {
+      const tell = await transact("relaxed", async (transaction) => {
         if (open === members) open = undefined; // who comes now comes too late for this one
-        for (const { body, resolve, reject } of members)
-          try {
-            const answer = await body(transaction);
-            tell.push(() => resolve(answer));
-          } catch (error) {
-            if (isOfLog(error)) throw error;
-            tell.push(() => reject(error));
-          }
+        return runMembers(transaction, members, isOfLog);
       });
       for (const told of tell) told();
     } catch (error) {
