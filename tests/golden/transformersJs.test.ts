@@ -7,6 +7,7 @@ import { dirname, join } from "node:path";
 import { exportModel, type LoadedPolicy, loadPolicy } from "fulgurite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { bytesOf, loadPeer, missing } from "./onnxSession.ts";
+import { teach } from "./taughtSpark.ts";
 
 type Ids = BigInt64Array;
 interface Tensor {
@@ -77,18 +78,7 @@ describe.skipIf(missing !== undefined)(missing ? `transformers.js (skipped: ${mi
   beforeAll(async () => {
     folder = mkdtempSync(join(tmpdir(), "fulgurite-transformers-"));
     policy = await loadPolicy("spark", { device: "wasm", threads: 1, slots: 4, seed: 2 });
-    // A few steps towards a sentence of its own, so that the adapter is far from the base it is merged into.
-    const prompt = policy.format.encode("<|user|>What is 12 + 30?<|end|><|assistant|>");
-    const target = policy.format.encode("<tool_call>42 pens<|end|>");
-    const datum = {
-      tokens: Int32Array.of(...prompt, ...target),
-      targetStart: prompt.length,
-      weights: new Float32Array(target.length).fill(1),
-    };
-    for (let i = 0; i < 12; i++) {
-      await policy.trainer.forwardBackward([datum], { name: "crossEntropy" });
-      await policy.trainer.optimStep({ learningRate: 5e-3 });
-    }
+    await teach(policy);
     transformers = await loadPeer<Transformers>("@huggingface/transformers");
     Object.assign(transformers.env, { localModelPath: folder, allowRemoteModels: false });
     transformers.env.backends.onnx.wasm.wasmPaths = undefined; // not from a CDN

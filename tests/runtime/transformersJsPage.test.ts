@@ -10,6 +10,7 @@ import { type Browser, chromium, type Page } from "playwright-core";
 import { createServer, type ViteDevServer } from "vite";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { bytesOf, missing } from "../golden/onnxSession.ts";
+import { teach } from "../golden/taughtSpark.ts";
 
 const executablePath = process.env.CHROMIUM_PATH ?? "/usr/bin/chromium";
 const reason = existsSync(executablePath) ? missing : "no Chromium";
@@ -42,17 +43,7 @@ const problems: string[] = [];
 /** A policy far from its base, what it answers, and its exports: whole, and with weights in files of their own. */
 const makeModels = async (): Promise<string[]> => {
   const policy = await loadPolicy("spark", { device: "wasm", threads: 1, slots: 1, seed: 2 });
-  const prompt = policy.format.encode("<|user|>What is 12 + 30?<|end|><|assistant|>");
-  const target = policy.format.encode("<tool_call>42 pens<|end|>");
-  const datum = {
-    tokens: Int32Array.of(...prompt, ...target),
-    targetStart: prompt.length,
-    weights: new Float32Array(target.length).fill(1),
-  };
-  for (let i = 0; i < 12; i++) {
-    await policy.trainer.forwardBackward([datum], { name: "crossEntropy" });
-    await policy.trainer.optimStep({ learningRate: 5e-3 });
-  }
+  await teach(policy);
   await policy.publish(1);
   const answers: string[] = [];
   for (const text of QUESTIONS) {
