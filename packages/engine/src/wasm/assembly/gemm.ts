@@ -66,39 +66,7 @@ function tile4x8(
   let c00 = f32x4.splat(0), c01 = f32x4.splat(0), c10 = f32x4.splat(0), c11 = f32x4.splat(0);
   let c20 = f32x4.splat(0), c21 = f32x4.splat(0), c30 = f32x4.splat(0), c31 = f32x4.splat(0);
   const end = a + ((<usize>depth) << 4);
-  const pairs = a + ((<usize>(depth & ~1)) << 4);
-  while (a < pairs) {
-    let lo = v128.load(b), hi = v128.load(b, 16);
-    let s = v128.load32_splat(a);
-    c00 = f32x4.add(c00, f32x4.mul(s, lo));
-    c01 = f32x4.add(c01, f32x4.mul(s, hi));
-    s = v128.load32_splat(a, 4);
-    c10 = f32x4.add(c10, f32x4.mul(s, lo));
-    c11 = f32x4.add(c11, f32x4.mul(s, hi));
-    s = v128.load32_splat(a, 8);
-    c20 = f32x4.add(c20, f32x4.mul(s, lo));
-    c21 = f32x4.add(c21, f32x4.mul(s, hi));
-    s = v128.load32_splat(a, 12);
-    c30 = f32x4.add(c30, f32x4.mul(s, lo));
-    c31 = f32x4.add(c31, f32x4.mul(s, hi));
-    lo = v128.load(b, 32);
-    hi = v128.load(b, 48);
-    s = v128.load32_splat(a, 16);
-    c00 = f32x4.add(c00, f32x4.mul(s, lo));
-    c01 = f32x4.add(c01, f32x4.mul(s, hi));
-    s = v128.load32_splat(a, 20);
-    c10 = f32x4.add(c10, f32x4.mul(s, lo));
-    c11 = f32x4.add(c11, f32x4.mul(s, hi));
-    s = v128.load32_splat(a, 24);
-    c20 = f32x4.add(c20, f32x4.mul(s, lo));
-    c21 = f32x4.add(c21, f32x4.mul(s, hi));
-    s = v128.load32_splat(a, 28);
-    c30 = f32x4.add(c30, f32x4.mul(s, lo));
-    c31 = f32x4.add(c31, f32x4.mul(s, hi));
-    a += 32;
-    b += 64;
-  }
-  if (a < end) {
+  while (a < end) {
     const lo = v128.load(b), hi = v128.load(b, 16);
     let s = v128.load32_splat(a);
     c00 = f32x4.add(c00, f32x4.mul(s, lo));
@@ -112,6 +80,8 @@ function tile4x8(
     s = v128.load32_splat(a, 12);
     c30 = f32x4.add(c30, f32x4.mul(s, lo));
     c31 = f32x4.add(c31, f32x4.mul(s, hi));
+    a += 16;
+    b += 32;
   }
   if (rows == 4 && columns == 8) {
     const s = f32x4.splat(scale);
