@@ -772,7 +772,7 @@ const drawHead = (
   dtype?: PackedDtype,
   exact?: (row: number, j: number) => number,
 ) => {
-  const x = b.rowsIn("x", D, at, (i) => (exact ? Number(i % D === Math.floor(i / D)) : 0.6 * b.normal()));
+  const x = b.rowsIn("x", D, at, (i) => (exact ? Number(i % D === Math.floor(i / D)) : (2.5 * b.normal()) / Math.sqrt(D)));
   const w = dtype
     ? b.packed("w", [V, D], dtype)
     : b.whole("w", [V, D], "weights", exact ? (i) => exact(i % D, Math.floor(i / D)) : b.normal);

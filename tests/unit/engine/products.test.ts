@@ -325,7 +325,7 @@ describe("weights in shards", () => {
     const state: Tensor = { name: "p", shape: [64, 64], dtype: "f32", home: "state" };
     expect(shardsOf(gain, 1024)).toEqual([{ tensor: gain, first: 0 }]);
     expect(shardsOf(state, 1024)).toEqual([{ tensor: state, first: 0 }]);
-    expect(() => shardsOf(weight("f32", 64, 4096), 65536)).toThrow(/binding limit of 65536 bytes, got 262144/);
+    expect(() => shardsOf(weight("f32", 64, 4096), 65536)).toThrow(/binding limit of 65536 bytes, got 1048576/);
   });
 
   test.each(WEIGHT_FORMATS)("%s: a tensor that comes in pieces of any size fills its shards as the whole would", (dtype) => {

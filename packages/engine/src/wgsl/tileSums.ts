@@ -29,23 +29,27 @@ export const RUNS = 512;
 export const KEEP: string = `zs[(m % 16u * 4u + n % ${TILE}u / 16u) * 17u + n % 16u] = v;`;
 
 /**
- * sumTile(m16, n0, run, lane): the 16 rows from m16 on, columns n0 … n0 + 63 of the product, whose results KEEP has left, into the sums
+ * sumTile(m16, n0, run, lane): the 16 rows from m16 on, or as many as a workgroup has, columns n0 … n0 + 63 of the product, whose results KEEP has left, into the sums
  * `run` of the rows; a run's first tile begins it. In uniform control flow. `params.N` columns, the first of them is column params.column
  * of the vocabulary, a run has params.runTiles tiles. inverse and wanted: WGSL, of `row`.
  */
-export const tileSums = (threads: number, { inverse, wanted }: { readonly inverse: string; readonly wanted: string }): string => `${FOLD}
+export const tileSums = (
+  threads: number,
+  rows: number,
+  { inverse, wanted }: { readonly inverse: string; readonly wanted: string },
+): string => `${FOLD}
 var<workgroup> zs: array<f32, ${16 * 4 * 17}>;
 var<workgroup> quarters: array<vec4f, 64>;
 fn sumTile(m16: u32, n0: u32, run: u32, lane: u32) {
   workgroupBarrier();
-  for (var unit = lane; unit < 4u * min(params.block, params.rows - m16); unit += ${threads}u) {
+  for (var unit = lane; unit < 4u * min(${Math.min(rows, 16)}u, params.rows - m16); unit += ${threads}u) {
     let row = m16 + unit / 4u;
     let first = n0 + unit % 4u * 16u;
     let inverse = ${inverse};
     let wanted = ${wanted} - params.column;
     var sum = NOTHING;
     for (var n = first; n < min(first + params.block, params.N); n++) {
-      let x = inverse * zs[unit * 17u + n - first];
+      let x = inverse * zs[(4u * m16 + unit) % 64u * 17u + n - first];
       let d = x - sum.x;
       let e = exp(-abs(d));
       if (d > 0.0) {
@@ -59,7 +63,7 @@ fn sumTile(m16: u32, n0: u32, run: u32, lane: u32) {
     quarters[unit] = sum;
   }
   workgroupBarrier();
-  for (var unit = lane; unit < min(params.block, params.rows - m16); unit += ${threads}u) {
+  for (var unit = lane; unit < min(${Math.min(rows, 16)}u, params.rows - m16); unit += ${threads}u) {
     let place = (m16 + unit) * ${RUNS}u + run;
     // The same lane has written what it reads here: a row has its lane.
     var sum = parts[place];

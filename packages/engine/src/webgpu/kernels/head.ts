@@ -67,9 +67,10 @@ export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): D
       sizes: { column, runTiles, runFirst, tileFirst, tileEnd },
       store: `${KEEP}${z ? `\n${STORE_PLACE}\n  logits[e] = v;` : ""}`,
       tiles: {
-        text: (threads) =>
+        text: (threads, rows) =>
           tileSums(
             threads,
+            rows,
             op === "logprob"
               ? { inverse: "inverseTemperature[row]", wanted: "u32(chosen[row])" }
               : { inverse: "select(inverseTemperature[row], 1.0, inverseTemperature[row] == 0.0)", wanted: "0xffffffffu" },
@@ -83,11 +84,13 @@ export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): D
   });
 };
 
-export const SUM_THREADS = 256;
+export const SUM_THREADS = 64;
+/** Runs that a lane folds. */
+export const LANE_RUNS: number = RUNS / SUM_THREADS;
 
-/** Sets `sum`, of this lane's two runs, and of the row: largest, down (sum.x − largest), total and logTotal. */
+/** Sets `sum`, of this lane's runs, and of the row: largest, down (sum.x − largest), total and logTotal. */
 export const ROW_SUMS: string = `var sum = NOTHING;
-  for (var run = 2u * lane; run < min(2u * lane + 2u, params.runs); run++) { sum = fold(sum, parts[row * ${RUNS}u + run]); }
+  for (var run = ${LANE_RUNS}u * lane; run < min(${LANE_RUNS}u * (lane + 1u), params.runs); run++) { sum = fold(sum, parts[row * ${RUNS}u + run]); }
   let largest = maxOf(sum.x, lane);
   let down = sum.x - largest;
   let total = sumOf(sum.y * exp(down), lane);

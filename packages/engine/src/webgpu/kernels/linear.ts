@@ -39,8 +39,10 @@ export interface Ending {
   readonly sizes?: Readonly<Record<string, number>>;
   /** As in gemm.ts. */
   readonly store: string;
-  /** Declarations, the workgroups along the columns, which columns each of them makes, and what it does after each tile (gemm.ts). */
-  readonly tiles?: { readonly text: (threads: number) => string; readonly groups: number } & Required<Pick<Gemm, "columns" | "after">>;
+  /** Declarations (of a workgroup's threads and rows), the workgroups along the columns, which columns each of them makes, and what it does after each tile (gemm.ts). */
+  readonly tiles?: { readonly text: (threads: number, rows: number) => string; readonly groups: number } & Required<
+    Pick<Gemm, "columns" | "after">
+  >;
 }
 
 /** y[m, first + n] (+)= scale · Σ_k a[m, aFirst + k]·w(k, n), w a whole weight, a shard of one, or rows of one from wFirst on. */
@@ -186,7 +188,7 @@ const tiled = (product: Product, variant: TileVariant, { from, to }: { from: num
     body: bodyOf(
       label,
       () =>
-        (ending.tiles?.text(threadsOf(tile)) ?? "") +
+        (ending.tiles?.text(threadsOf(tile), tile.BM) ?? "") +
         gemm({ tile, a: matrixA, b: matrixB, slice: "params.slice", isHalf, ...text, ...ending.tiles }),
     ),
     sizes: { ...sizesOf(product), ...ending.sizes },
@@ -216,7 +218,7 @@ const skinnied = (product: Product, { from, to }: { from: number; to: number }):
       body: bodyOf(
         label,
         () =>
-          (ending.tiles?.text(SKINNY.lanes) ?? "") +
+          (ending.tiles?.text(SKINNY.lanes, SKINNY.rows) ?? "") +
           skinny({
             a: { name: "a", rows: "params.rows", columns: "params.K", depth: "columns", format: "f32" },
             w: {

@@ -7,10 +7,13 @@ import { elementOf, type Matrix, reader } from "../../wgsl/matrix.ts";
 import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
 import { FOLD, LOWEST, PARTS, RUNS, TILE } from "../../wgsl/tileSums.ts";
 import { shardsOf } from "../shards.ts";
-import { ROW_SUMS, runsOf, runTilesOf, SUM_THREADS, sumLogits } from "./head.ts";
+import { LANE_RUNS, ROW_SUMS, runsOf, runTilesOf, SUM_THREADS, sumLogits } from "./head.ts";
 import { byRow, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
 import { formatOf, isFour, scaleWordOf } from "./linear.ts";
 import type { Target } from "./target.ts";
+
+/** A multiple of TILE. */
+const WALK_THREADS = 256;
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -31,8 +34,9 @@ ${reductions(SUM_THREADS, how)}${byRow(
   `${ROW_SUMS}
   // Of all runs with the row's largest logit the first.
   let at = row * ${RUNS}u;
-  let own = 2u * lane + select(0u, 1u, parts[at + 2u * lane].x != largest);
-  let greedy = u32(-maxOf(select(${LOWEST}, -f32(own), sum.x == largest), lane));
+  var first = ${LANE_RUNS}u * lane;
+  while (sum.x == largest && parts[at + first].x != largest) { first++; }
+  let greedy = u32(-maxOf(select(${LOWEST}, -f32(first), sum.x == largest), lane));
   masses[lane] = sum.y * exp(down);
   workgroupBarrier();
   if (lane > 0u) { return; }
@@ -49,8 +53,8 @@ ${reductions(SUM_THREADS, how)}${byRow(
     if (mass > goal) { break; }
   }
   mass = below;
-  var run = 2u * picked;
-  for (var i = 2u * picked; i < min(2u * picked + 2u, params.runs); i++) {
+  var run = ${LANE_RUNS}u * picked;
+  for (var i = run; i < min(${LANE_RUNS}u * (picked + 1u), params.runs); i++) {
     let own = parts[at + i].y * exp(parts[at + i].x - largest);
     if (own > 0.0) {
       run = i;
@@ -73,7 +77,7 @@ ${reductions(SUM_THREADS, how)}${byRow(
 export const sample = (step: Of<"sample">, target: Target): Dispatch[] => {
   const { rows, x, w, parts, inverseTemperature, token, logprob } = step;
   const [format, D] = [formatOf(w), w.shape[1]!];
-  const isWide = isFour(D);
+  const isWide = !target.isSoftware && isFour(D);
   const matrix = (name: string, matrixRows: string, format: Matrix["format"]): Matrix => ({
     ...{ name, rows: matrixRows, columns: "params.K", depth: "columns", format, scaleWord: "params.scaleWord" },
     isWide: isWide && format === "f32",
@@ -95,7 +99,7 @@ var<workgroup> blocks: array<f32, 1024>;
 var<workgroup> xs: array<f32, ${TILE}>;
 var<workgroup> pick: vec4f;
 ${byRow(
-  SUM_THREADS,
+  WALK_THREADS,
   `let at = row * ${RUNS}u;
   if (lane == 0u) { pick = parts[at]; }
   let picked = workgroupUniformLoad(&pick);
@@ -112,7 +116,7 @@ ${byRow(
     var z = 0.0;
     for (var chunk = 0u; chunk < params.K; chunk += 256u) {
       // Sixteen blocks of the depth, four lanes a column; they are added in the order of wgsl/gemm.ts.
-      for (var i = lane / ${TILE}u; i < params.block; i += 4u) {
+      for (var i = lane / ${TILE}u; i < params.block; i += ${WALK_THREADS / TILE}u) {
         var block = 0.0;
         for (var r = chunk + i * 16u; r < chunk + (i + 1u) * params.block; r += 4u) {
           let v = quad_a(row, r);
