@@ -2,7 +2,7 @@
 // executor gives the numbers. Rows are ragged on purpose: they end inside a tile, and sequences begin inside one.
 
 import type { TensorData } from "./plan/backend.ts";
-import { HEAD_PARTS, HEAD_SLICE, LANE_WIDTH, type Plan, type Rows, type Step, sizeOf, type Tensor, type Vars } from "./plan/step.ts";
+import { HEAD_SLICE, headParts, LANE_WIDTH, type Plan, type Rows, type Step, sizeOf, type Tensor, type Vars } from "./plan/step.ts";
 import { uniform } from "./random.ts";
 import { isPacked, packedLayout, packInto, WEIGHT_FORMATS } from "./weights/formats.ts";
 
@@ -311,7 +311,7 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
             {
               op: "logprob",
               ...head,
-              parts: d.work("parts", [5, HEAD_PARTS]),
+              parts: d.work("parts", [5, headParts(V)]),
               ...(isKept && { z }),
               ...{ target, inverseTemperature, logprob, entropy: vector("entropy"), lse },
             },
@@ -349,7 +349,7 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
       steps: [
         {
           op: "sample",
-          ...{ rows, x, w, parts: d.work("parts", [3, HEAD_PARTS]) },
+          ...{ rows, x, w, parts: d.work("parts", [3, headParts(700)]) },
           inverseTemperature: d.floats("inverseTemperature", [3], (i) => (i === 2 ? 0 : 1)),
           uniform: uniformNumbers,
           token,

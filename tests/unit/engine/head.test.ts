@@ -3,7 +3,7 @@
 
 import { describe, expect, test } from "vitest";
 import type { Backend, HostArray, TensorData } from "../../../packages/engine/src/plan/backend.ts";
-import { HEAD_PARTS, type Rows, type Step, type Tensor } from "../../../packages/engine/src/plan/step.ts";
+import { headParts, type Rows, type Step, type Tensor } from "../../../packages/engine/src/plan/step.ts";
 import type { WebGpuOptions } from "../../../packages/engine/src/webgpu/backend.ts";
 import { shardsOf } from "../../../packages/engine/src/webgpu/shards.ts";
 import { byteLengthOf, isPacked, packInto, type WeightFormat } from "../../../packages/engine/src/weights/formats.ts";
@@ -39,7 +39,7 @@ const outcome = async (backend: Backend, { rows: n, V, D, S, format = "f32" }: S
   const tensor = (name: string, width: number, home: Tensor["home"] = "io", dtype: Tensor["dtype"] = "f32"): Tensor => ({
     ...{ name, shape: width === 0 ? [n] : [n, width], dtype, home },
   });
-  const [x, dx, z, parts] = [tensor("x", D), tensor("dx", D), tensor("z", S, "arena"), tensor("parts", HEAD_PARTS, "arena")];
+  const [x, dx, z, parts] = [tensor("x", D), tensor("dx", D), tensor("z", S, "arena"), tensor("parts", headParts(V), "arena")];
   const [target, token] = [tensor("target", 0, "io", "i32"), tensor("token", 0, "io", "i32")];
   const [inverseTemperature, uniform, dLogprob] = [tensor("inverseTemperature", 0), tensor("uniform", 0), tensor("dLogprob", 0)];
   const [logprob, entropy, lse, sampled] = [tensor("logprob", 0), tensor("entropy", 0), tensor("lse", 0), tensor("sampled", 0)];
@@ -140,7 +140,7 @@ describe.skipIf(skip !== undefined)(`the head on WebGPU${why}`, () => {
     const rows: Rows = { count: "outRows", base: 0, capacity: n };
     const vector = (name: string, dtype: Tensor["dtype"] = "f32"): Tensor => ({ name, shape: [n], dtype, home: "io" });
     const x: Tensor = { name: "x", shape: [n, 1], dtype: "f32", home: "io" };
-    const parts: Tensor = { name: "parts", shape: [n, HEAD_PARTS], dtype: "f32", home: "arena" };
+    const parts: Tensor = { name: "parts", shape: [n, headParts(V)], dtype: "f32", home: "arena" };
     const [inverseTemperature, uniform, token, logprob] = [vector("i"), vector("u"), vector("token", "i32"), vector("logprob")];
     const executable = await backend.compile({
       name: "sample",

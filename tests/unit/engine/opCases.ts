@@ -4,7 +4,7 @@
 
 import type { Backend, HostArray, TensorData } from "../../../packages/engine/src/plan/backend.ts";
 import {
-  HEAD_PARTS,
+  headParts,
   LANE,
   LANE_WIDTH,
   type OpName,
@@ -786,7 +786,7 @@ const drawHead = (
     });
   const work = (name: string, width: number): Tensor => ({ name, shape: [at.rows.capacity, width], dtype: "f32", home: "arena" });
   const target = (): Tensor => b.indices("target", at, (row) => (row === 0 ? V - 1 : Math.floor(b.random() * V)));
-  return { head: { rows: at.rows, x, w }, logitsOf, work, parts: work("parts", HEAD_PARTS), target };
+  return { head: { rows: at.rows, x, w }, logitsOf, work, parts: work("parts", headParts(V)), target };
 };
 
 /** Rows, V and D, columns of a slice of the gradient. */

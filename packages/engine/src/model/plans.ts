@@ -4,7 +4,7 @@
 // rows at once. A slice, not a tile: a workgroup that went from x to dx by itself would hold [64, D] sums, ten times its memory. Where all
 // logits fit into a slice, backward finds those of the forward; where not, it makes them again: half more work for the head, a tenth for a model.
 
-import { HEAD_PARTS, HEAD_SLICE, LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
+import { HEAD_SLICE, headParts, LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
 import { emitDecoderBackward } from "./backward.ts";
 import {
   activation,
@@ -164,7 +164,7 @@ export const inferPlan = (
     },
   });
   const { n } = emitOutputRows(steps, spec, weights, outRows, { x, outIndex });
-  const parts = activation("parts", outRows, HEAD_PARTS);
+  const parts = activation("parts", outRows, headParts(spec.vocab));
   steps.push(
     { op: "sample", rows: outRows, x: n, w: weights.head, parts, inverseTemperature, uniform, token, logprob },
     { op: "advance", rows: outRows, token, logprob, lanes, history, tokens, positions, slots, uniform },
@@ -219,7 +219,8 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
   const head = { rows: outRows, x: out.n, w: weights.head, target, inverseTemperature, lse: activation("out.lse", outRows, 0) };
   /** z: where the logits are left. */
   const emitLogprob = (z?: Tensor): void => {
-    steps.push({ op: "logprob", ...head, parts: activation("parts", outRows, HEAD_PARTS), logprob, entropy, ...(z && { z }) });
+    const parts = activation("parts", outRows, headParts(spec.vocab));
+    steps.push({ op: "logprob", ...head, parts, logprob, entropy, ...(z && { z }) });
   };
   return { rows, outRows, steps, blocks, emitAgain, out, head, emitLogprob, tensors };
 };

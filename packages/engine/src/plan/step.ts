@@ -75,8 +75,8 @@ export const LANE = {
 } as const;
 export const LANE_WIDTH = 6;
 
-/** Numbers of a row of `parts`: what 512 runs of tokens leave in four f32 each. */
-export const HEAD_PARTS = 2048;
+/** Numbers of a row of a head's `parts`, a multiple of 4: four for 64 columns, and at most for 512 runs of columns. */
+export const headParts = (vocab: number): number => Math.min(Math.max(Math.ceil(vocab / 64), 2), 512) * 4;
 /** Columns of the head's gradient come in multiples of it, unless they are all there. */
 export const HEAD_SLICE = 1024;
 
@@ -197,7 +197,7 @@ export type Step =
   /**
    * The head without its logits: z = x·wᵀ exists a tile at a time. With i = inverseTemperature[n]: lse = log Σ exp(i·z); logprob = i·z[target] − lse;
    * entropy = lse − Σ p·i·z.   x [N,D] · w [V,D] · target [N] i32 · inverseTemperature, logprob, entropy, lse [N]. rows counts N.
-   * z [N,V], where it is given: the logits are left in it. parts [N,HEAD_PARTS]: for sums of tiles; nobody's afterwards.
+   * z [N,V], where it is given: the logits are left in it. parts [N,headParts(V)]: for sums of tiles; nobody's afterwards.
    */
   | {
       op: "logprob";

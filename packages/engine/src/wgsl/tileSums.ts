@@ -22,16 +22,13 @@ fn fold(a: vec4f, b: vec4f) -> vec4f {
 
 /** As what the sums of a row are bound. */
 export const PARTS: Element = "vec4f";
-/** Sums of a row: HEAD_PARTS / 4. */
-export const RUNS = 512;
-
 /** Body of `store` (gemm.ts): where a result waits for its sum. */
 export const KEEP: string = `zs[(m % 16u * 4u + n % ${TILE}u / 16u) * 17u + n % 16u] = v;`;
 
 /**
  * sumTile(m16, n0, run, lane): the 16 rows from m16 on, or as many as a workgroup has, columns n0 … n0 + 63 of the product, whose results KEEP has left, into the sums
  * `run` of the rows; a run's first tile begins it. In uniform control flow. `params.N` columns, the first of them is column params.column
- * of the vocabulary, a run has params.runTiles tiles. inverse and wanted: WGSL, of `row`.
+ * of the vocabulary, a run has params.runTiles tiles, a row params.runPitch sums. inverse and wanted: WGSL, of `row`.
  */
 export const tileSums = (
   threads: number,
@@ -64,7 +61,7 @@ fn sumTile(m16: u32, n0: u32, run: u32, lane: u32) {
   }
   workgroupBarrier();
   for (var unit = lane; unit < min(${Math.min(rows, 16)}u, params.rows - m16); unit += ${threads}u) {
-    let place = (m16 + unit) * ${RUNS}u + run;
+    let place = (m16 + unit) * params.runPitch + run;
     // The same lane has written what it reads here: a row has its lane.
     var sum = parts[place];
     if ((params.column + n0) / ${TILE}u % params.runTiles == 0u) { sum = NOTHING; }

@@ -20,8 +20,12 @@ function tileColumns(vocab: i32): i32 {
   return vocab <= 1024 ? 1024 : 256 * ((vocab + 65535) >> 16);
 }
 
-/** A row of `parts` (HEAD_PARTS of step.ts), and a tile's place in it: mass, spread (f64), peak, the target's logit (f32). */
-const PARTS_BYTES: usize = 8192;
+/** Bytes of a row of `parts`: headParts of plan/step.ts. */
+function rowOf(vocab: i32): usize {
+  return (<usize>min(max((vocab + 63) >> 6, 2), 512)) << 4;
+}
+
+/** A tile's place in a row of `parts`: mass, spread (f64), peak, the target's logit (f32). */
 const SPREAD: usize = 8, PEAK: usize = 16, CHOSEN: usize = 20, PART_BYTES: usize = 32;
 
 /** Results of `measure` for one row of logits: max i·z, Σ e^(i·z − peak), Σ e^(i·z − peak)·(i·z − peak). One copy a thread: wasm globals are. */
@@ -100,7 +104,7 @@ function takeTiles(
   const wanted = max((4 * threads) / tiles, 1);
   const rows = min(min(TILE_ROWS, TILE_NUMBERS / columns), ((n + wanted - 1) / wanted + 3) & ~3);
   const blocks = (n + rows - 1) / rows, kept = address(s, 4), parts = address(s, 5);
-  const cRow = (<usize>(kept ? vocab : columns)) << 2;
+  const cRow = (<usize>(kept ? vocab : columns)) << 2, partsRow = rowOf(vocab);
   for (let piece = nextPiece(-1, threads); piece < blocks * tiles; piece = nextPiece(piece, threads)) {
     const mBegin = (piece % blocks) * rows, mEnd = min(n, mBegin + rows), tile = piece / blocks;
     const nBegin = tile * columns, nEnd = min(vocab, nBegin + columns);
@@ -108,7 +112,7 @@ function takeTiles(
     makeTile(s, depth, mBegin, mEnd, nBegin, nEnd, to, cRow, scratch);
     for (let t = mBegin; t < mEnd; t++) {
       const z = to + (<usize>(t - mBegin)) * cRow, at = (<usize>t) << 2;
-      const asked = load<f32>(inverses + at), part = parts + (<usize>t) * PARTS_BYTES + (<usize>tile) * PART_BYTES;
+      const asked = load<f32>(inverses + at), part = parts + (<usize>t) * partsRow + (<usize>tile) * PART_BYTES;
       measure(z, nEnd - nBegin, isSample && asked == 0 ? 1 : asked);
       store<f64>(part, mass);
       store<f64>(part, spread, SPREAD);
@@ -131,7 +135,7 @@ export function logprob(s: usize, n: i32, thread: i32, threads: i32, scratch: us
   for (let t = share(n, thread, threads); t < end; t++) {
     const at = (<usize>t) << 2;
     const target = load<i32>(address(s, 6) + at), inverse = load<f32>(address(s, 7) + at);
-    const parts = address(s, 5) + (<usize>t) * PARTS_BYTES;
+    const parts = address(s, 5) + (<usize>t) * rowOf(vocab);
     fold(parts, (vocab + columns - 1) / columns);
     const isInside = <u32>target < <u32>vocab;
     const logit = isInside ? load<f32>(parts + (<usize>(target / columns)) * PART_BYTES, CHOSEN) : NaN;
@@ -249,7 +253,7 @@ export function sample(s: usize, n: i32, thread: i32, threads: i32, scratch: usi
   const end = share(n, thread + 1, threads);
   for (let t = share(n, thread, threads); t < end; t++) {
     const at = (<usize>t) << 2;
-    const parts = address(s, 5) + (<usize>t) * PARTS_BYTES;
+    const parts = address(s, 5) + (<usize>t) * rowOf(vocab);
     fold(parts, tiles);
     const goal = <f64>load<f32>(address(s, 7) + at) * mass, isGreedy = load<f32>(address(s, 6) + at) == 0;
     // The first tile at which the sum passes the goal, the last one with mass if rounding leaves none; greedy: the first with the peak.

@@ -5,7 +5,7 @@
 
 import { HEAD_SLICE, type Step, type Tensor } from "../../plan/step.ts";
 import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
-import { FOLD, KEEP, PARTS, RUNS, TILE, tileSums } from "../../wgsl/tileSums.ts";
+import { FOLD, KEEP, PARTS, TILE, tileSums } from "../../wgsl/tileSums.ts";
 import { shardsOf } from "../shards.ts";
 import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel } from "./kernel.ts";
 import { type Ending, multiply, type Product, STORE_PLACE } from "./linear.ts";
@@ -13,8 +13,12 @@ import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-/** Tiles of a run, so that a row has at most RUNS. */
-export const runTilesOf = (w: Tensor): number => Math.ceil(w.shape[0]! / TILE / RUNS);
+/** Tiles of a run, runs, and columns of `parts` in vec4. */
+export const runsOf = ({ w, parts }: Of<"logprob"> | Of<"sample">): { runTiles: number; runs: number; runPitch: number } => {
+  const [tiles, runPitch] = [Math.ceil(w.shape[0]! / TILE), columnsOf(parts) / 4];
+  const runTiles = Math.ceil(tiles / runPitch);
+  return { runTiles, runs: Math.ceil(tiles / runTiles), runPitch };
+};
 
 /** Rows firstRow … firstRow + count − 1 of a weight, of which the first is row wFirst of `shard`. */
 interface Part {
@@ -48,7 +52,7 @@ const logits = (
 /** Sums of all tiles of all rows into step.parts. */
 export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): Dispatch[] => {
   const { op, w, z, parts, inverseTemperature } = step;
-  const runTiles = runTilesOf(w);
+  const { runTiles, runPitch } = runsOf(step);
   return partsOf(w, 0, w.shape[0]!, target).flatMap((part) => {
     const { firstRow: column, count } = part;
     const [tileFirst, tileEnd] = [column / TILE, Math.ceil((column + count) / TILE)];
@@ -64,7 +68,7 @@ export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): D
         ...(z && { logits: { tensor: z, as: "f32" } }),
         parts: { tensor: parts, as: PARTS },
       },
-      sizes: { column, runTiles, runFirst, tileFirst, tileEnd },
+      sizes: { column, runTiles, runPitch, runFirst, tileFirst, tileEnd },
       store: `${KEEP}${z ? `\n${STORE_PLACE}\n  logits[e] = v;` : ""}`,
       tiles: {
         text: (threads, rows) =>
@@ -85,21 +89,19 @@ export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): D
 };
 
 export const SUM_THREADS = 64;
-/** Runs that a lane folds. */
-export const LANE_RUNS: number = RUNS / SUM_THREADS;
+/** Runs that a lane folds: all lanes together the most that there are. */
+export const LANE_RUNS = 8;
 
 /** Sets `sum`, of this lane's runs, and of the row: largest, down (sum.x − largest), total and logTotal. */
 export const ROW_SUMS: string = `var sum = NOTHING;
-  for (var run = ${LANE_RUNS}u * lane; run < min(${LANE_RUNS}u * (lane + 1u), params.runs); run++) { sum = fold(sum, parts[row * ${RUNS}u + run]); }
+  for (var run = ${LANE_RUNS}u * lane; run < min(${LANE_RUNS}u * (lane + 1u), params.runs); run++) { sum = fold(sum, parts[row * params.runPitch + run]); }
   let largest = maxOf(sum.x, lane);
   let down = sum.x - largest;
   let total = sumOf(sum.y * exp(down), lane);
   let logTotal = log(total);`;
 
-export const runsOf = (w: Tensor): number => Math.ceil(w.shape[0]! / TILE / runTilesOf(w));
-
 export const logprob = (step: Of<"logprob">, target: Target): Dispatch[] => {
-  const { rows, w, parts, target: chosen, logprob, entropy, lse } = step;
+  const { rows, parts, target: chosen, logprob, entropy, lse } = step;
   const { how, prelude, suffix } = reductionsFor("logprob", target);
   return [
     ...sumLogits(step, target),
@@ -123,14 +125,14 @@ export const logprob = (step: Of<"logprob">, target: Target): Dispatch[] => {
   if (lane == 0u) {
     lse[row] = largest + logTotal;
     entropy[row] = logTotal - moment / total;
-    logprob[row] = parts[row * ${RUNS}u + u32(chosen[row]) / params.runColumns].w - largest - logTotal;
+    logprob[row] = parts[row * params.runPitch + u32(chosen[row]) / ${TILE}u / params.runTiles].w - largest - logTotal;
   }`,
           how,
         ),
       rows,
       groups: (n) => foldedGroups(n),
-      sizes: { runs: runsOf(w), runColumns: runTilesOf(w) * TILE },
-      work: 10 * RUNS,
+      sizes: runsOf(step),
+      work: 10 * columnsOf(parts),
     }),
   ];
 };

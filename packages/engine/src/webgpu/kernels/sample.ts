@@ -5,10 +5,10 @@
 import type { Step } from "../../plan/step.ts";
 import { elementOf, type Matrix, reader } from "../../wgsl/matrix.ts";
 import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
-import { FOLD, LOWEST, PARTS, RUNS, TILE } from "../../wgsl/tileSums.ts";
+import { FOLD, LOWEST, PARTS, TILE } from "../../wgsl/tileSums.ts";
 import { shardsOf } from "../shards.ts";
-import { LANE_RUNS, ROW_SUMS, runsOf, runTilesOf, SUM_THREADS, sumLogits } from "./head.ts";
-import { byRow, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
+import { LANE_RUNS, ROW_SUMS, runsOf, SUM_THREADS, sumLogits } from "./head.ts";
+import { byRow, columnsOf, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
 import { formatOf, isFour, scaleWordOf } from "./linear.ts";
 import type { Target } from "./target.ts";
 
@@ -18,7 +18,8 @@ const WALK_THREADS = 256;
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
 /** Leaves in the row's first two parts: run, goal, largest, log Σ · mass before the run, 0, lowest, 0. */
-const pickRun = ({ rows, w, parts, inverseTemperature, uniform }: Of<"sample">, target: Target): Dispatch => {
+const pickRun = (step: Of<"sample">, target: Target): Dispatch => {
+  const { rows, parts, inverseTemperature, uniform } = step;
   const { how, prelude, suffix } = reductionsFor("sample", target);
   return kernel({
     label: `sample run${suffix}`,
@@ -33,7 +34,7 @@ ${reductions(SUM_THREADS, how)}${byRow(
   SUM_THREADS,
   `${ROW_SUMS}
   // Of all runs with the row's largest logit the first.
-  let at = row * ${RUNS}u;
+  let at = row * params.runPitch;
   var first = ${LANE_RUNS}u * lane;
   while (sum.x == largest && parts[at + first].x != largest) { first++; }
   let greedy = u32(-maxOf(select(${LOWEST}, -f32(first), sum.x == largest), lane));
@@ -69,8 +70,8 @@ ${reductions(SUM_THREADS, how)}${byRow(
 )}`,
     rows,
     groups: (n) => foldedGroups(n),
-    sizes: { runs: runsOf(w) },
-    work: 10 * RUNS,
+    sizes: runsOf(step),
+    work: 10 * columnsOf(parts),
   });
 };
 
@@ -100,7 +101,7 @@ var<workgroup> xs: array<f32, ${TILE}>;
 var<workgroup> pick: vec4f;
 ${byRow(
   WALK_THREADS,
-  `let at = row * ${RUNS}u;
+  `let at = row * params.runPitch;
   if (lane == 0u) { pick = parts[at]; }
   let picked = workgroupUniformLoad(&pick);
   let run = u32(picked.x);
@@ -158,10 +159,10 @@ ${byRow(
       rows,
       groups: (n) => foldedGroups(n),
       sizes: {
-        ...{ N, K: D, column: first, runTiles: runTilesOf(w), tileFirst: first / TILE, tileEnd: Math.ceil((first + N) / TILE) },
+        ...{ N, K: D, column: first, ...runsOf(step), tileFirst: first / TILE, tileEnd: Math.ceil((first + N) / TILE) },
         scaleWord: scaleWordOf(shard),
       },
-      work: runTilesOf(w) * TILE * D,
+      work: TILE * D,
     });
   });
   return [...sumLogits(step, target), pickRun(step, target), ...walks];
