@@ -82,7 +82,7 @@ export interface Gemm {
 /** What the text of a gemm with isHalf begins with. */
 export const HALF_PRELUDE = "enable f16;\n";
 
-/** The WGSL of the product. Workgroups: x over n, y over m, z free. */
+/** The WGSL of the product. Workgroups: x over n, y over m, z free. The results are an array, so that the loop over them stays one. */
 export const gemm = ({ tile, a, b, depthFrom, depthTo, slice, store, columns, after, isHalf = false }: Gemm): string => {
   const { BM, BN, TM, TN } = tile;
   const [across, threads, TQ] = [BN / TN, threadsOf(tile), TN / 4];
@@ -118,7 +118,6 @@ fn main(${MAIN_ARGUMENTS}) {
       ${each((i, j) => `c${i}_${j} += block${i}_${j};`)}
       workgroupBarrier();
     }
-    // An array, so that the loop stays one.
     var results = array<vec4f, ${TM * TQ}>(${times(TM, (i) => times(TQ, (j) => `c${i}_${j}`, ", "), ", ")});
     ${after ? `for (var m16 = m0; m16 < min(m0 + ${BM}u, params.rows); m16 += params.block) {` : ""}
     for (var i = 0u; i < params.block * ${(TM * TN) / BLOCK}u; i++) {

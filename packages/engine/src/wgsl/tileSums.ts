@@ -28,7 +28,7 @@ export const KEEP: string = `zs[(m % 16u * 4u + n % ${TILE}u / 16u) * 17u + n % 
 /**
  * sumTile(m16, n0, run, lane): the 16 rows from m16 on, or as many as a workgroup has, columns n0 … n0 + 63 of the product, whose results KEEP has left, into the sums
  * `run` of the rows; a run's first tile begins it. In uniform control flow. `params.N` columns, the first of them is column params.column
- * of the vocabulary, a run has params.runTiles tiles, a row params.runPitch sums. inverse and wanted: WGSL, of `row`.
+ * of the vocabulary; a row's sums are read by the lane that wrote them; a run has params.runTiles tiles, a row params.runPitch sums. inverse and wanted: WGSL, of `row`.
  */
 export const tileSums = (
   threads: number,
@@ -62,7 +62,6 @@ fn sumTile(m16: u32, n0: u32, run: u32, lane: u32) {
   workgroupBarrier();
   for (var unit = lane; unit < min(${Math.min(rows, 16)}u, params.rows - m16); unit += ${threads}u) {
     let place = (m16 + unit) * params.runPitch + run;
-    // The same lane has written what it reads here: a row has its lane.
     var sum = parts[place];
     if ((params.column + n0) / ${TILE}u % params.runTiles == 0u) { sum = NOTHING; }
     for (var q = 0u; q < 4u; q++) { sum = fold(sum, quarters[unit * 4u + q]); }

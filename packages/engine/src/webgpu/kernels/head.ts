@@ -63,9 +63,9 @@ export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): D
     const ending: Ending = {
       label: ` ${op}${z ? " kept" : ""}`,
       bindings: {
-        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-        ...(op === "logprob" && { chosen: { tensor: step.target, as: "i32" } }),
-        ...(z && { logits: { tensor: z, as: "f32" } }),
+        inverseTemperature,
+        ...(op === "logprob" && { chosen: step.target }),
+        ...(z && { logits: z }),
         parts: { tensor: parts, as: PARTS },
       },
       sizes: { column, runTiles, runPitch, runFirst, tileFirst, tileEnd },
@@ -110,10 +110,10 @@ export const logprob = (step: Of<"logprob">, target: Target): Dispatch[] => {
       prelude,
       bindings: {
         parts: { tensor: parts, as: PARTS },
-        chosen: { tensor: chosen, as: "i32" },
-        logprob: { tensor: logprob, as: "f32" },
-        entropy: { tensor: entropy, as: "f32" },
-        lse: { tensor: lse, as: "f32" },
+        chosen,
+        logprob,
+        entropy,
+        lse,
       },
       body:
         FOLD +
@@ -159,12 +159,12 @@ export const tokenLoss = (step: Of<"tokenLoss">): Dispatch[] => {
     kernel({
       label: `tokenLoss ${loss}`,
       bindings: {
-        logprob: { tensor: logprob, as: "f32" },
-        ...(hasRatio && { old: { tensor: old, as: "f32" } }),
-        advantage: { tensor: advantage, as: "f32" },
-        ...(loss === "ppoClip" && { lossParams: { tensor: lossParams, as: "f32" } }),
-        tokenLoss: { tensor: tokenLoss, as: "f32" },
-        dLogprob: { tensor: dLogprob, as: "f32" },
+        logprob,
+        ...(hasRatio && { old }),
+        advantage,
+        ...(loss === "ppoClip" && { lossParams }),
+        tokenLoss,
+        dLogprob,
       },
       body: flat(
         "params.rows",
@@ -195,11 +195,11 @@ export const logprobBackward = (step: Of<"logprobBackward">, target: Target): Di
   const [V, D] = w.shape as [number, number];
   const S = columnsOf(z);
   const bindings = {
-    chosen: { tensor: chosen, as: "i32" },
-    inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-    lse: { tensor: lse, as: "f32" },
-    dLogprob: { tensor: dLogprob, as: "f32" },
-    logits: { tensor: z, as: "f32" },
+    chosen,
+    inverseTemperature,
+    lse,
+    dLogprob,
+    logits: z,
   } as const;
   /** The logits of the forward become their gradient in place. */
   const kept = kernel({

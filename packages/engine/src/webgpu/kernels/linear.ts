@@ -11,18 +11,7 @@ import { type Gemm, gemm, HALF_PRELUDE, threadsOf } from "../../wgsl/gemm.ts";
 import { elementOf, type Matrix, wideElementOf } from "../../wgsl/matrix.ts";
 import { SKINNY, skinny } from "../../wgsl/skinny.ts";
 import { shardsOf, sliceOf } from "../shards.ts";
-import {
-  type Binding,
-  type Bindings,
-  bodyOf,
-  type Dispatch,
-  flat,
-  flatGroups,
-  foldedGroups,
-  type Groups,
-  kernel,
-  SCRATCH,
-} from "./kernel.ts";
+import { type Bindings, bodyOf, type Dispatch, flat, flatGroups, foldedGroups, type Groups, kernel, SCRATCH } from "./kernel.ts";
 import { type ProductVariant, productCandidates, rowClasses, type TileVariant } from "./productVariants.ts";
 import { chosen, type Problem, type Target } from "./target.ts";
 
@@ -78,9 +67,9 @@ const base = (isFirst: string, { residual, bias }: Product): string => `var base
   if (${isFirst}) { base = ${residual ? "residual[e]" : "select(0.0, base, params.accumulate == 1u)"}${bias ? " + bias[params.first + n]" : ""}; }`;
 
 const endings = ({ residual, bias, y }: Product): Bindings => ({
-  ...(bias && { bias: { tensor: bias, as: "f32" } }),
-  ...(residual && { residual: { tensor: residual, as: "f32" } }),
-  y: { tensor: y, as: "f32" },
+  ...(bias && { bias }),
+  ...(residual && { residual }),
+  y,
 });
 
 const suffix = ({ residual, bias }: Product): string => `${residual ? " residual" : ""}${bias ? " bias" : ""}`;
@@ -113,7 +102,7 @@ const splitSum = (product: Product, groups: (n: number) => Groups): Dispatch => 
   const { rows, N, K, slice, scale, yWidth, yFirst, accumulate } = product;
   return kernel({
     label: `split sum${suffix(product)}`,
-    bindings: { scratch: { tensor: SCRATCH, as: "f32" }, ...endings(product) },
+    bindings: { scratch: SCRATCH, ...endings(product) },
     body: flat(
       "params.rows * params.N",
       `let m = i / params.N;
@@ -183,7 +172,7 @@ const tiled = (product: Product, variant: TileVariant, { from, to }: { from: num
     bindings: {
       a: { tensor: a, as: elementOf("f32", wideA) },
       w: { tensor: w, as: elementOf(format, wideB), isFrozen: true },
-      ...(isSplit ? { scratch: { tensor: SCRATCH, as: "f32" } satisfies Binding } : ending.bindings),
+      ...(isSplit ? { scratch: SCRATCH } : ending.bindings),
     },
     body: bodyOf(
       label,

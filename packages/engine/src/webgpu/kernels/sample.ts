@@ -17,7 +17,7 @@ const WALK_THREADS = 256;
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-/** Leaves in the row's first two parts: run, goal, largest, log Σ · mass before the run, 0, lowest, 0. */
+/** Leaves in the row's first two parts: run (greedy: the first with the largest logit), goal, largest, log Σ · mass before the run, 0, lowest, 0. */
 const pickRun = (step: Of<"sample">, target: Target): Dispatch => {
   const { rows, parts, inverseTemperature, uniform } = step;
   const { how, prelude, suffix } = reductionsFor("sample", target);
@@ -26,14 +26,13 @@ const pickRun = (step: Of<"sample">, target: Target): Dispatch => {
     prelude,
     bindings: {
       parts: { tensor: parts, as: PARTS },
-      inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-      uniform_: { tensor: uniform, as: "f32" },
+      inverseTemperature,
+      uniform_: uniform,
     },
     body: `${FOLD}var<workgroup> masses: array<f32, ${SUM_THREADS}>;
 ${reductions(SUM_THREADS, how)}${byRow(
   SUM_THREADS,
   `${ROW_SUMS}
-  // Of all runs with the row's largest logit the first.
   let at = row * params.runPitch;
   var first = ${LANE_RUNS}u * lane;
   while (sum.x == largest && parts[at + first].x != largest) { first++; }
@@ -75,6 +74,10 @@ ${reductions(SUM_THREADS, how)}${byRow(
   });
 };
 
+/**
+ * `walk`: mass so far, whether it has passed the goal, the x that was picked. A tile's logits: sixteen blocks of the depth at a time, four
+ * lanes a column, added in the order of wgsl/gemm.ts.
+ */
 export const sample = (step: Of<"sample">, target: Target): Dispatch[] => {
   const { rows, x, w, parts, inverseTemperature, token, logprob } = step;
   const [format, D] = [formatOf(w), w.shape[1]!];
@@ -91,9 +94,9 @@ export const sample = (step: Of<"sample">, target: Target): Dispatch[] => {
         a: { tensor: x, as: elementOf("f32", isWide) },
         w: { tensor: shard, as: elementOf(format, isWide) },
         parts: { tensor: parts, as: PARTS },
-        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-        token: { tensor: token, as: "i32" },
-        logprob: { tensor: logprob, as: "f32" },
+        inverseTemperature,
+        token,
+        logprob,
       },
       body: `${reader(matrix("a", "params.rows", "f32"))}${reader(matrix("w", "params.N", format))}
 var<workgroup> blocks: array<f32, 1024>;
@@ -108,7 +111,6 @@ ${byRow(
   let isGreedy = inverseTemperature[row] == 0.0;
   let inverse = select(inverseTemperature[row], 1.0, isGreedy);
   let end = min((run + 1u) * params.runTiles, params.tileEnd);
-  // Mass so far, whether it has passed the goal, the x that was picked, and where.
   var walk = parts[at + 1u];
   var chosen = -1;
   for (var tile = max(run * params.runTiles, params.tileFirst); tile < end; tile++) {
@@ -116,7 +118,6 @@ ${byRow(
     let n = lane % ${TILE}u;
     var z = 0.0;
     for (var chunk = 0u; chunk < params.K; chunk += 256u) {
-      // Sixteen blocks of the depth, four lanes a column; they are added in the order of wgsl/gemm.ts.
       for (var i = lane / ${TILE}u; i < params.block; i += ${WALK_THREADS / TILE}u) {
         var block = 0.0;
         for (var r = chunk + i * 16u; r < chunk + (i + 1u) * params.block; r += 4u) {
