@@ -81,7 +81,11 @@ export const encodeAttributes = (attributes: Attributes, { encode }: Base64): Re
   });
 
 /** @throws TraceError "corrupt", naming `where` and the attribute, for bytes that are not whole elements. */
-export const decodeAttributes = (attributes: Readonly<Record<string, Json>>, { decode }: Pick<Base64, "decode">, where: string): Attributes => {
+export const decodeAttributes = (
+  attributes: Readonly<Record<string, Json>>,
+  { decode }: Pick<Base64, "decode">,
+  where: string,
+): Attributes => {
   const bytesOf = (base64: unknown): Uint8Array<ArrayBuffer> | undefined => {
     try {
       return typeof base64 === "string" ? decode(base64) : undefined;
