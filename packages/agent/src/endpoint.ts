@@ -175,5 +175,20 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
     };
   };
 
-  return { handle: (request) => respond(request, request.signal, () => attributed(request)), open };
+  const handle: Endpoint["handle"] = (request, context) => {
+    let asked: OpenAttempt | undefined;
+    const toAttempt = (): OpenAttempt => {
+      asked = attributed(request);
+      return asked;
+    };
+    const response = respond(request, request.signal, toAttempt);
+    const isRecorded = async (): Promise<void> => {
+      await response;
+      await Promise.all(asked?.running ?? []);
+      await asked?.spans.settled();
+    };
+    context?.waitUntil(isRecorded());
+    return response;
+  };
+  return { handle, open };
 };
