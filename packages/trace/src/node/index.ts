@@ -20,11 +20,11 @@ import type { Backend } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { createBlobUses, keepState, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
-import type { StoredResource } from "./codec.ts";
 import { type Compacted, type LogContents, noteRecord, rewriteAll } from "./compaction.ts";
 import { namingFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
+import type { StoredResource } from "./logRecord.ts";
 import { type LogState, openLogState } from "./logState.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders, type LogIo, platformIo } from "./segmentLog.ts";
@@ -109,8 +109,8 @@ export const compactFileStore = async (
       io: platformIo,
       clock,
       onReport,
-      onRecord: async (record, place) => {
-        noteRecord(contents, record, place);
+      onRecord: async (record, place, end) => {
+        noteRecord(contents, record, place, end);
         if (record.kind !== "resource" && record.kind !== "unpublished") return;
         const key = JSON.stringify([record.data.name, record.data.version]);
         const known = published.get(key);

@@ -5,7 +5,7 @@
 
 import type { Blocks } from "./blocks.ts";
 import { DamagedBlock } from "./blocks.ts";
-import type { LogRecord } from "./codec.ts";
+import type { LogRecord } from "./logRecord.ts";
 import { ownerOf } from "./segmentFile.ts";
 import type { Held, Place, SegmentIndex, SpanPlace } from "./segmentIndex.ts";
 import { type Extent, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";

@@ -1,12 +1,13 @@
 // What a part of the log holds of whom, in memory: where the records of an owner are, which spans there are, which rollouts
 // began here. For the file that is being written and for what is on its way to it; a file that is left gets a sidecar of this.
 
-import type { LogRecord } from "./codec.ts";
+import type { FrameBuffer } from "./frame.ts";
+import type { LogRecord } from "./logRecord.ts";
 import { goneOf, ownerOf, seqsOf } from "./segmentFile.ts";
 
-/** Where a record is: its line in memory until it is on disk, then a part of a file. */
+/** Where a record is: a part of the memory that is on its way to the disk, then of a file. */
 export interface Place {
-  line?: Buffer | undefined;
+  held: FrameBuffer | undefined;
   file: string;
   offset: number;
   readonly byteLength: number;
