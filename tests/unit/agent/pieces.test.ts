@@ -94,8 +94,8 @@ test.each(tokenizers)("%s: a text's ids are the library's, whatever was encoded 
     fc.property(fc.array(part, { maxLength: 12 }), (parts) => {
       const text = parts.join("");
       const ids = text === "" ? [] : library.encode(text, { add_special_tokens: false }).ids;
-      expect([...format.encode(text)]).toEqual(ids.map((id) => id ?? 0));
-      expect([...format.encode(text)]).toEqual(ids.map((id) => id ?? 0)); // as remembered
+      expect([...format.encode(text)]).toEqual(ids.map((id: number | undefined) => id ?? 0));
+      expect([...format.encode(text)]).toEqual(ids.map((id: number | undefined) => id ?? 0)); // as remembered
     }),
     { numRuns: 400 },
   );
