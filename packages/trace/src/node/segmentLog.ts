@@ -57,8 +57,8 @@ export interface SegmentLog {
    * @throws the platform's errors; TraceError "corrupt" for files of another version.
    */
   replay(): Promise<void>;
-  /** Queues records. The index has them at once; they are safe when a settled() called afterwards resolves. */
-  add(data: readonly LogData[]): void;
+  /** Queues records, for which `callers` wait. The index has them at once; they are safe when a settled() called afterwards resolves. */
+  add(data: readonly LogData[], callers: number): void;
   /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
   hasFailed(): boolean;
@@ -108,8 +108,8 @@ export const createSegmentLog = (
   // ---- what is where ------------------------------------------------------------------------------------------------
   interface Batch {
     readonly firstSeq: number;
-    /** Calls of add() that it came from. */
-    adds: number;
+    /** So many wait for it. */
+    callers: number;
     readonly frames: FrameBuffer;
     readonly places: Place[];
     readonly index: SegmentIndex;
@@ -222,7 +222,7 @@ export const createSegmentLog = (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, adds: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
+    return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
@@ -302,7 +302,7 @@ export const createSegmentLog = (
     for (let batch = waiting; batch !== undefined; batch = waiting) {
       // many wrote at once and were woken together: what they ask for next shares one write; a lone writer need not wait
       if (isCrowded) await new Promise(setImmediate);
-      isCrowded = batch.adds > 1;
+      isCrowded = batch.callers > 1;
       waiting = undefined;
       written = batch;
       let left: typeof current;
@@ -343,7 +343,7 @@ export const createSegmentLog = (
   return {
     index,
     replay,
-    add: (data) => {
+    add: (data, callers) => {
       if (failure) throw failure;
       for (const record of data) {
         lastSeq += 1;
@@ -355,7 +355,7 @@ export const createSegmentLog = (
         waiting.index.note(numbered, place);
       }
       if (data.length > 0 && waiting) {
-        waiting.adds += 1;
+        waiting.callers += callers;
         writing = waiting.done;
         if (!isWriting) void drain();
       }
