@@ -219,7 +219,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       checksFiles: true, // loadBlob does
       givesOwnSpans: true, // decoded for each reader
       copyArray: createSlabCopy(),
-      ...createSharing(transact),
+      ...createSharing(transact, (ms) => state.log.idleFor(ms)),
       putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
       getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
       states: () => stateInTurn(() => stateNames(inside("state"))),

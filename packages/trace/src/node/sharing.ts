@@ -1,6 +1,9 @@
 // Appends that are asked for before the store comes to them are one transaction and one command: its price is paid once for all
 // of them. What is asked first is still done first: any other call ends the sharing. An append that breaks a rule fails alone;
 // what the log refuses, it refuses to all.
+//
+// Where the disk is idle and quicker than the processor, half of a crowd goes first: the other half is encoded while the disk
+// writes, and from then on the two take turns.
 
 import type { AppendRequest, Backend, RunAppends, Transaction } from "../rows.ts";
 
@@ -17,19 +20,28 @@ export type Transact = <T>(
   callers?: () => number,
 ) => Promise<T>;
 
-export const createSharing = (transact: Transact): Required<Pick<Backend, "transact" | "gather">> => {
+/** `isIdleFor`: has the disk nothing to do, and would it write in so many milliseconds? */
+export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boolean): Required<Pick<Backend, "transact" | "gather">> => {
   let open: Member[] | undefined;
+  let msEach = 0;
 
   const runGroup = async (members: Member[], run: RunAppends, tell: Parameters<Required<Backend>["gather"]>[2]): Promise<void> => {
     try {
       const { broken, events } = await transact(
         "relaxed",
-        (transaction) => {
-          if (open === members) open = undefined; // who comes now comes too late for this one
-          return run(
+        async (transaction) => {
+          if (open === members) {
+            open = undefined; // who comes now comes too late for this one
+            if (members.length > 1 && isIdleFor(members.length * msEach))
+              void begin(members.splice(Math.ceil(members.length / 2)), run, tell);
+          }
+          const began = performance.now();
+          const appended = await run(
             transaction,
             members.map(({ request }) => request),
           );
+          msEach = (performance.now() - began) / members.length;
+          return appended;
         },
         () => members.length,
       );
@@ -44,6 +56,11 @@ export const createSharing = (transact: Transact): Required<Pick<Backend, "trans
     }
   };
 
+  const begin: typeof runGroup = (members, ...how) => {
+    open = members;
+    return runGroup(members, ...how);
+  };
+
   return {
     transact: (mode, body) => {
       open = undefined;
@@ -54,8 +71,7 @@ export const createSharing = (transact: Transact): Required<Pick<Backend, "trans
         const member: Member = { request, resolve, reject };
         if (open) open.push(member);
         else {
-          open = [member];
-          void runGroup(open, run, tell);
+          void begin([member], run, tell);
         }
       }),
   };
