@@ -92,6 +92,11 @@ export interface OpenedAttempt {
   /** Queues a span (a reward) behind the calls so far, so that the store's order is the order of events. After close: ignored. */
   record(make: () => Span): void;
   close(): Promise<EndpointStats>;
+  /**
+   * Closes, and ends the attempt: `end` puts its last spans into the store together with its end (Store.finish). Where that fails they
+   * are appended, and `end` is called again with none. Resolves with what `end` did.
+   */
+  finish<T>(end: (last: readonly Span[], stats: EndpointStats) => Promise<T>): Promise<T>;
 }
 
 export interface EndpointStats {

@@ -22,7 +22,7 @@ import { fromLittleEndian, isMarked, toLittleEndian } from "../attributeCodec.ts
 import { TraceError } from "../errors.ts";
 import type { Attributes, Json, StoredSpan } from "../vocabulary.ts";
 import { NEWLINE } from "./lines.ts";
-import { guardRecord, KINDS, type LogRecord } from "./logRecord.ts";
+import { type Dropped, guardRecord, KINDS, type LogData, type LogRecord } from "./logRecord.ts";
 
 const HEADER = 24;
 const CHECKED_FROM = 8;
@@ -80,7 +80,7 @@ export class FrameBuffer {
   }
 
   /** Returns how many bytes it takes. */
-  add(record: LogRecord): number {
+  add(record: LogData | Dropped, seq: number): number {
     this.#arrays.length = 0;
     this.#widths.length = 0;
     const json = record.kind === "span" ? this.#spanText(record.data) : JSON.stringify(record.data);
@@ -113,8 +113,11 @@ export class FrameBuffer {
     bytes.writeUInt32LE(byteLength, start + 8);
     bytes.writeUInt32LE(jsonLength, start + 12);
     bytes[start + 16] = KINDS.indexOf(record.kind) + 1;
-    bytes.writeUInt32LE(record.seq % 2 ** 32, start + 17);
-    bytes.writeUIntLE(Math.floor(record.seq / 2 ** 32), start + 21, 3);
+    bytes.writeUInt32LE(seq % 2 ** 32, start + 17);
+    const high = Math.floor(seq / 2 ** 32);
+    bytes[start + 21] = high;
+    bytes[start + 22] = high >> 8;
+    bytes[start + 23] = high >> 16;
     bytes.writeUInt32LE(crc32(bytes.subarray(start + CHECKED_FROM, at), this.mark), start + 4);
     this.length = at;
     return byteLength;
@@ -172,7 +175,7 @@ export class FrameBuffer {
 /** One record by itself. */
 export const encodeFrame = (record: LogRecord, mark: number): Buffer => {
   const buffer = new FrameBuffer(mark);
-  buffer.add(record);
+  buffer.add(record, record.seq);
   return Buffer.from(buffer.bytes);
 };
 

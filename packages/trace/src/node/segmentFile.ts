@@ -5,7 +5,7 @@ import { decodeHeader, decodeOutline } from "./codec.ts";
 import { findFrame, frameAt, isTorn } from "./frame.ts";
 import { seqOfLine } from "./lineRecord.ts";
 import { NEWLINE } from "./lines.ts";
-import type { LogRecord } from "./logRecord.ts";
+import type { Dropped, LogData, LogRecord } from "./logRecord.ts";
 
 export const SEGMENT: RegExp = /^(\d{16})\.log$/;
 export const nameOf = (firstSeq: number): string => `${String(firstSeq).padStart(16, "0")}.log`;
@@ -153,7 +153,7 @@ export const rolloutOf = (owner: string): string => owner.slice("rollout ".lengt
 export const ofResource = ({ name, version }: { readonly name: string; readonly version: number }): string => `resource ${version} ${name}`;
 
 /** What a record is deleted with: its rollout, or the resource's version that it is. */
-export const ownerOf = (record: LogRecord): string | undefined => {
+export const ownerOf = (record: LogData | Dropped): string | undefined => {
   switch (record.kind) {
     case "rollout":
       return ofRollout(record.data.id);
@@ -168,11 +168,11 @@ export const ownerOf = (record: LogRecord): string | undefined => {
 };
 
 /** The owner that a record says is gone: what is before it of that owner is void. */
-export const goneOf = (record: LogRecord): string | undefined =>
+export const goneOf = (record: LogData | Dropped): string | undefined =>
   record.kind === "gone" ? ofRollout(record.data.rolloutId) : record.kind === "unpublished" ? ofResource(record.data) : undefined;
 
 /** The highest seqs of rollouts and spans that go with a record. */
-export const seqsOf = (record: LogRecord): { rolloutSeq: number; spanSeq: number } => ({
+export const seqsOf = (record: LogData | Dropped): { rolloutSeq: number; spanSeq: number } => ({
   rolloutSeq: record.kind === "rollout" ? record.data.seq : record.kind === "dropped" ? record.data.rolloutSeq : 0,
   spanSeq: record.kind === "span" ? record.data.seq : record.kind === "dropped" ? record.data.spanSeq : 0,
 });

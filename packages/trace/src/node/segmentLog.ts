@@ -57,10 +57,12 @@ export interface SegmentLog {
    * @throws the platform's errors; TraceError "corrupt" for files of another version.
    */
   replay(): Promise<void>;
-  /** Queues records. The index has them at once; they are safe when a settled() called afterwards resolves. */
-  add(data: readonly LogData[]): void;
+  /** Queues records, for which `callers` wait. The index has them at once; they are safe when a settled() called afterwards resolves. */
+  add(data: readonly LogData[], callers: number): void;
   /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
+  /** Has the disk nothing to do, and would it be done in that time? */
+  idleFor(ms: number): boolean;
   hasFailed(): boolean;
   /** Damage was met: all of the log is to be read at the next opening, so nothing may be said of it now. */
   isDamaged(): boolean;
@@ -108,8 +110,8 @@ export const createSegmentLog = (
   // ---- what is where ------------------------------------------------------------------------------------------------
   interface Batch {
     readonly firstSeq: number;
-    /** Calls of add() that it came from. */
-    adds: number;
+    /** So many wait for it. */
+    callers: number;
     readonly frames: FrameBuffer;
     readonly places: Place[];
     readonly index: SegmentIndex;
@@ -182,7 +184,7 @@ export const createSegmentLog = (
       lastSeq = record.seq;
       const place = { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start };
       await onRecord(record, place, found.next);
-      active.note(record, place);
+      active.note(record, record.seq, place);
       const gone = goneOf(record);
       if (gone !== undefined) active.drop(gone);
     }
@@ -212,7 +214,15 @@ export const createSegmentLog = (
   let writing: Promise<void> = Promise.resolve();
   let failure: TraceError | undefined;
   let isWriting = false;
-  let isCrowded = false;
+  /** So many waited for the last write, and ask for the next in the same turn: it waits for half of them, or for the turn to end. */
+  let woken = 0;
+  let half: (() => void) | undefined;
+  const halfOrTurn = (): Promise<void> =>
+    new Promise((resolve) => {
+      half = resolve;
+      setImmediate(resolve);
+    });
+  let writeMs = 0;
   /** Memory of batches that are on disk. */
   const spare: FrameBuffer[] = [];
 
@@ -222,7 +232,7 @@ export const createSegmentLog = (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, adds: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
+    return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
@@ -300,16 +310,18 @@ export const createSegmentLog = (
   const drain = async (): Promise<void> => {
     isWriting = true;
     for (let batch = waiting; batch !== undefined; batch = waiting) {
-      // many wrote at once and were woken together: what they ask for next shares one write; a lone writer need not wait
-      if (isCrowded) await new Promise(setImmediate);
-      isCrowded = batch.adds > 1;
+      if (2 * batch.callers < woken) await halfOrTurn();
+      half = undefined;
+      woken = batch.callers;
       waiting = undefined;
       written = batch;
       let left: typeof current;
       try {
         if (failure) throw failure;
         try {
+          const began = performance.now();
           await writeBatch(batch);
+          writeMs = performance.now() - began;
         } catch (first) {
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
           left = current;
@@ -343,19 +355,19 @@ export const createSegmentLog = (
   return {
     index,
     replay,
-    add: (data) => {
+    add: (data, callers) => {
       if (failure) throw failure;
       for (const record of data) {
         lastSeq += 1;
-        const numbered: LogRecord = { seq: lastSeq, ...record };
         waiting ??= openBatch(lastSeq);
         const { frames } = waiting;
-        const place: Place = { held: frames, file: "", offset: frames.length, byteLength: frames.add(numbered) };
+        const place: Place = { held: frames, file: "", offset: frames.length, byteLength: frames.add(record, lastSeq) };
         waiting.places.push(place);
-        waiting.index.note(numbered, place);
+        waiting.index.note(record, lastSeq, place);
       }
       if (data.length > 0 && waiting) {
-        waiting.adds += 1;
+        waiting.callers += callers;
+        if (2 * waiting.callers >= woken) half?.();
         writing = waiting.done;
         if (!isWriting) void drain();
       }
@@ -364,6 +376,7 @@ export const createSegmentLog = (
       if (failure) throw failure;
       await writing;
     },
+    idleFor: (ms) => written === undefined && writeMs < ms,
     hasFailed: () => failure !== undefined,
     isDamaged: () => isDamaged,
     reader,

@@ -19,7 +19,7 @@ export const indexBytes = (bytes: Buffer, path: string, name: string): SegmentIn
   const index = new SegmentIndex();
   for (const found of scan(bytes, path, Number.POSITIVE_INFINITY).records) {
     const record = outlineAt(bytes, found);
-    index.note(record, { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start });
+    index.note(record, record.seq, { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start });
     const gone = goneOf(record);
     if (gone !== undefined) index.drop(gone);
   }
