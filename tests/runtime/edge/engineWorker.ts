@@ -1,7 +1,6 @@
 // engine as a worker: the policy itself, on WASM that was compiled with the worker.
 import { createBackend } from "@fulgurite/engine";
 import { sampleAndTrain } from "./engineRehearsal.ts";
-// @ts-expect-error: a bundler's module
 import kernels from "./kernels.wasm";
 
 export default {
