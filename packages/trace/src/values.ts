@@ -5,12 +5,15 @@
 
 import { mapped } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
+import type { CopyArray } from "./rows.ts";
 import { isErrorText, isSecretField, isSecretHeader, isSecretPair, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
   Attempt,
   AttemptError,
+  AttemptRef,
   Attributes,
+  AttributeValue,
   Json,
   Resource,
   ResourceEntry,
@@ -36,14 +39,15 @@ export const copyJson = (value: unknown, where: string): Json => {
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
   if (Array.isArray(value)) {
     if (isSecretPair(value, where)) return Object.freeze([value[0] as string, REMOVED]);
-    return Object.freeze(Array.from(value, (item, index) => copyJson(item, `${where}[${index}]`)));
+    const copy: Json[] = [];
+    for (let index = 0; index < value.length; index++) copy.push(copyJson(value[index], `${where}[${index}]`)); // a hole is refused
+    return Object.freeze(copy);
   }
   if (typeof value !== "object") return refuse(where, "a value is JSON", typeof value);
   const prototype = Object.getPrototypeOf(value);
   if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return refuse(where, "a value is JSON", prototype.constructor?.name);
-  const entries = Object.entries(value).filter(([, item]) => item !== undefined);
   const hides = isSecretField(value, where) ? "value" : undefined;
-  return Object.freeze(Object.fromEntries(entries.map(([key, item]) => [key, key === hides ? REMOVED : copyMember(key, item, where)])));
+  return Object.freeze(mapped(value as Record<string, unknown>, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where))));
 };
 
 const copyMember = (name: string, value: unknown, where: string): Json =>
@@ -62,14 +66,10 @@ const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json
 
 const isTyped = (value: unknown): value is Int32Array | Float32Array => value instanceof Int32Array || value instanceof Float32Array;
 
-const copyAttributes = (attributes: Attributes, where: string): Attributes =>
-  Object.freeze(
-    Object.fromEntries(
-      Object.entries(attributes)
-        .filter(([, value]) => value !== undefined)
-        .map(([name, value]) => [name, isTyped(value) ? value.slice() : copyMember(name, value, where)]),
-    ),
-  );
+const sliced: CopyArray = <T extends Int32Array | Float32Array>(array: T): T => array.slice() as T;
+
+const copyAttributes = (attributes: Attributes, where: string, copyArray: CopyArray): Attributes =>
+  Object.freeze(mapped(attributes, (value: AttributeValue, name) => (isTyped(value) ? copyArray(value) : copyMember(name, value, where))));
 
 const text = (value: unknown, where: string): string =>
   typeof value === "string" && value !== "" ? value : refuse(where, "a non-empty string", value);
@@ -77,7 +77,7 @@ const finite = (value: unknown, where: string): number =>
   typeof value === "number" && Number.isFinite(value) ? value + 0 : refuse(where, "a finite number", value);
 
 /** @throws TraceError "bad-input". */
-export const checkedSpan = (span: Span): Span => {
+export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => {
   const id = text(span.id, "span.id");
   return Object.freeze({
     rolloutId: text(span.rolloutId, `span ${id}.rolloutId`),
@@ -88,8 +88,18 @@ export const checkedSpan = (span: Span): Span => {
     startMs: finite(span.startMs, `span ${id}.startMs`),
     endMs: finite(span.endMs, `span ${id}.endMs`),
     status: span.status === "ok" || span.status === "error" ? span.status : refuse(`span ${id}.status`, "ok or error", span.status),
-    attributes: copyAttributes(span.attributes, `span ${id}.attributes`),
+    attributes: copyAttributes(span.attributes, `span ${id}.attributes`, copyArray),
   });
+};
+
+/** @throws TraceError "bad-input" for a last span of somebody else's. */
+export const guardOwn = (attempt: AttemptRef, last: readonly Span[]): void => {
+  const stray = last.find(({ rolloutId, attemptId }) => rolloutId !== attempt.rolloutId || attemptId !== attempt.id);
+  if (stray !== undefined)
+    throw new TraceError(
+      "bad-input",
+      `finish: the last spans are of attempt ${attempt.id} of rollout ${attempt.rolloutId}, got one of ${stray.attemptId} of ${stray.rolloutId}; append it`,
+    );
 };
 
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
