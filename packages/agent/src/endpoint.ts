@@ -191,11 +191,21 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
     };
   };
 
-  return {
-    handle: (request) => {
-      const incoming = fromRequest(request, request.signal);
-      return respond(incoming, () => attributed(incoming));
-    },
-    open,
+  const handle: Endpoint["handle"] = (request, context) => {
+    const incoming = fromRequest(request, request.signal);
+    let asked: OpenAttempt | undefined;
+    const toAttempt = (): OpenAttempt => {
+      asked = attributed(incoming);
+      return asked;
+    };
+    const response = respond(incoming, toAttempt);
+    const recorded = async (): Promise<void> => {
+      await response;
+      await Promise.all(asked?.running ?? []);
+      await asked?.spans.settled();
+    };
+    context?.waitUntil(recorded());
+    return response;
   };
+  return { handle, open };
 };

@@ -166,13 +166,15 @@ const runAttempt = async <Task>(
 export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner => {
   const { store } = options;
   const concurrency = options.concurrency ?? CONCURRENCY;
-  const workerId = options.workerId ?? `worker_${mintId((options.clock ?? Date.now)())}`;
+  let { workerId } = options;
   if (!Number.isInteger(concurrency) || concurrency < 1) {
     throw new AgentError("bad-request", `createRunner: concurrency must be an integer ≥ 1, got ${concurrency}`);
   }
 
   const drain: Runner["drain"] = async ({ signal, onEnd } = {}) => {
     signal?.throwIfAborted();
+    workerId ??= `worker_${mintId((options.clock ?? Date.now)())}`; // an edge worker may not ask for randomness while it loads
+    const id = workerId;
     const run = linkAbort([signal]);
     const running = new Map<string, { ref: AttemptRef; done: Promise<void>; cancel: (reason: unknown) => void }>();
     const ended = new AgentError("closed", "runner: the attempt has ended");
@@ -231,7 +233,7 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
       while (!run.signal.aborted) {
         rearm(); // before the claim, so that nothing queued meanwhile is slept through
         const free = concurrency - running.size;
-        const claims = free > 0 ? await store.claim(workerId, free) : [];
+        const claims = free > 0 ? await store.claim(id, free) : [];
         for (const claim of claims) start(claim);
         if (run.signal.aborted) for (const { cancel } of running.values()) cancel(run.signal.reason); // aborted while claiming
         // an attempt that ended while the claim was under way may have put its rollout back
