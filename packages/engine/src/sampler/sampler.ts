@@ -349,6 +349,9 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     get policyVersion() {
       return main.version;
     },
+    get adapters() {
+      return [...named.keys()];
+    },
     get load() {
       return { live: live.size, queued: queue.length };
     },
