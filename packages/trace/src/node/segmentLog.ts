@@ -132,7 +132,9 @@ export const createSegmentLog = (
     isDamaged = true;
     await unlink(join(folders.index, "manifest")).catch(() => {}); // there is none, or verify will tell
   };
-  const reader = createLogReader(folder, distrust);
+  const reader = createLogReader(folder, distrust, (name) =>
+    current?.name === name ? current.end : (index.segments.find((segment) => segment.name === name)?.end ?? 0),
+  );
   const sidecars = createSidecarFiles({ folders, blocks, reader, replace: io.replace, onReport, onDamage: distrust });
 
   const index = createLogIndex({
