@@ -116,7 +116,7 @@ test("a flipped bit is reported, costs only its own record, and the file as it w
   const records = recordsOf(bytes);
   // what every record begins and ends with, and every seventh byte
   const ats = Array.from(bytes.keys()).filter(
-    (at) => at % 7 === 0 || records.some(({ start, end }) => (at < start + 24 ? at >= start : at === end - 1 || at === end)),
+    (at) => at % 7 === 0 || records.some(({ start, end }) => (at < start + 28 ? at >= start : at === end - 1 || at === end)),
   );
   const lengthOfLast = records.at(-1)!.start + 8;
   for (const at of ats) {

@@ -88,6 +88,12 @@ export const platformIo: LogIo = {
   replace: replaceFile,
 };
 
+/**
+ * A write within a file is quicker than one that makes it longer, whose new length is a change of its own for the disk. So zeros
+ * are written ahead: as much as there is, this much at most.
+ */
+const AHEAD_BYTES = 2 ** 20;
+const PAGE_BYTES = 4096;
 /** A batch that took more memory gives it back. */
 const SPARE_BYTES = 4 * 2 ** 20;
 
@@ -119,7 +125,8 @@ export const createSegmentLog = (
     settle(error?: unknown): void;
   }
   let mark = newMark();
-  let current: { readonly name: string; readonly handle: FileHandle; end: number } | undefined;
+  /** `size`: zeros are written ahead of `end` up to there. */
+  let current: { readonly name: string; readonly handle: FileHandle; end: number; size: number } | undefined;
   let active = new SegmentIndex();
   let written: Batch | undefined;
   let waiting: Batch | undefined;
@@ -207,7 +214,7 @@ export const createSegmentLog = (
         await unlink(join(folder, name)); // its header was being written
       else if (next === undefined && found !== undefined) {
         mark = found;
-        current = { name, handle: await open(join(folder, name), LOG_FLAGS), end };
+        current = { name, handle: await open(join(folder, name), LOG_FLAGS), end, size: end };
       } else if (end > 0 && active.lastSeq >= firstSeqOf(name)) await seal(name, end); // one of version 1 is written no more
     }
   };
@@ -225,6 +232,8 @@ export const createSegmentLog = (
       setImmediate(resolve);
     });
   let writeMs = 0;
+  /** Until the disk has failed once: it may be full. */
+  let writesAhead = true;
   /** Memory of batches that are on disk. */
   const spare: FrameBuffer[] = [];
 
@@ -250,7 +259,7 @@ export const createSegmentLog = (
       await io.write(handle, header, 0);
       await io.datasync(handle);
       await syncFolder(folder);
-      return { name, handle, end: header.length };
+      return { name, handle, end: header.length, size: header.length };
     } catch (error) {
       await handle.close();
       throw error;
@@ -260,6 +269,7 @@ export const createSegmentLog = (
   const leaveFile = async (): Promise<typeof current> => {
     const left = current;
     current = undefined;
+    if (left !== undefined && left.size > left.end) await left.handle.truncate(left.end).catch(() => {}); // else zeros stay, which say nothing
     await left?.handle.close();
     return left;
   };
@@ -267,14 +277,17 @@ export const createSegmentLog = (
   const writeBatch = async ({ firstSeq, frames, places, index: added }: Batch): Promise<void> => {
     current ??= await startFile(firstSeq);
     const file = current;
-    await io.write(file.handle, frames.bytes, file.end);
+    const end = file.end + frames.length;
+    const ahead = end > file.size && writesAhead ? Math.ceil((end + Math.min(end, AHEAD_BYTES)) / PAGE_BYTES) * PAGE_BYTES - end : 0;
+    await io.write(file.handle, ahead > 0 ? frames.withZeros(ahead) : frames.bytes, file.end);
     await io.datasync(file.handle);
+    file.size = Math.max(file.size, end + ahead);
     for (const place of places) {
       place.held = undefined;
       place.file = file.name;
       place.offset += file.end;
     }
-    file.end += frames.length;
+    file.end = end;
     active.absorb(added);
     written = undefined;
     if (frames.capacity > SPARE_BYTES) return;
@@ -325,6 +338,8 @@ export const createSegmentLog = (
           await writeBatch(batch);
           writeMs = performance.now() - began;
         } catch (first) {
+          writesAhead = false;
+          if (isFull(first)) await current?.handle.truncate(current.end).catch(() => {}); // gives the room back
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
           left = current;
           await leaveFile().catch(() => {}); // its descriptor is gone either way
