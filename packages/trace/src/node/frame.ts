@@ -28,7 +28,7 @@ import { type Dropped, guardRecord, KINDS, type LogData, type LogRecord } from "
 const HEADER = 28;
 const CHECKED_FROM = 8;
 const FIRST_BYTES = 2 ** 16;
-const KNOWN_NAMES = 4096;
+const KNOWN_TEXTS = 1024;
 
 export const newMark = (): number => (randomBytes(4).readUInt32BE() | 0x80000000) >>> 0;
 
@@ -55,8 +55,8 @@ export class FrameBuffer {
   length = 0;
   count = 0;
   #bytes: Buffer = Buffer.allocUnsafeSlow(FIRST_BYTES);
-  /** JSON of attribute names, most of which come with every span. */
-  readonly #names: Map<string, string> = new Map();
+  /** JSON of the texts that come again and again: names of attributes and of spans, ids of rollouts and attempts. */
+  readonly #known: Map<string, string> = new Map();
   readonly #arrays: (Int32Array | Float32Array)[] = [];
   readonly #widths: number[] = [];
 
@@ -144,8 +144,8 @@ export class FrameBuffer {
   #spanText(span: StoredSpan): string {
     const parent = span.parentId === undefined ? "" : `"parentId":${JSON.stringify(span.parentId)},`;
     return (
-      `{"rolloutId":${JSON.stringify(span.rolloutId)},"attemptId":${JSON.stringify(span.attemptId)},"id":${JSON.stringify(span.id)},${parent}` +
-      `"name":${JSON.stringify(span.name)},"startMs":${span.startMs},"endMs":${span.endMs},"status":"${span.status}","seq":${span.seq},` +
+      `{"rolloutId":${this.#quoted(span.rolloutId)},"attemptId":${this.#quoted(span.attemptId)},"id":${JSON.stringify(span.id)},${parent}` +
+      `"name":${this.#quoted(span.name)},"startMs":${span.startMs},"endMs":${span.endMs},"status":"${span.status}","seq":${span.seq},` +
       `"attributes":{${this.#attributesText(span.attributes)}}}`
     );
   }
@@ -155,29 +155,29 @@ export class FrameBuffer {
     for (const name of Object.keys(attributes)) {
       const value = attributes[name] as Attributes[string];
       if (text !== "") text += ",";
-      text += this.#nameText(name);
+      text += this.#quoted(name);
       if (value instanceof Int32Array) {
         const width = widthOf(value);
         this.#arrays.push(value);
         this.#widths.push(width);
-        text += `{"$i32":[${width},${value.length}]}`;
+        text += `:{"$i32":[${width},${value.length}]}`;
       } else if (value instanceof Float32Array) {
         this.#arrays.push(value);
         this.#widths.push(4);
-        text += `{"$f32":${value.length}}`;
-      } else text += isMarked(value) ? `{"$json":${JSON.stringify(value)}}` : JSON.stringify(value);
+        text += `:{"$f32":${value.length}}`;
+      } else text += isMarked(value) ? `:{"$json":${JSON.stringify(value)}}` : `:${JSON.stringify(value)}`;
     }
     return text;
   }
 
-  #nameText(name: string): string {
-    let text = this.#names.get(name);
-    if (text === undefined) {
-      if (this.#names.size >= KNOWN_NAMES) this.#names.clear();
-      text = `${JSON.stringify(name)}:`;
-      this.#names.set(name, text);
+  #quoted(text: string): string {
+    let json = this.#known.get(text);
+    if (json === undefined) {
+      if (this.#known.size >= KNOWN_TEXTS) this.#known.clear();
+      json = JSON.stringify(text);
+      this.#known.set(text, json);
     }
-    return text;
+    return json;
   }
 }
 
