@@ -40,7 +40,7 @@ const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 /** The GEMMs of a plan: operations for each row (2 a multiply-add), and which rows. */
 const gemmsOf = (plan: Plan): { flopPerRow: number; rows: Rows }[] =>
   plan.steps.flatMap((step) => {
-    if (step.op === "linear" || step.op === "linearBackward") return [{ flopPerRow: 2 * sizeOf(step.w), rows: step.rows }];
+    if ("w" in step) return [{ flopPerRow: 2 * sizeOf(step.w), rows: step.rows }];
     return step.op === "weightGrad" ? [{ flopPerRow: 2 * sizeOf(step.dw), rows: step.rows }] : [];
   });
 
