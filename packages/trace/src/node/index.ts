@@ -16,7 +16,7 @@ import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { createQueue } from "../memory.ts";
-import type { Backend } from "../rows.ts";
+import type { Backend, Transaction } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { createBlobUses, keepState, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
@@ -26,6 +26,7 @@ import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogIo, platformIo } from "./logFile.ts";
 import type { StoredResource } from "./logRecord.ts";
+import type { LogRows } from "./logRows.ts";
 import { type LogState, openLogState } from "./logState.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders } from "./segmentLog.ts";
@@ -183,17 +184,15 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         // the next body may run while this one's records are on their way: that is the group commit
         const { answer, safe } = await inTurn(async () => {
           mine = state;
-          const { log, rows, add } = mine;
-          const answer = body({
-            ...rows,
-            log: (records) => {
-              hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-              return add(records, callers());
-            },
-          });
+          const { rows, add } = mine;
+          const log: Transaction["log"] = (records) => {
+            hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
+            return add(records, callers());
+          };
+          const answer = body(Object.assign(Object.create(rows) as LogRows, { log })); // to copy every method would cost more
           await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
           await rows.release();
-          const safe = log.settled();
+          const safe = mine.log.settled();
           safe.catch(() => {}); // awaited below, perhaps a moment after it failed
           return { answer, safe };
         });
