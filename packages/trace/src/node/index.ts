@@ -43,7 +43,7 @@ export interface FileStoreOptions extends StoreOptions {
   /** Hears what a person should know: torn or damaged files, and what was done. Default: console.warn. */
   readonly onReport?: (message: string) => void;
   /** A log file is followed by another from this size on. */
-  readonly rotateBytes?: number; // 64 MiB
+  readonly rotateBytes?: number; // 32 MiB
   /** The disk under the log. Default: the platform's. Tests fail it. */
   readonly io?: LogIo;
 }
@@ -152,7 +152,7 @@ export const verifyFileStore = async (folder: string, { signal }: { signal?: Abo
  * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; the platform's file errors.
  */
 export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
-  const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 64 * 2 ** 20, io = platformIo } = options;
+  const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 32 * 2 ** 20, io = platformIo } = options;
   const inside = (name: string) => join(folder, name);
   const lock = await namingFull(folder, "the lock of an open store", async () => {
     await makeSubfolders(folder);
