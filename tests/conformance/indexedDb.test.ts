@@ -278,20 +278,22 @@ test("of appends that share, one that breaks a rule fails alone", async () => {
   await store.close();
 });
 
-/** Puts of values that say `heavy` find no room; so does what is refused when its transaction commits. */
+/** Values that say `heavy` find no room; so does what is refused when its transaction commits. */
 const fillDisk = (at: "request" | "commit") => {
-  const real = IDBObjectStore.prototype.put;
-  vi.spyOn(IDBObjectStore.prototype, "put").mockImplementation(function (this: IDBObjectStore, ...args) {
-    const isHeavy = JSON.stringify(args[0])?.includes("heavy") ?? false;
-    if (isHeavy && at === "request") throw new DOMException("no room", "QuotaExceededError");
-    if (isHeavy) {
-      Object.defineProperty(this.transaction, "error", { value: new DOMException("no room", "QuotaExceededError") });
-      const request = real.apply(this, args);
-      this.transaction.abort();
-      return request;
-    }
-    return real.apply(this, args);
-  });
+  for (const method of ["add", "put"] as const) {
+    const real = IDBObjectStore.prototype[method];
+    vi.spyOn(IDBObjectStore.prototype, method).mockImplementation(function (this: IDBObjectStore, ...args) {
+      const isHeavy = JSON.stringify(args[0])?.includes("heavy") ?? false;
+      if (isHeavy && at === "request") throw new DOMException("no room", "QuotaExceededError");
+      if (isHeavy) {
+        Object.defineProperty(this.transaction, "error", { value: new DOMException("no room", "QuotaExceededError") });
+        const request = real.apply(this, args);
+        this.transaction.abort();
+        return request;
+      }
+      return real.apply(this, args);
+    });
+  }
 };
 
 test("on a full disk the call without room is told so by code, those that shared its transaction are stored", async () => {
@@ -327,9 +329,10 @@ test("a disk without room for a byte still forgets, and no seq is given again", 
   const store = await openIndexedDbStore(newName());
   await store.append([spanOf(await begin(store, "a"), "x")]);
   await store.cancel("a");
-  vi.spyOn(IDBObjectStore.prototype, "put").mockImplementation(() => {
-    throw new DOMException("no room", "QuotaExceededError");
-  });
+  for (const method of ["add", "put"] as const)
+    vi.spyOn(IDBObjectStore.prototype, method).mockImplementation(() => {
+      throw new DOMException("no room", "QuotaExceededError");
+    });
   for (const write of [
     () => store.enqueue([{ id: "b", input: 1 }]),
     () => store.publish({ name: "p", kind: "prompt", files: {} }),

@@ -12,7 +12,7 @@ import type { Durability, Transaction } from "../rows.ts";
 import { type Member, runMembers } from "../sharedTransaction.ts";
 
 /** One transaction: all or nothing. */
-export type RunTransaction = <T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
+export type RunTransaction = <T>(mode: "read" | "append" | Durability, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
 
 export interface InOrder {
   read<T>(body: (transaction: Transaction) => Promise<T>): Promise<T>;
@@ -30,30 +30,19 @@ interface Group {
   spans: number;
 }
 
-/** A message to oneself: unlike a timer of 0 ms it is not slowed down in a tab that nobody sees. */
-const nextMacrotask = (): Promise<void> =>
-  new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
-    };
-    port2.postMessage(null);
-  });
-
 /** A request failed, and with it the transaction. */
 const isOfRequest = (error: unknown): boolean => !(error instanceof TraceError);
 
 const runGroup = async (run: RunTransaction, members: readonly Member[]): Promise<void> => {
   if (members.length > 1)
     try {
-      const tell = await run("relaxed", (transaction) => runMembers(transaction, members, isOfRequest));
+      const tell = await run("append", (transaction) => runMembers(transaction, members, isOfRequest));
       for (const told of tell) told();
       return;
     } catch {
       // nothing of it is stored; whose failure it is, each finds out alone
     }
-  for (const { body, resolve, reject } of members) await run("relaxed", body).then(resolve, reject);
+  for (const { body, resolve, reject } of members) await run("append", body).then(resolve, reject);
 };
 
 export const createInOrder = (run: RunTransaction): InOrder => {
@@ -68,9 +57,7 @@ export const createInOrder = (run: RunTransaction): InOrder => {
 
   const beginGroup = (): Group => {
     const group: Group = { members: [], spans: 0 };
-    const moment = nextMacrotask();
     void inTurn(async () => {
-      await moment;
       if (open === group) open = undefined;
       await runGroup(run, group.members);
     });

@@ -8,12 +8,14 @@
 // like others. Not a quota manager: nothing is thrown out to make room.
 
 import { TraceError } from "../errors.ts";
-import type { Backend } from "../rows.ts";
+import type { Backend, Durability, Rows } from "../rows.ts";
 import { createStore, type Hints, type StoreOptions } from "../store.ts";
 import type { Store, StoreEvent } from "../vocabulary.ts";
 import { createConnection } from "./connection.ts";
 import { createInOrder, type RunTransaction } from "./inOrder.ts";
-import { createIndexedDbRows, ROW_STORES } from "./rows.ts";
+import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
+import type { StoreDatabase } from "./schema.ts";
+import { type Known, learn } from "./turns.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
   /** Hears what a person should know: another tab blocks an upgrade, the answer to `persist`. Default: console.warn. */
@@ -54,6 +56,9 @@ const openHints = (channelName: string): Hints & { close(): void } => {
   };
 };
 
+/** What an append may be told for spans that are there already, or that would not fit if they were not. */
+const REFUSALS = new Set(["ConstraintError", "QuotaExceededError"]);
+
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
   const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
@@ -89,26 +94,56 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
   if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
   const hints = openHints(databaseName);
 
+  /** Of the handle that it was learnt through: another may lead to another database. */
+  let memory: { readonly db: StoreDatabase; readonly known: Known; readonly isShared: boolean } | undefined;
+
+  const transact = async <T>(
+    db: StoreDatabase,
+    mode: "read" | Durability,
+    guess: Guess,
+    body: (rows: Rows) => Promise<T>,
+  ): Promise<{ answer: T } | "wrong turn" | "refused"> => {
+    const transaction =
+      mode === "read" ? db.transaction(ROW_STORES, "readonly") : db.transaction(ROW_STORES, "readwrite", { durability: mode });
+    transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
+    try {
+      const rows = createIndexedDbRows(transaction, guess);
+      const answer = await body(rows);
+      const lesson = await rows.end();
+      if (lesson === "wrong") {
+        transaction.abort();
+        return "wrong turn";
+      }
+      transaction.commit();
+      await transaction.done;
+      if (lesson !== undefined) {
+        const known = memory?.db === db ? memory.known : undefined;
+        memory = { db, known: learn(known, lesson), isShared: known !== undefined && known.turn !== lesson.before.turn };
+      }
+      return { answer };
+    } catch (error) {
+      try {
+        transaction.abort();
+      } catch {
+        // it ended before: the first error is the one to tell
+      }
+      const cause = transaction.error ?? error;
+      if (guess.isNew && REFUSALS.has((cause as Partial<Error>).name ?? "")) return "refused";
+      if (!(error instanceof TraceError)) memory = undefined;
+      throw orFull(databaseName, cause);
+    }
+  };
+
   const run: RunTransaction = (mode, body) =>
     connection.use(async (db) => {
-      const transaction =
-        mode === "read" ? db.transaction(ROW_STORES, "readonly") : db.transaction(ROW_STORES, "readwrite", { durability: mode });
-      transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
-      try {
-        const rows = createIndexedDbRows(transaction);
-        const answer = await body(rows);
-        await rows.keepSeqs();
-        transaction.commit();
-        await transaction.done;
-        return answer;
-      } catch (error) {
-        try {
-          transaction.abort();
-        } catch {
-          // it ended before: the first error is the one to tell
-        }
-        throw orFull(databaseName, transaction.error ?? error);
+      if (mode === "append") {
+        const known = memory?.db === db && !memory.isShared ? memory.known : undefined;
+        let tried = await transact(db, "relaxed", { known, isNew: true }, body);
+        if (tried === "wrong turn") tried = await transact(db, "relaxed", { isNew: true }, body);
+        if (typeof tried === "object") return tried.answer;
       }
+      const tried = await transact(db, mode === "append" ? "relaxed" : mode, { isNew: false }, body);
+      return (tried as { answer: Awaited<ReturnType<typeof body>> }).answer; // nothing was guessed
     });
   const inOrder = createInOrder(run);
 

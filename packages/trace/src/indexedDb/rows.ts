@@ -1,16 +1,30 @@
-// The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else. What appends that
-// share it ask again and again (the attempt, the last seq) is asked of the database once: nobody else writes meanwhile.
+// The rows of one IndexedDB transaction. Every method awaits this transaction's requests and nothing else. What is asked for
+// again and again (the head, a running attempt and its rollout) is asked of the database once, or not at all by an append that
+// trusts what is known (turns.ts).
 
-import type { IDBPTransaction } from "idb";
+import { type IDBPTransaction, unwrap } from "idb";
 import { manifestOfSync } from "../manifest.ts";
 import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
-import type { Attempt, Resource, ResourceEntry, RolloutStatus } from "../vocabulary.ts";
+import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, StoredSpan } from "../vocabulary.ts";
 import type { StoreSchema } from "./schema.ts";
+import { attemptKey, type Beat, type Head, headOf, type Known, type Lesson, learn, TURNS_KEPT } from "./turns.ts";
 
-export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "counters"] as const;
+export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "turns"] as const;
 type RowTransaction = IDBPTransaction<StoreSchema, typeof ROW_STORES, "readonly" | "readwrite">;
-type RowStore = Exclude<(typeof ROW_STORES)[number], "counters">;
+
+/** What a transaction goes by without reading. */
+export interface Guess {
+  /** Instead of the head and of running attempts. */
+  readonly known?: Known | undefined;
+  /** No span is there yet; one that is breaks a constraint, and so the transaction. */
+  readonly isNew: boolean;
+}
+
+export interface IndexedDbRows extends Rows {
+  /** The transaction's last write. Resolves with what it teaches once it is committed, if anything; "wrong" where `known` was. */
+  end(): Promise<Lesson | "wrong" | undefined>;
+}
 
 const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"] as const satisfies readonly RolloutStatus[];
 const LAST = Number.POSITIVE_INFINITY;
@@ -19,32 +33,36 @@ const LAST = Number.POSITIVE_INFINITY;
 const entryOf = (row: Omit<Resource, "manifest"> & Partial<Resource>): ResourceEntry =>
   withoutFiles({ ...row, manifest: row.manifest ?? manifestOfSync(row.files) });
 
-/** `keepSeqs` is the transaction's last write. */
-export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepSeqs(): Promise<void> } => {
+export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew }: Guess): IndexedDbRows => {
   const rollouts = transaction.objectStore("rollouts");
   const attempts = transaction.objectStore("attempts");
   const spans = transaction.objectStore("spans");
   const resources = transaction.objectStore("resources");
-  const counters = transaction.objectStore("counters");
   const write = transaction as IDBPTransaction<StoreSchema, typeof ROW_STORES, "readwrite">;
-  const put = async <S extends RowStore>(store: S, value: StoreSchema[S]["value"]): Promise<void> => {
-    await write.objectStore(store).put(value);
-  };
+  const seenRollouts = new Map<string, Rollout>();
+  const seenAttempts = new Map<string, Attempt>();
+  const beats = new Map<string, Beat>();
   const given = { rolloutSeq: 0, spanSeq: 0 };
-  const keepSeq = async (name: keyof typeof given, seq: number): Promise<void> => {
-    if (((await counters.get(name)) ?? 0) < seq) await write.objectStore("counters").put(seq, name);
+  const ended: string[] = [];
+  let isTrusting = false;
+  let isChanged = false;
+
+  let reading: Promise<Head> | undefined;
+  const head = async (): Promise<Head> => {
+    isTrusting ||= known !== undefined;
+    reading ??= known === undefined ? transaction.objectStore("turns").getAll().then(headOf) : Promise.resolve(known);
+    return reading;
   };
-  const lastRolloutSeq = async (): Promise<number> =>
-    Math.max((await counters.get("rolloutSeq")) ?? 0, (await rollouts.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
-  let storedSpanSeq: number | undefined;
-  const lastSpanSeq = async (): Promise<number> => {
-    storedSpanSeq ??= Math.max((await counters.get("spanSeq")) ?? 0, (await spans.index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
-    return Math.max(storedSpanSeq, given.spanSeq);
-  };
-  const knownAttempts = new Map<string, Map<string, Attempt>>(); // by rollout
-  const know = (attempt: Attempt): void => {
-    const known = knownAttempts.get(attempt.rolloutId) ?? new Map<string, Attempt>();
-    knownAttempts.set(attempt.rolloutId, known.set(attempt.id, attempt));
+  if (known === undefined && transaction.mode === "readwrite") void head().catch(() => {}); // beside the first request of the body
+
+  /** While it runs, its last heartbeat may be a turn's. */
+  const alive = async (rows: readonly Attempt[]): Promise<Attempt[]> => {
+    const told = rows.some(({ status }) => status === "running") ? (await head()).beats : beats;
+    return rows.map((row) => {
+      const key = attemptKey(row.rolloutId, row.id);
+      const atMs = (beats.get(key) ?? told.get(key))?.[2] ?? 0;
+      return row.status === "running" && atMs > row.lastHeartbeatMs ? Object.freeze({ ...row, lastHeartbeatMs: atMs }) : row;
+    });
   };
 
   const resource = async (name: string, version?: number): Promise<Resource | undefined> => {
@@ -52,8 +70,17 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
     return (await resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"))?.value;
   };
 
+  const spansAfter = (rolloutId: string, seq: number, limit: number): Promise<StoredSpan[]> =>
+    spans.index("byRollout").getAll(IDBKeyRange.bound([rolloutId, seq], [rolloutId, LAST], true), limit);
+
   return {
-    rollout: (id) => rollouts.get(id),
+    rollout: async (id) => {
+      const trusted = known?.rollouts.get(id);
+      isTrusting ||= trusted !== undefined;
+      const rollout = seenRollouts.get(id) ?? trusted ?? (await rollouts.get(id));
+      if (rollout) seenRollouts.set(id, rollout);
+      return rollout;
+    },
     rollouts: async (order, fromSeq, limit) => {
       if (order === "oldest") return rollouts.index("bySeq").getAll(IDBKeyRange.lowerBound(fromSeq ?? 0, true), limit);
       const found = [];
@@ -69,22 +96,37 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
     queued: async (limit) =>
       limit === 0 ? [] : rollouts.index("byStatus").getAll(IDBKeyRange.bound(["queued", 0], ["queued", LAST]), limit), // a count of 0 means all
     attempt: async ({ rolloutId, id }) => {
-      const known = knownAttempts.get(rolloutId)?.get(id);
-      if (known) return known;
-      const attempt = await attempts.get([rolloutId, id]);
-      if (attempt) know(attempt);
+      const key = attemptKey(rolloutId, id);
+      const trusted = known?.attempts.get(key);
+      isTrusting ||= trusted !== undefined;
+      let attempt = seenAttempts.get(key) ?? trusted;
+      if (attempt === undefined) {
+        const row = await attempts.get([rolloutId, id]);
+        if (row === undefined) return undefined;
+        [attempt] = (await alive([row])) as [Attempt];
+      }
+      seenAttempts.set(key, attempt);
       return attempt;
     },
-    attempts: (rolloutId) => attempts.index("bySequence").getAll(IDBKeyRange.bound([rolloutId, 0], [rolloutId, LAST])),
-    silentSince: (beforeMs) =>
-      attempts.index("byHeartbeat").getAll(IDBKeyRange.bound(["running", -LAST], ["running", beforeMs], false, true)),
-    hasSpan: async (rolloutId, attemptId, id) => (await spans.getKey([rolloutId, attemptId, id])) !== undefined,
-    spans: ({ rolloutId, attemptId }, afterSeq, limit) =>
-      attemptId === undefined
-        ? spans.index("byRollout").getAll(IDBKeyRange.bound([rolloutId, afterSeq], [rolloutId, LAST], true), limit)
-        : spans.index("byAttempt").getAll(IDBKeyRange.bound([rolloutId, attemptId, afterSeq], [rolloutId, attemptId, LAST], true), limit),
-    lastRolloutSeq,
-    lastSpanSeq,
+    attempts: async (rolloutId) => alive(await attempts.index("bySequence").getAll(IDBKeyRange.bound([rolloutId, 0], [rolloutId, LAST]))),
+    silentSince: async (beforeMs) => {
+      const range = IDBKeyRange.bound(["running", -LAST], ["running", beforeMs], false, true);
+      const rows = await alive(await attempts.index("byHeartbeat").getAll(range)); // a row's heartbeat is never later than the last
+      return rows.filter(({ lastHeartbeatMs }) => lastHeartbeatMs < beforeMs);
+    },
+    hasSpan: async (rolloutId, attemptId, id) => !isNew && (await spans.getKey([rolloutId, attemptId, id])) !== undefined,
+    spans: async ({ rolloutId, attemptId }, afterSeq, limit) => {
+      const found: StoredSpan[] = [];
+      for (let seq = afterSeq; ; ) {
+        const page = await spansAfter(rolloutId, seq, limit);
+        if (attemptId === undefined) return page;
+        found.push(...page.filter((span) => span.attemptId === attemptId));
+        if (page.length < limit || found.length >= limit) return found.slice(0, limit);
+        seq = (page.at(-1) as StoredSpan).seq;
+      }
+    },
+    lastRolloutSeq: async () => Math.max((await head()).rolloutSeq, given.rolloutSeq),
+    lastSpanSeq: async () => Math.max((await head()).spanSeq, given.spanSeq),
     resource,
     resourceEntry: async (name, version) => {
       const row = await resource(name, version);
@@ -99,46 +141,65 @@ export const createIndexedDbRows = (transaction: RowTransaction): Rows & { keepS
     },
     stats: async () => {
       const counts = {} as Record<RolloutStatus, number>;
-      for (const status of STATUSES)
+      const count = async (status: RolloutStatus) => {
         counts[status] = await rollouts.index("byStatus").count(IDBKeyRange.bound([status, 0], [status, LAST]));
-      return {
-        rollouts: counts,
-        attempts: await attempts.count(),
-        spans: await spans.count(),
-        resources: await resources.count(),
       };
+      const [attemptCount, spanCount, resourceCount] = await Promise.all([
+        attempts.count(),
+        spans.count(),
+        resources.count(),
+        ...STATUSES.map(count),
+      ]);
+      return { rollouts: counts, attempts: attemptCount, spans: spanCount, resources: resourceCount };
     },
-    putRollout: (rollout) => {
+    putRollout: async (rollout) => {
+      isChanged = true;
       given.rolloutSeq = Math.max(given.rolloutSeq, rollout.seq);
-      return put("rollouts", rollout);
+      seenRollouts.set(rollout.id, rollout);
+      await write.objectStore("rollouts").put(rollout);
     },
-    putAttempt: (attempt) => {
-      know(attempt);
-      return put("attempts", attempt);
+    putAttempt: async (attempt) => {
+      isChanged = true;
+      const { rolloutId, id, status, lastHeartbeatMs } = attempt;
+      const key = attemptKey(rolloutId, id);
+      const isBeat = status === "running" && seenAttempts.get(key)?.status === "running";
+      seenAttempts.set(key, attempt);
+      if (isBeat) beats.set(key, [rolloutId, id, lastHeartbeatMs]);
+      else await write.objectStore("attempts").put(attempt);
+      if (status !== "running") ended.push(key);
     },
     putSpan: async (span) => {
+      isChanged = true;
       given.spanSeq = Math.max(given.spanSeq, span.seq);
-      // not awaited: one that fails aborts the transaction, whose end tells; what is thrown at once is thrown on
-      write
-        .objectStore("spans")
-        .put(span)
-        .catch(() => {});
+      // not awaited: one that fails aborts the transaction, whose end tells
+      unwrap(write.objectStore("spans")).add(span);
     },
-    putResource: (resource) => put("resources", resource),
+    putResource: async (resource) => void (await write.objectStore("resources").put(resource)),
     removeRollout: async (id) => {
-      // where an older release wrote last; else they are kept already, and a full disk still deletes, for nothing is put
-      await keepSeq("rolloutSeq", await lastRolloutSeq());
-      await keepSeq("spanSeq", await lastSpanSeq());
-      knownAttempts.delete(id);
+      // it does not run, so nobody knows of it without asking: no turn, and a full disk still deletes
       const ofRollout = IDBKeyRange.bound([id], [id, []]); // a list is greater than every text
-      await write.objectStore("spans").delete(ofRollout);
-      await write.objectStore("attempts").delete(ofRollout);
-      await write.objectStore("rollouts").delete(id);
+      await Promise.all([
+        write.objectStore("spans").delete(ofRollout),
+        write.objectStore("attempts").delete(ofRollout),
+        write.objectStore("rollouts").delete(id),
+      ]);
     },
     removeResource: async (name, version) => write.objectStore("resources").delete([name, version]),
-    keepSeqs: async () => {
-      if (given.rolloutSeq > 0) await keepSeq("rolloutSeq", given.rolloutSeq);
-      if (given.spanSeq > 0) await keepSeq("spanSeq", given.spanSeq);
+    end: async () => {
+      if (!isChanged && !isTrusting) return undefined;
+      const before = await head();
+      const turn = before.turn + 1;
+      const isWhole = turn % TURNS_KEPT === 0 || ended.some((key) => before.beats.has(key));
+      const rolloutSeq = Math.max(before.rolloutSeq, given.rolloutSeq);
+      const spanSeq = Math.max(before.spanSeq, given.spanSeq);
+      const lesson: Lesson = { before, turn, rolloutSeq, spanSeq, beats, rollouts: seenRollouts, attempts: seenAttempts };
+      const told = isWhole ? learn(undefined, lesson).beats : beats;
+      const turns = write.objectStore("turns");
+      const adding = turns.add({ rolloutSeq, spanSeq, beats: [...told.values()] });
+      if (isWhole) turns.delete(IDBKeyRange.upperBound(turn, true)).catch(() => {});
+      if (known === undefined) adding.catch(() => {});
+      else if ((await adding) !== turn) return "wrong";
+      return lesson;
     },
   };
 };
