@@ -40,6 +40,17 @@ describeStores((storeCase, test_) => {
     expect(await store.stats()).toMatchObject({ spans: 0, redacted: 1 });
   });
 
+  test_("redact sees an attempt's last spans as all others", async () => {
+    const redact = { span: (given: Span) => (given.id === "s2" ? null : { ...given, attributes: { text: "[removed]" } }) };
+    const { store } = await openWorld(storeCase, { redact });
+    const attempt = await begin(store, "a");
+    const last = ["s1", "s2"].map((id) => span("a", attempt.id, id, { attributes: { text: "my name" } }));
+    expect(await store.finish(attempt, { status: "succeeded" }, last)).toMatchObject({ status: "succeeded" });
+    const found = await collect(store.spans({ rolloutId: "a" }));
+    expect(found.map(({ id, attributes }) => [id, attributes])).toEqual([["s1", { text: "[removed]" }]]);
+    expect(await store.stats()).toMatchObject({ spans: 1, redacted: 1 });
+  });
+
   test_("redact sees tasks and errors before they are kept, and what it gives is what everybody gets", async () => {
     const seen: unknown[] = [];
     const { store } = await openWorld(storeCase, {

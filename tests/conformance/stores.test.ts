@@ -243,6 +243,36 @@ describeStores((storeCase, test_, where) => {
     expect(await store.attempts("a")).toMatchObject([{ status: "succeeded", endedAtMs: 2_000 }]);
   });
 
+  test_("finish takes the attempt's last spans with it: they are there when its rollout has ended, once", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    await store.append([span("a", attempt.id, "s1")]);
+    time.now = 2_000;
+    const last = [span("a", attempt.id, "s1"), span("a", attempt.id, "s2"), span("a", attempt.id, "s2"), span("a", attempt.id, "s3")];
+    expect(await store.finish(attempt, { status: "succeeded" }, last)).toMatchObject({ status: "succeeded", endedAtMs: 2_000 });
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id, seq }) => [id, seq])).toEqual([
+      ["s1", 1],
+      ["s2", 2],
+      ["s3", 3],
+    ]);
+    await store.finish(attempt, { status: "succeeded" }, [...last, span("a", attempt.id, "s4")]); // asked again: what is new is late
+    expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id }) => id)).toEqual(["s1", "s2", "s3", "s4"]);
+    expect((await store.stats()).spans).toBe(4);
+  });
+
+  test_("an end that is refused keeps no span, and a span that is refused keeps the attempt running", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    const other = await begin(store, "b");
+    const bad = span("a", attempt.id, "s2", { attributes: { n: Number.NaN } });
+    expect(await codeOf(store.finish(attempt, { status: "running" as never }, [span("a", attempt.id, "s1")]))).toBe("status");
+    expect(await codeOf(store.finish(attempt, { status: "succeeded" }, [span("a", attempt.id, "s1"), bad]))).toBe("bad-input");
+    expect(await codeOf(store.finish(attempt, { status: "succeeded" }, [span("b", other.id, "s1")]))).toBe("bad-input");
+    expect(await codeOf(store.finish({ rolloutId: "a", id: "nobody" }, { status: "failed" }, [span("a", "nobody", "s1")]))).toBe("unknown");
+    expect(await store.stats()).toMatchObject({ rollouts: { running: 2 }, spans: 0 });
+    expect(await store.finish(attempt, { status: "succeeded" }, [span("a", attempt.id, "s1")])).toMatchObject({ status: "succeeded" });
+  });
+
   test_("a failed attempt keeps its error, and is retried as its rollout's config says", async () => {
     const { store } = await openWorld(storeCase);
     const first = await begin(store, "a", { maxAttempts: 3, retryOn: ["failed", "timeout"] });

@@ -104,6 +104,34 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
 /** One text for several: a length stands before each, so that no two lists are alike. */
 const textOf = (...texts: readonly string[]): string => texts.map((text) => `${text.length} ${text}`).join(" ");
 
+const attemptsOf = async (rows: Rows, refs: readonly AttemptRef[]): Promise<Attempt[]> => {
+  const attempts = new Map<string, Attempt>();
+  let last: AttemptRef | undefined; // most spans are of the attempt that the one before was of
+  for (const ref of refs) {
+    if (last?.id === ref.id && last.rolloutId === ref.rolloutId) continue;
+    last = ref;
+    const at = textOf(ref.rolloutId, ref.id);
+    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, ref));
+  }
+  return [...attempts.values()];
+};
+
+/** Those that are not there yet, once. */
+const newSpans = async (rows: Rows, spans: readonly Span[]): Promise<StoreRecord[]> => {
+  if (spans.length === 0) return [];
+  const records: StoreRecord[] = [];
+  const taken = new Set<string>();
+  let seq = await rows.lastSpanSeq();
+  for (const span of spans) {
+    const at = spans.length === 1 ? "" : textOf(span.rolloutId, span.attemptId, span.id);
+    if (taken.has(at) || (await rows.hasSpan(span.rolloutId, span.attemptId, span.id))) continue;
+    taken.add(at);
+    seq += 1;
+    records.push({ kind: "span", data: Object.freeze({ ...span, seq }) });
+  }
+  return records;
+};
+
 /** `spans` of `refs`: a span that was redacted away still proves that its attempt exists and lives. */
 export const append = async (
   rows: Rows,
@@ -112,22 +140,10 @@ export const append = async (
   refs: readonly AttemptRef[],
   nowMs: number,
 ): Promise<void> => {
-  const attempts = new Map<string, Attempt>();
-  for (const ref of refs) {
-    const at = textOf(ref.rolloutId, ref.id);
-    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, ref));
-  }
-  const records: StoreRecord[] = [];
-  const taken = new Set<string>();
-  let seq = await rows.lastSpanSeq();
-  for (const span of spans) {
-    const at = textOf(span.rolloutId, span.attemptId, span.id);
-    if (taken.has(at) || (await rows.hasSpan(span.rolloutId, span.attemptId, span.id))) continue;
-    taken.add(at);
-    seq += 1;
-    records.push({ kind: "span", data: Object.freeze({ ...span, seq }) });
-  }
-  await commit([...records, ...[...attempts.values()].flatMap((attempt) => beaten(attempt, nowMs))]);
+  const attempts = await attemptsOf(rows, refs);
+  const records = await newSpans(rows, spans);
+  for (const attempt of attempts) records.push(...beaten(attempt, nowMs));
+  await commit(records);
 };
 
 export const heartbeat = async (rows: Rows, commit: Commit, ref: AttemptRef, nowMs: number): Promise<void> =>
@@ -143,12 +159,21 @@ const ended = (attempt: Attempt, outcome: Outcome, nowMs: number): StoreRecord =
   }),
 });
 
-export const finish = async (rows: Rows, commit: Commit, ref: AttemptRef, outcome: Outcome, nowMs: number): Promise<Rollout> => {
+/** The attempt's last spans come before its end: both or neither. */
+export const finish = async (
+  rows: Rows,
+  commit: Commit,
+  ref: AttemptRef,
+  outcome: Outcome,
+  last: readonly Span[],
+  nowMs: number,
+): Promise<Rollout> => {
   const attempt = await attemptOf(rows, ref);
-  if (attempt.status === "running" || attempt.status !== outcome.status) {
-    guardAttempt(attempt, outcome.status);
-    await commit([ended(attempt, outcome, nowMs)]);
-  }
+  const isNew = attempt.status === "running" || attempt.status !== outcome.status;
+  if (isNew) guardAttempt(attempt, outcome.status);
+  const records = await newSpans(rows, last);
+  if (isNew) records.push(ended(attempt, outcome, nowMs));
+  if (records.length > 0) await commit(records);
   return rolloutOf(rows, ref.rolloutId);
 };
 

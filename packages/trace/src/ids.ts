@@ -47,8 +47,11 @@ export const mintId = (nowMs: number, randomBytes: RandomBytes = platformRandom)
   return toBase32(time < 0 ? time + TIME_RANGE : time, 10) + toBase32(wordAt(random, 0), 8) + toBase32(wordAt(random, 5), 8);
 };
 
+const HEX: readonly string[] = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
+
 /** 16 hex digits, never all zero (OpenTelemetry reserves that). */
 export const mintSpanId = (randomBytes: RandomBytes = platformRandom): string => {
-  const id = Array.from(randomBytes(8), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let id = "";
+  for (const byte of randomBytes(8)) id += HEX[byte] as string;
   return id === "0000000000000000" ? "0000000000000001" : id;
 };

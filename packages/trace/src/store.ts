@@ -9,8 +9,8 @@ import { applyRecord } from "./records.ts";
 import { type Redact, redactedItems, redactedOutcome, redactedSpan, redactedTask } from "./redact.ts";
 import { rolloutsOf } from "./rolloutPages.ts";
 import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
-import { checkedResource, checkedTask, copyFiles, copySpan } from "./values.ts";
-import type { Resource, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
+import { checkedResource, checkedTask, copyFiles, copySpan, guardOwn } from "./values.ts";
+import type { Resource, Span, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { platformTimer } from "./waitBounds.ts";
 import { createWaitFor } from "./waiting.ts";
 
@@ -43,6 +43,10 @@ const digestedItems = (items: readonly (StoreItem | null)[]): Promise<(StoreItem
   );
 
 const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
+
+/** Those that are to be kept. @throws TraceError "bad-input". */
+const keptSpans = (spans: readonly Span[], redact: Redact | undefined): Span[] =>
+  spans.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
 
 /** One event per rollout for a batch of spans; a rollout's changes stay in order. */
 const merged = (events: readonly StoreEvent[]): StoreEvent[] => {
@@ -126,20 +130,23 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {
-      const all = spans.map((span) => redactedSpan(span, options.redact));
-      const kept = all.filter((span) => span !== null);
+      const kept = keptSpans(spans, options.redact);
       const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
       await write(
         "relaxed",
         (rows, commit) => commands.append(rows, commit, kept, refs, clock()),
         (body) => (backend.append === undefined ? backend.transact("relaxed", body) : backend.append(kept.length, body)),
       );
-      redacted += all.length - kept.length;
+      redacted += spans.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
-    finish: async (attempt, outcome) => {
+    finish: async (attempt, outcome, spans = []) => {
       const kept = redactedOutcome(outcome, attempt, options.redact);
-      return write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, clock()));
+      guardOwn(attempt, spans);
+      const last = keptSpans(spans, options.redact);
+      const rollout = await write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, last, clock()));
+      redacted += spans.length - last.length;
+      return rollout;
     },
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
     forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId)),

@@ -1,6 +1,7 @@
 // Between spans and transitions: the builders write the attributes, toTransitions and rewardOf read them. Nothing else does,
 // so a misspelt name or a bad number is caught here. Pure.
 
+import { mapped } from "./attributeCodec.ts";
 import { ATTRIBUTES } from "./attributes.ts";
 import { TraceError } from "./errors.ts";
 import type { AttemptRef, Attributes, AttributeValue, Json, Mode, Span, StoredSpan, Transition } from "./vocabulary.ts";
@@ -74,8 +75,7 @@ export interface Reward {
   readonly responseId?: string;
 }
 
-const defined = (attributes: Record<string, AttributeValue | undefined>): Attributes =>
-  Object.fromEntries(Object.entries(attributes).filter((entry): entry is [string, AttributeValue] => entry[1] !== undefined));
+const defined = (attributes: Readonly<Record<string, AttributeValue | undefined>>): Attributes => mapped(attributes, (value) => value);
 
 const nameOf = (span: Pick<Span, "rolloutId" | "attemptId" | "id">): string =>
   `span ${span.id} of rollout ${span.rolloutId}, attempt ${span.attemptId}`;

@@ -10,7 +10,9 @@ import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
   Attempt,
   AttemptError,
+  AttemptRef,
   Attributes,
+  AttributeValue,
   Json,
   Resource,
   ResourceEntry,
@@ -36,14 +38,15 @@ export const copyJson = (value: unknown, where: string): Json => {
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
   if (Array.isArray(value)) {
     if (isSecretPair(value, where)) return Object.freeze([value[0] as string, REMOVED]);
-    return Object.freeze(Array.from(value, (item, index) => copyJson(item, `${where}[${index}]`)));
+    const copy: Json[] = [];
+    for (let index = 0; index < value.length; index++) copy.push(copyJson(value[index], `${where}[${index}]`)); // a hole is refused
+    return Object.freeze(copy);
   }
   if (typeof value !== "object") return refuse(where, "a value is JSON", typeof value);
   const prototype = Object.getPrototypeOf(value);
   if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return refuse(where, "a value is JSON", prototype.constructor?.name);
-  const entries = Object.entries(value).filter(([, item]) => item !== undefined);
   const hides = isSecretField(value, where) ? "value" : undefined;
-  return Object.freeze(Object.fromEntries(entries.map(([key, item]) => [key, key === hides ? REMOVED : copyMember(key, item, where)])));
+  return Object.freeze(mapped(value as Record<string, unknown>, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where))));
 };
 
 const copyMember = (name: string, value: unknown, where: string): Json =>
@@ -63,13 +66,7 @@ const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json
 const isTyped = (value: unknown): value is Int32Array | Float32Array => value instanceof Int32Array || value instanceof Float32Array;
 
 const copyAttributes = (attributes: Attributes, where: string): Attributes =>
-  Object.freeze(
-    Object.fromEntries(
-      Object.entries(attributes)
-        .filter(([, value]) => value !== undefined)
-        .map(([name, value]) => [name, isTyped(value) ? value.slice() : copyMember(name, value, where)]),
-    ),
-  );
+  Object.freeze(mapped(attributes, (value: AttributeValue, name) => (isTyped(value) ? value.slice() : copyMember(name, value, where))));
 
 const text = (value: unknown, where: string): string =>
   typeof value === "string" && value !== "" ? value : refuse(where, "a non-empty string", value);
@@ -90,6 +87,16 @@ export const checkedSpan = (span: Span): Span => {
     status: span.status === "ok" || span.status === "error" ? span.status : refuse(`span ${id}.status`, "ok or error", span.status),
     attributes: copyAttributes(span.attributes, `span ${id}.attributes`),
   });
+};
+
+/** @throws TraceError "bad-input" for a last span of somebody else's. */
+export const guardOwn = (attempt: AttemptRef, last: readonly Span[]): void => {
+  const stray = last.find(({ rolloutId, attemptId }) => rolloutId !== attempt.rolloutId || attemptId !== attempt.id);
+  if (stray !== undefined)
+    throw new TraceError(
+      "bad-input",
+      `finish: the last spans are of attempt ${attempt.id} of rollout ${attempt.rolloutId}, got one of ${stray.attemptId} of ${stray.rolloutId}; append it`,
+    );
 };
 
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */

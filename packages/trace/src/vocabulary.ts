@@ -210,8 +210,11 @@ export interface Store {
   /** Idempotent by (rollout, attempt, span id). Also the attempt's heartbeat. Rejects for an unknown attempt; accepts late spans of ended ones. */
   append(spans: readonly Span[]): Promise<void>;
   heartbeat(attempt: AttemptRef): Promise<void>;
-  /** Guarded by the status tables; finishing again with the same status is a no-op, with another an error. Decides whether the rollout is queued again. */
-  finish(attempt: AttemptRef, outcome: Outcome): Promise<Rollout>;
+  /**
+   * Guarded by the status tables; finishing again with the same status is a no-op, with another an error. Decides whether the rollout is
+   * queued again. `spans`: the attempt's last, appended before its end: both or neither.
+   */
+  finish(attempt: AttemptRef, outcome: Outcome, spans?: readonly Span[]): Promise<Rollout>;
   /** Ends a queued or running rollout; terminal ones stay as they are. */
   cancel(rolloutId: string): Promise<Rollout>;
   /**

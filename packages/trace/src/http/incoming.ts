@@ -1,7 +1,8 @@
 // What a request brings, checked as far as the store does not check it itself: sizes, JSON, the kinds of fields.
 
 import { TraceError } from "../errors.ts";
-import type { AttemptRef, Json, RolloutQuery, RolloutStatus } from "../vocabulary.ts";
+import { decodeSpan } from "../itemCodec.ts";
+import type { AttemptRef, Json, RolloutQuery, RolloutStatus, Span } from "../vocabulary.ts";
 import { ROLLOUTS_A_PAGE } from "./protocol.ts";
 
 export const bad = (where: string, rule: string, got: unknown): never => {
@@ -87,6 +88,9 @@ export const decoded = <T>(decode: () => T): T => {
     throw error;
   }
 };
+
+export const spansIn = (body: Fields): Span[] =>
+  listIn(body, "spans").map((span, index) => decoded(() => decodeSpan<Span>(span, `body.spans[${index}]`)));
 
 export const needed = (search: URLSearchParams, name: string): string => search.get(name) ?? bad(`?${name}`, "a value", null);
 

@@ -9,7 +9,7 @@ import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "..
 import { withManifest } from "../manifest.ts";
 import { redactedItems, redactedOutcome, redactedSpan, redactedTask } from "../redact.ts";
 import type { StoreOptions } from "../store.ts";
-import { checkedResource, checkedTask } from "../values.ts";
+import { checkedResource, checkedTask, guardOwn } from "../values.ts";
 import type {
   Adopted,
   Attempt,
@@ -212,10 +212,15 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       redacted += given.length - kept.length;
     },
     heartbeat: async ({ rolloutId, id }) => inTurn([aboutRollout(rolloutId)], () => post("/heartbeat", { attempt: { rolloutId, id } })),
-    finish: async ({ rolloutId, id }, given) => {
+    finish: async ({ rolloutId, id }, given, last = []) => {
       const outcome = redactedOutcome(given, { rolloutId, id }, redact);
+      guardOwn({ rolloutId, id }, last);
+      const kept = last.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
+      const sent = { attempt: { rolloutId, id }, outcome, ...(kept.length > 0 && { spans: kept.map(encodeSpan) }) };
       return inTurn([aboutRollout(rolloutId)], async () => {
-        return (await post<{ rollout: Rollout }>("/finish", { attempt: { rolloutId, id }, outcome })).rollout;
+        const { rollout } = await post<{ rollout: Rollout }>("/finish", sent);
+        redacted += last.length - kept.length;
+        return rollout;
       });
     },
     cancel: async (rolloutId) =>

@@ -7,7 +7,7 @@
 //   POST /spans          { spans }                                    → 204
 //   GET  /spans          ?rolloutId=&attemptId=&after=&limit=         → NDJSON, at most `limit` (64)
 //   POST /heartbeat      { attempt }                                  → 204
-//   POST /finish         { attempt, outcome }                         → { rollout }
+//   POST /finish         { attempt, outcome, spans? }                 → { rollout }
 //   POST /cancel         { rolloutId }                                → { rollout }
 //   POST /forget         { rolloutId, requestId? }                    → { forgotten }   the same again for the same requestId
 //   POST /requeue-stale  { beforeMs, requestId? }                     → { count }       likewise

@@ -2,10 +2,10 @@
 // are in protocol.ts. Not a policy on who may do what: `authorize` lets a request in or not, `origins` says which pages may ask.
 
 import { TraceError } from "../errors.ts";
-import { decodeFiles, decodeItem, decodeSpan, encodeFiles, encodeSpan } from "../itemCodec.ts";
+import { decodeFiles, decodeItem, encodeFiles, encodeSpan } from "../itemCodec.ts";
 import { manifestOf } from "../manifest.ts";
 import { checkedResource, sameContent } from "../values.ts";
-import type { Outcome, Resource, ResourceInput, Span, Store, TaskInput } from "../vocabulary.ts";
+import type { Outcome, Resource, ResourceInput, Store, TaskInput } from "../vocabulary.ts";
 import { platformTimer } from "../waitBounds.ts";
 import { createBroadcast } from "./broadcast.ts";
 import {
@@ -21,6 +21,7 @@ import {
   parseBody,
   readBytes,
   rolloutQuery,
+  spansIn,
   textIn,
   wholeIn,
 } from "./incoming.ts";
@@ -147,9 +148,7 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
     "/attempts": { GET: async ({ search }) => ndjson(await store.attempts(needed(search, "rolloutId"))) },
     "/spans": {
       POST: async ({ body }) => {
-        await store.append(
-          listIn(await body(), "spans").map((span, index) => decoded(() => decodeSpan<Span>(span, `body.spans[${index}]`))),
-        );
+        await store.append(spansIn(await body()));
         return empty();
       },
       GET: async ({ search }) => {
@@ -173,7 +172,8 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const outcome = fieldsIn(given, "outcome");
         if (outcome.error !== undefined) fieldsIn(outcome, "error");
-        return json({ rollout: await store.finish(attemptIn(given), outcome as unknown as Outcome) });
+        const last = given.spans === undefined ? [] : spansIn(given);
+        return json({ rollout: await store.finish(attemptIn(given), outcome as unknown as Outcome, last) });
       },
     },
     "/cancel": { POST: async ({ body }) => json({ rollout: await store.cancel(textIn(await body(), "rolloutId")) }) },
