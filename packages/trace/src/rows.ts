@@ -55,6 +55,8 @@ export type Durability = "relaxed" | "strict";
 export interface Backend {
   /** Its rows check a resource's bytes as they read them. */
   readonly checksFiles?: boolean;
+  /** Its rows hand out spans whose arrays nobody else has. */
+  readonly givesCopies?: boolean;
   /** All or nothing, one after the other. A body may run a second time when the connection was lost under it. */
   transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   /** Where appends may share a transaction: a relaxed one of `spans` spans, whose body writes nothing before its last rule is checked. */

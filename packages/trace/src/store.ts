@@ -25,7 +25,7 @@ export interface StoreOptions {
   readonly redact?: Redact;
 }
 
-const SPANS_A_PAGE = 64;
+const SPANS_A_PAGE = 128;
 const RESOURCES_A_PAGE = 64;
 
 /** The listeners' half, for what happens elsewhere: hints from other tabs go in by `emit`; `announce` sends ours out. */
@@ -154,12 +154,17 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     rollouts: (query) => rolloutsOf(read, query),
     attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
     async *spans(query) {
-      let seq = query.after ?? 0;
-      for (;;) {
-        const page = await read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
-        for (const span of page) yield copySpan(span);
-        if (page.length < SPANS_A_PAGE) return;
-        seq = page.at(-1)?.seq as number;
+      const pageAfter = (seq: number) => {
+        const page = read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
+        page.catch(() => {}); // whoever stops before it comes does not hear of its failure
+        return page;
+      };
+      for (let next = pageAfter(query.after ?? 0); ; ) {
+        const page = await next;
+        const isLast = page.length < SPANS_A_PAGE;
+        if (!isLast) next = pageAfter(page.at(-1)?.seq as number); // read while this one is used
+        for (const span of page) yield backend.givesCopies ? span : copySpan(span);
+        if (isLast) return;
       }
     },
     publish: async (resource) => {

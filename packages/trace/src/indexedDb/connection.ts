@@ -39,7 +39,10 @@ export const createConnection = (databaseName: string, onReport: (message: strin
       },
       terminated: drop,
     };
-    const opening: Promise<StoreDatabase> = openDB<StoreSchema>(databaseName, SCHEMA_VERSION, { ...callbacks, upgrade }).catch((error) => {
+    const opening: Promise<StoreDatabase> = openDB<StoreSchema>(databaseName, SCHEMA_VERSION, {
+      ...callbacks,
+      upgrade: (_db, oldVersion, _newVersion, transaction) => upgrade(transaction as never, oldVersion),
+    }).catch((error) => {
       // written by a newer release: its migrations only added, so what this one knows is all there
       if (error instanceof Error && error.name === "VersionError") return openDB<StoreSchema>(databaseName, undefined, callbacks);
       throw error;
@@ -48,32 +51,31 @@ export const createConnection = (databaseName: string, onReport: (message: strin
     return opening;
   };
 
-  const attempt = async <T>(body: (db: StoreDatabase) => Promise<T>): Promise<{ value: T } | { dead: unknown }> => {
-    if (isClosed) throw new TraceError("closed", `${databaseName}: it must be open, got a call after close(); open it again`);
-    handle ??= open();
-    const mine = handle;
-    try {
-      return { value: await body(await mine) };
-    } catch (error) {
-      if (handle === mine && !isDead(error)) throw error;
-      if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
-      if (handle === mine) {
-        handle = undefined;
-        void mine.then((db) => db.close()).catch(() => {}); // it is dead already
-      }
-      return { dead: error };
-    }
-  };
-
   return {
     use: async (body) => {
-      const first = await attempt(body);
-      if ("value" in first) return first.value;
-      const second = await attempt(body);
-      if ("value" in second) return second.value;
-      throw new TraceError("storage", `${databaseName}: its connection must live, got lost twice in one transaction; reload the page`, {
-        cause: second.dead,
-      });
+      for (let isFirst = true; ; isFirst = false) {
+        if (isClosed) throw new TraceError("closed", `${databaseName}: it must be open, got a call after close(); open it again`);
+        handle ??= open();
+        const mine = handle;
+        try {
+          return await body(await mine);
+        } catch (error) {
+          if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
+          if (handle === mine) {
+            if (!isDead(error)) throw error;
+            handle = undefined;
+            void mine.then((db) => db.close()).catch(() => {}); // it is dead already
+          }
+          if (!isFirst)
+            throw new TraceError(
+              "storage",
+              `${databaseName}: its connection must live, got lost twice in one transaction; reload the page`,
+              {
+                cause: error,
+              },
+            );
+        }
+      }
     },
     close: async () => {
       isClosed = true;

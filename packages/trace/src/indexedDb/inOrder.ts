@@ -11,8 +11,10 @@ import { TraceError } from "../errors.ts";
 import type { Durability, Transaction } from "../rows.ts";
 import { type Member, runMembers } from "../sharedTransaction.ts";
 
+export type Mode = "read" | "append" | Durability;
+
 /** One transaction: all or nothing. */
-export type RunTransaction = <T>(mode: "read" | "append" | Durability, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
+export type RunTransaction = <T>(mode: Mode, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
 
 export interface InOrder {
   read<T>(body: (transaction: Transaction) => Promise<T>): Promise<T>;

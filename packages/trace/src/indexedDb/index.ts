@@ -8,12 +8,12 @@
 // like others. Not a quota manager: nothing is thrown out to make room.
 
 import { TraceError } from "../errors.ts";
-import type { Backend, Durability, Rows } from "../rows.ts";
+import type { Backend, Rows } from "../rows.ts";
 import { createStore, type Hints, type StoreOptions } from "../store.ts";
 import type { Store, StoreEvent } from "../vocabulary.ts";
 import { createConnection } from "./connection.ts";
-import { createInOrder, type RunTransaction } from "./inOrder.ts";
-import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
+import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
+import { createIndexedDbRows, type Guess, ROW_STORES, type RowTransaction } from "./rows.ts";
 import type { StoreDatabase } from "./schema.ts";
 import { type Known, learn } from "./turns.ts";
 
@@ -41,10 +41,16 @@ const openHints = (channelName: string): Hints & { close(): void } => {
   // Node's channel keeps the process alive unless told; browsers' has no such method
   (channel as unknown as { unref?(): void } | undefined)?.unref?.();
   let isOpen = true;
+  let events: StoreEvent[] = [];
+  const tell = () => {
+    if (isOpen) channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
+    events = [];
+  };
   return {
     hasOtherWriters: true,
-    announce: (events) => {
-      if (isOpen) channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
+    announce: (more) => {
+      if (events.length === 0) queueMicrotask(tell); // appends that shared a transaction share a message
+      events.push(...more);
     },
     connect: (emit) => {
       if (channel) channel.onmessage = ({ data }) => isTabMessage(data) && emit(data.events);
@@ -56,8 +62,12 @@ const openHints = (channelName: string): Hints & { close(): void } => {
   };
 };
 
-/** What an append may be told for spans that are there already, or that would not fit if they were not. */
-const REFUSALS = new Set(["ConstraintError", "QuotaExceededError"]);
+/** The answer, or which guess was wrong. */
+type Tried<T> = { readonly answer: T } | keyof Guess;
+
+/** What a transaction may be told for spans that are there already; an append on a full disk may have nothing else either. */
+const isOfSpans = (error: unknown, mode: Mode): boolean =>
+  error instanceof Error && (error.name === "ConstraintError" || (mode === "append" && error.name === "QuotaExceededError"));
 
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
@@ -97,14 +107,11 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
   /** Of the handle that it was learnt through: another may lead to another database. */
   let memory: { readonly db: StoreDatabase; readonly known: Known; readonly isShared: boolean } | undefined;
 
-  const transact = async <T>(
-    db: StoreDatabase,
-    mode: "read" | Durability,
-    guess: Guess,
-    body: (rows: Rows) => Promise<T>,
-  ): Promise<{ answer: T } | "wrong turn" | "refused"> => {
+  const transact = async <T>(db: StoreDatabase, mode: Mode, guess: Guess, body: (rows: Rows) => Promise<T>): Promise<Tried<T>> => {
     const transaction =
-      mode === "read" ? db.transaction(ROW_STORES, "readonly") : db.transaction(ROW_STORES, "readwrite", { durability: mode });
+      mode === "read"
+        ? (db.transaction(ROW_STORES) as unknown as RowTransaction)
+        : db.transaction(ROW_STORES, "readwrite", { durability: mode === "strict" ? mode : "relaxed" });
     transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
     try {
       const rows = createIndexedDbRows(transaction, guess);
@@ -112,13 +119,13 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
       const lesson = await rows.end();
       if (lesson === "wrong") {
         transaction.abort();
-        return "wrong turn";
+        return "known";
       }
       transaction.commit();
       await transaction.done;
       if (lesson !== undefined) {
         const known = memory?.db === db ? memory.known : undefined;
-        memory = { db, known: learn(known, lesson), isShared: known !== undefined && known.turn !== lesson.before.turn };
+        memory = { db, isShared: known !== undefined && known.turn !== lesson.before.turn, known: learn(known, lesson) };
       }
       return { answer };
     } catch (error) {
@@ -128,7 +135,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
         // it ended before: the first error is the one to tell
       }
       const cause = transaction.error ?? error;
-      if (guess.isNew && REFUSALS.has((cause as Partial<Error>).name ?? "")) return "refused";
+      if (guess.isNew && isOfSpans(cause, mode)) return "isNew";
       if (!(error instanceof TraceError)) memory = undefined;
       throw orFull(databaseName, cause);
     }
@@ -136,30 +143,25 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
 
   const run: RunTransaction = (mode, body) =>
     connection.use(async (db) => {
-      if (mode === "append") {
-        const known = memory?.db === db && !memory.isShared ? memory.known : undefined;
-        let tried = await transact(db, "relaxed", { known, isNew: true }, body);
-        if (tried === "wrong turn") tried = await transact(db, "relaxed", { isNew: true }, body);
-        if (typeof tried === "object") return tried.answer;
-      }
-      const tried = await transact(db, mode === "append" ? "relaxed" : mode, { isNew: false }, body);
-      return (tried as { answer: Awaited<ReturnType<typeof body>> }).answer; // nothing was guessed
+      const known = mode === "append" && memory?.db === db && !memory.isShared ? memory.known : undefined;
+      let tried = await transact(db, mode, { known, isNew: true }, body);
+      if (tried === "known") tried = await transact(db, mode, { isNew: true }, body);
+      if (tried === "isNew") tried = await transact(db, mode, { isNew: false }, body);
+      return (tried as Exclude<typeof tried, keyof Guess>).answer; // nothing is guessed any more
     });
   const inOrder = createInOrder(run);
 
   const backend: Backend = {
+    givesCopies: true,
     transact: (mode, body) => (mode === "read" ? inOrder.read(body) : inOrder.write(mode, body)),
     append: inOrder.append,
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });
-        transaction.done.catch(() => {}); // as above
-        try {
-          await transaction.store.put(bytes, stateName);
-          await transaction.done;
-        } catch (error) {
+        const put = async () => transaction.store.put(bytes, stateName);
+        await Promise.all([put(), transaction.done]).catch((error) => {
           throw orFull(databaseName, transaction.error ?? error);
-        }
+        });
       }),
     getState: (stateName) => connection.use((db) => db.get("states", stateName)),
     states: () => connection.use((db) => db.getAllKeys("states")),

@@ -2,7 +2,7 @@
 // leave no turns, are refused by name (NotFoundError) instead of writing what nobody counts. Later migrations only add, so that
 // an older tab can go on.
 
-import type { DBSchema, IDBPDatabase, IDBPTransaction, StoreNames } from "idb";
+import type { DBSchema, IDBPDatabase, IDBPTransaction } from "idb";
 import type { Attempt, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
 import type { Turn } from "./turns.ts";
 
@@ -27,25 +27,11 @@ export interface StoreSchema extends DBSchema {
 
 export type StoreDatabase = IDBPDatabase<StoreSchema>;
 
-const UNTYPED_INDEXES = ["bySeq", "byAttempt"] as const; // of spans, up to version 2
+/** A transaction that upgrades: it sees the stores of earlier versions too. */
+type Upgrade = IDBPTransaction<unknown, string[], "versionchange">;
 
-/** The last seqs that version 2 counted, and version 1 showed by its rows. */
-const lastSeqs = async (
-  transaction: IDBPTransaction<unknown, string[], "versionchange">,
-  oldVersion: number,
-): Promise<[number, number]> => {
-  const ofRows = async (store: string): Promise<number> =>
-    Number((await transaction.objectStore(store).index("bySeq").openKeyCursor(null, "prev"))?.key ?? 0);
-  const counted = async (name: string): Promise<number> =>
-    oldVersion < 2 ? 0 : ((await transaction.objectStore("counters").get(name)) ?? 0);
-  return [Math.max(await ofRows("rollouts"), await counted("rolloutSeq")), Math.max(await ofRows("spans"), await counted("spanSeq"))];
-};
-
-const migrate = async (
-  db: StoreDatabase,
-  oldVersion: number,
-  transaction: IDBPTransaction<StoreSchema, StoreNames<StoreSchema>[], "versionchange">,
-): Promise<void> => {
+const migrate = async (transaction: Upgrade, oldVersion: number): Promise<void> => {
+  const { db } = transaction;
   if (oldVersion === 0) {
     const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
     rollouts.createIndex("bySeq", "seq", { unique: true });
@@ -56,26 +42,26 @@ const migrate = async (
     db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] }).createIndex("byRollout", ["rolloutId", "seq"]);
     db.createObjectStore("resources", { keyPath: ["name", "version"] });
     db.createObjectStore("states");
-    db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true });
-    return;
   }
-  if (oldVersion < 3) {
-    const [rolloutSeq, spanSeq] = await lastSeqs(transaction as never, oldVersion);
-    const turns = db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true });
-    await turns.add({ rolloutSeq, spanSeq, beats: [] } as never);
-    for (const name of UNTYPED_INDEXES) transaction.objectStore("spans").deleteIndex(name as never);
-    if (oldVersion === 2) db.deleteObjectStore("counters" as never);
+  const turns = oldVersion < 3 ? db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true }) : undefined;
+  if (turns && oldVersion > 0) {
+    const spans = transaction.objectStore("spans");
+    const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
+    /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
+    const lastOf = async (rows: "rollouts" | "spans", counter: string): Promise<number> => {
+      const last = await transaction.objectStore(rows).index("bySeq").openKeyCursor(null, "prev");
+      return Math.max((await counters.get(counter)) ?? 0, (last?.key as number | undefined) ?? 0);
+    };
+    const rolloutSeq = await lastOf("rollouts", "rolloutSeq");
+    await turns.add({ rolloutSeq, spanSeq: await lastOf("spans", "spanSeq"), beats: [] } satisfies Turn);
+    for (const name of ["bySeq", "byAttempt"]) spans.deleteIndex(name);
+    db.deleteObjectStore("counters");
   }
 };
 
 /** All or nothing: what fails here leaves the older version, and fails the opening. */
-export const upgrade = (
-  db: StoreDatabase,
-  oldVersion: number,
-  _newVersion: number | null,
-  transaction: IDBPTransaction<StoreSchema, StoreNames<StoreSchema>[], "versionchange">,
-): void =>
-  void migrate(db, oldVersion, transaction).catch(() => {
+export const upgrade = (transaction: Upgrade, oldVersion: number): void =>
+  void migrate(transaction, oldVersion).catch(() => {
     try {
       transaction.abort();
     } catch {
