@@ -13,15 +13,14 @@ export interface Connection {
 }
 
 /** How engines say that a handle is gone: by name and, where the name says too little, by message. */
-const DEAD: readonly { readonly name: string; readonly message?: RegExp }[] = [
-  { name: "AbortError" }, // all: a forced close aborts what is under way, and only then says so
-  { name: "InvalidStateError" }, // all: "The database connection is closing"
-  { name: "UnknownError", message: /Connection to Indexed Database server lost|without an in-progress transaction/ }, // WebKit
-  { name: "UnknownError", message: /Internal error/ }, // Chromium: "Internal error opening backing store"
+const DEAD: readonly RegExp[] = [
+  /^AbortError/, // all: a forced close aborts what is under way, and only then says so
+  /^InvalidStateError/, // all: "The database connection is closing"
+  /^UnknownError.*(Connection to Indexed Database server lost|without an in-progress transaction)/, // WebKit
+  /^UnknownError.*Internal error/, // Chromium: "Internal error opening backing store"
 ];
 
-const isDead = (error: unknown): boolean =>
-  error instanceof Error && DEAD.some(({ name, message }) => error.name === name && (message === undefined || message.test(error.message)));
+const isDead = (error: unknown): boolean => DEAD.some((sign) => sign.test(String(error)));
 
 export const createConnection = (databaseName: string, onReport: (message: string) => void): Connection => {
   let handle: Promise<StoreDatabase> | undefined;

@@ -8,7 +8,7 @@
 // Resolved still means committed: nobody is told earlier, the sharers are told together.
 
 import { TraceError } from "../errors.ts";
-import type { Durability, Transaction } from "../rows.ts";
+import type { Backend, Durability, Transaction } from "../rows.ts";
 import { type Member, runMembers } from "../sharedTransaction.ts";
 
 export type Mode = "read" | "append" | Durability;
@@ -17,8 +17,7 @@ export type Mode = "read" | "append" | Durability;
 export type RunTransaction = <T>(mode: Mode, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
 
 export interface InOrder {
-  read<T>(body: (transaction: Transaction) => Promise<T>): Promise<T>;
-  write<T>(durability: Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
+  transact: Backend["transact"];
   /** A relaxed write of `spans` spans that may share its transaction. Its body writes nothing before its last rule is checked. */
   append<T>(spans: number, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   /** Resolves when all that was asked for is settled. */
@@ -67,13 +66,9 @@ export const createInOrder = (run: RunTransaction): InOrder => {
   };
 
   return {
-    read: (body) => {
+    transact: (mode, body) => {
       open = undefined;
-      return last.then(() => run("read", body));
-    },
-    write: (durability, body) => {
-      open = undefined;
-      return inTurn(() => run(durability, body));
+      return mode === "read" ? last.then(() => run(mode, body)) : inTurn(() => run(mode, body));
     },
     append: <T>(spans: number, body: (transaction: Transaction) => Promise<T>) =>
       new Promise<T>((resolve, reject) => {

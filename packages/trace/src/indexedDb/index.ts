@@ -31,33 +31,42 @@ interface TabMessage {
   readonly events: readonly StoreEvent[];
 }
 
+/** A message costs as much as a fifth of an append: those of one frame of a screen share one. */
+const HINT_EVERY_MS = 16;
+
 const isTabMessage = (data: unknown): data is TabMessage => {
   const message = data as Partial<TabMessage> | null;
   return message?.magic === "fulgurite-hints" && message.v === 1;
 };
 
 const openHints = (channelName: string): Hints & { close(): void } => {
-  const channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
+  let channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
   // Node's channel keeps the process alive unless told; browsers' has no such method
   (channel as unknown as { unref?(): void } | undefined)?.unref?.();
-  let isOpen = true;
   let events: StoreEvent[] = [];
+  let told = Number.NEGATIVE_INFINITY;
+  let timer: ReturnType<typeof setTimeout> | undefined;
   const tell = () => {
-    if (isOpen) channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
+    clearTimeout(timer);
+    timer = undefined;
+    told = performance.now();
+    if (events.length > 0) channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
     events = [];
   };
   return {
     hasOtherWriters: true,
     announce: (more) => {
-      if (events.length === 0) queueMicrotask(tell); // appends that shared a transaction share a message
       events.push(...more);
+      if (performance.now() - told >= HINT_EVERY_MS) tell();
+      else timer ??= setTimeout(tell, HINT_EVERY_MS);
     },
     connect: (emit) => {
       if (channel) channel.onmessage = ({ data }) => isTabMessage(data) && emit(data.events);
     },
     close: () => {
-      isOpen = false;
+      tell();
       channel?.close();
+      channel = undefined;
     },
   };
 };
@@ -153,8 +162,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
 
   const backend: Backend = {
     givesCopies: true,
-    transact: (mode, body) => (mode === "read" ? inOrder.read(body) : inOrder.write(mode, body)),
-    append: inOrder.append,
+    ...inOrder,
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });

@@ -51,6 +51,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
   const seenRollouts = new Map<string, Rollout>();
   const seenAttempts = new Map<string, Attempt>();
   const beats = new Map<string, Beat>();
+  const newSpans: StoredSpan[] = [];
   let rolloutSeq = 0; // the last that this transaction gave
   let spanSeq = 0;
   let isChanged = false;
@@ -61,6 +62,9 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     return reading;
   };
   if (transaction.mode === "readwrite") head().catch(() => {}); // beside the first request of the body
+
+  // not awaited: one that fails aborts the transaction, whose end tells
+  const addSpan = (span: StoredSpan) => unwrap(spans).add(span);
 
   /** While it runs, its last heartbeat may be a turn's. */
   const alive = async (rows: readonly Attempt[]): Promise<Attempt[]> => {
@@ -155,7 +159,8 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     putSpan: async (span) => {
       isChanged = true;
       spanSeq = Math.max(spanSeq, span.seq);
-      unwrap(spans).add(span); // not awaited: one that fails aborts the transaction, whose end tells
+      if (isNew) newSpans.push(span);
+      else addSpan(span); // it may be looked for
     },
     putResource: async (resource) => void (await resources.put(resource)),
     removeRollout: async (id) => {
@@ -173,11 +178,10 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
       const isWhole =
         turn % TURNS_KEPT === 0 || [...seenAttempts].some(([key, { status }]) => status !== "running" && before.beats.has(key));
       const adding = turns.add({ ...seqs, beats: [...(isWhole ? learn(undefined, lesson).beats : beats).values()] });
+      adding.catch(() => {}); // the transaction's end tells
       if (isWhole) turns.delete(IDBKeyRange.upperBound(turn, true)).catch(() => {});
-      // what was read in this transaction cannot be wrong
-      if (known === undefined) adding.catch(() => {});
-      else if ((await adding) !== turn) return "wrong";
-      return lesson;
+      newSpans.forEach(addSpan); // after the turn, whose number then comes while they are on their way
+      return known === undefined || (await adding) === turn ? lesson : "wrong"; // what was read in this transaction is not wrong
     },
   };
 };
