@@ -102,7 +102,7 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
     : [];
 
 /** One text for several: a length stands before each, so that no two lists are alike. */
-const textOf = (...texts: readonly string[]): string => texts.map((text) => `${text.length} ${text}`).join(" ");
+export const textOf = (...texts: readonly string[]): string => texts.map((text) => `${text.length} ${text}`).join(" ");
 
 const attemptsOf = async (rows: Rows, refs: readonly AttemptRef[]): Promise<Attempt[]> => {
   const attempts = new Map<string, Attempt>();

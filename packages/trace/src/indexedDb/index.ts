@@ -31,7 +31,7 @@ interface TabMessage {
   readonly events: readonly StoreEvent[];
 }
 
-/** A message costs as much as a fifth of an append: those of one frame of a screen share one. */
+/** A message costs as much as a fifth of an append: those of one frame of a screen share one. Tabs that nobody sees tell within a second. */
 const HINT_EVERY_MS = 16;
 
 const isTabMessage = (data: unknown): data is TabMessage => {
@@ -44,26 +44,23 @@ const openHints = (channelName: string): Hints & { close(): void } => {
   // Node's channel keeps the process alive unless told; browsers' has no such method
   (channel as unknown as { unref?(): void } | undefined)?.unref?.();
   let events: StoreEvent[] = [];
-  let told = Number.NEGATIVE_INFINITY;
   let timer: ReturnType<typeof setTimeout> | undefined;
   const tell = () => {
-    clearTimeout(timer);
-    timer = undefined;
-    told = performance.now();
-    if (events.length > 0) channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
+    channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
     events = [];
+    timer = undefined;
   };
   return {
     hasOtherWriters: true,
     announce: (more) => {
       events.push(...more);
-      if (performance.now() - told >= HINT_EVERY_MS) tell();
-      else timer ??= setTimeout(tell, HINT_EVERY_MS);
+      timer ??= setTimeout(tell, HINT_EVERY_MS);
     },
     connect: (emit) => {
       if (channel) channel.onmessage = ({ data }) => isTabMessage(data) && emit(data.events);
     },
     close: () => {
+      clearTimeout(timer);
       tell();
       channel?.close();
       channel = undefined;
@@ -84,7 +81,7 @@ const askToPersist = async (databaseName: string, onReport: (message: string) =>
   onReport(
     isKept
       ? `${databaseName}: persistent; the browser does not delete it unless the user does`
-      : `${databaseName}: persistent storage was asked for, got ${isKept === undefined ? "no such promise here" : "no"}; the browser may delete it when disks run short, so export what matters`,
+      : `${databaseName}: persistent was asked for, got ${isKept === undefined ? "no such promise here" : "no"}; the browser may delete it when disks run short, so export what matters`,
   );
 };
 

@@ -3,13 +3,14 @@
 // trusts what is known (turns.ts).
 
 import { type IDBPTransaction, unwrap } from "idb";
+import { textOf } from "../commands.ts";
 import { manifestOfSync } from "../manifest.ts";
 import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
 import { ROLLOUT_CHANGES } from "../status.ts";
 import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, StoredSpan } from "../vocabulary.ts";
 import type { StoreSchema } from "./schema.ts";
-import { attemptKey, type Beat, type Head, headOf, type Known, type Lesson, learn, TURNS_KEPT } from "./turns.ts";
+import { type Beat, type Head, headOf, type Known, type Lesson, learn, TURNS_KEPT } from "./turns.ts";
 
 export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "turns"] as const;
 /** One that only reads is asked to write nothing. */
@@ -52,8 +53,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
   const seenAttempts = new Map<string, Attempt>();
   const beats = new Map<string, Beat>();
   const newSpans: StoredSpan[] = [];
-  let rolloutSeq = 0; // the last that this transaction gave
-  let spanSeq = 0;
+  const given = { rolloutSeq: 0, spanSeq: 0 }; // the last, by this transaction
   let isChanged = false;
 
   let reading: Promise<Head> | undefined;
@@ -61,6 +61,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     reading ??= known === undefined ? turns.getAll().then(headOf) : Promise.resolve(known);
     return reading;
   };
+  const lastSeq = async (name: keyof typeof given): Promise<number> => Math.max((await head())[name], given[name]);
   if (transaction.mode === "readwrite") head().catch(() => {}); // beside the first request of the body
 
   // not awaited: one that fails aborts the transaction, whose end tells
@@ -68,12 +69,11 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
 
   /** While it runs, its last heartbeat may be a turn's. */
   const alive = async (rows: readonly Attempt[]): Promise<Attempt[]> => {
-    if (rows.every(({ status }) => status !== "running")) return [...rows];
     const before = (await head()).beats;
     return rows.map((row) => {
-      const key = attemptKey(row.rolloutId, row.id);
+      const key = textOf(row.rolloutId, row.id);
       const [, , atMs = 0] = beats.get(key) ?? before.get(key) ?? [];
-      return row.status === "running" && atMs > row.lastHeartbeatMs ? Object.freeze({ ...row, lastHeartbeatMs: atMs }) : row;
+      return row.status === "running" && atMs > row.lastHeartbeatMs ? { ...row, lastHeartbeatMs: atMs } : row;
     });
   };
 
@@ -95,7 +95,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     queued: async (limit) =>
       limit === 0 ? [] : rollouts.index("byStatus").getAll(IDBKeyRange.bound(["queued", 0], ["queued", LAST]), limit), // a count of 0 means all
     attempt: async ({ rolloutId, id }) => {
-      const key = attemptKey(rolloutId, id);
+      const key = textOf(rolloutId, id);
       const trusted = seenAttempts.get(key) ?? known?.attempts.get(key);
       const row = trusted ?? (await attempts.get([rolloutId, id]));
       const attempt = trusted ?? (row && (await alive([row]))[0]);
@@ -119,8 +119,8 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
         seq = (page.at(-1) as StoredSpan).seq;
       }
     },
-    lastRolloutSeq: async () => Math.max((await head()).rolloutSeq, rolloutSeq),
-    lastSpanSeq: async () => Math.max((await head()).spanSeq, spanSeq),
+    lastRolloutSeq: () => lastSeq("rolloutSeq"),
+    lastSpanSeq: () => lastSeq("spanSeq"),
     resource,
     resourceEntry: async (name, version) => {
       const row = await resource(name, version);
@@ -143,14 +143,14 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     },
     putRollout: async (rollout) => {
       isChanged = true;
-      rolloutSeq = Math.max(rolloutSeq, rollout.seq);
+      given.rolloutSeq = Math.max(given.rolloutSeq, rollout.seq);
       seenRollouts.set(rollout.id, rollout);
       await rollouts.put(rollout);
     },
     putAttempt: async (attempt) => {
       isChanged = true;
       const { rolloutId, id, status, lastHeartbeatMs } = attempt;
-      const key = attemptKey(rolloutId, id);
+      const key = textOf(rolloutId, id);
       const isBeat = status === "running" && seenAttempts.get(key)?.status === "running";
       seenAttempts.set(key, attempt);
       if (isBeat) beats.set(key, [rolloutId, id, lastHeartbeatMs]);
@@ -158,7 +158,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     },
     putSpan: async (span) => {
       isChanged = true;
-      spanSeq = Math.max(spanSeq, span.seq);
+      given.spanSeq = Math.max(given.spanSeq, span.seq);
       if (isNew) newSpans.push(span);
       else addSpan(span); // it may be looked for
     },
@@ -173,7 +173,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
       if (!isChanged && known === undefined) return undefined;
       const before = await head();
       const turn = before.turn + 1;
-      const seqs = { rolloutSeq: Math.max(before.rolloutSeq, rolloutSeq), spanSeq: Math.max(before.spanSeq, spanSeq) };
+      const seqs = { rolloutSeq: await lastSeq("rolloutSeq"), spanSeq: await lastSeq("spanSeq") };
       const lesson: Lesson = { ...seqs, before, turn, beats, rollouts: seenRollouts, attempts: seenAttempts };
       const isWhole =
         turn % TURNS_KEPT === 0 || [...seenAttempts].some(([key, { status }]) => status !== "running" && before.beats.has(key));

@@ -6,6 +6,7 @@
 // If not, it is undone and done again by reading. A turn whose number is divided by 32, or that ends an attempt, says all beats
 // that still count, and those before it go.
 
+import { textOf } from "../commands.ts";
 import type { Attempt, Rollout } from "../vocabulary.ts";
 
 /** A running attempt's last sign of life: rollout, attempt, milliseconds since 1970. */
@@ -41,15 +42,12 @@ export interface Lesson extends Known {
 
 export const TURNS_KEPT = 32;
 
-/** One text for both: the length keeps any two apart. */
-export const attemptKey = (rolloutId: string, attemptId: string): string => `${rolloutId.length} ${rolloutId}${attemptId}`;
-
 export const headOf = (turns: readonly Turn[]): Head => ({
   turn: 0,
   rolloutSeq: 0,
   spanSeq: 0,
   ...turns.at(-1),
-  beats: new Map(turns.flatMap(({ beats }) => beats.map((beat) => [attemptKey(beat[0], beat[1]), beat]))),
+  beats: new Map(turns.flatMap(({ beats }) => beats.map((beat) => [textOf(beat[0], beat[1]), beat]))),
 });
 
 /** Changes what is known, if nobody else has written meanwhile; else begins anew. */
