@@ -538,9 +538,9 @@ test("the browser is asked once to keep the data, and its answer is reported", a
     return { storage: { persisted: async () => isKept, persist }, persist };
   };
   for (const [isKept, answer, text, asked] of [
-    [false, true, "does not delete it", 1],
+    [false, true, "got yes", 1],
     [false, false, "got no; the browser may delete it", 1],
-    [true, false, "does not delete it", 0],
+    [true, false, "got yes", 0],
   ] as const) {
     const { storage, persist } = storageOf(isKept, answer);
     vi.stubGlobal("navigator", { storage });

@@ -146,9 +146,9 @@ test("a store opens without reading the files of its manifest, and finds damage 
   expect((await collect(first.store.spans({ rolloutId: "r0" }))).length).toBe(expected.spans[0]!.length);
   for (let round = 0; round < 8; round++) await first.store.enqueue([{ id: `more${round}`, input: "x".repeat(2_000) }]); // files are left meanwhile
   await first.store.close();
-  // found once, all is read again: the line is lost, the others are kept, the file as it was is set aside
+  // found once, all is read again: the record is lost, the others are kept, the file as it was is set aside
   const second = await open(folder);
-  expect(second.reports.filter((report) => report.includes("damaged lines")).length).toBe(1);
+  expect(second.reports.filter((report) => report.includes("damaged records")).length).toBe(1);
   const kept = await collect(second.store.rollouts());
   expect(kept.filter(({ id }) => !id.startsWith("more"))).toEqual(expected.rollouts.filter(({ id }) => id !== "r7"));
   expect(await collect(second.store.spans({ rolloutId: "r7" }))).toEqual([]);

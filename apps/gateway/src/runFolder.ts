@@ -21,6 +21,8 @@ export interface RunOptions {
   readonly control: boolean;
   /** Absent: the default. */
   readonly weights?: string;
+  /** Absent: f32. */
+  readonly precision?: string;
 }
 
 const MAGIC = "fulgurite-run";

@@ -10,6 +10,8 @@ import {
   type LoadedPolicy,
   loadPolicy,
   type Phase,
+  PRECISIONS,
+  type Precision,
   type Recipe,
   type RolloutProgress,
   type Score,
@@ -35,6 +37,7 @@ with the learning rate at 0 as a control. Interrupted or killed, the same comman
   --threads N           WASM threads (default: what the machine has, at most 4)
   --memory MIB          what the policy may take; slower settings are chosen where it must (default: what the machine has)
   --weights FORMAT      what the base's weights are kept in: f32, bf16, f16, q8 or q4 (default: exact, in the bits that they have)
+  --precision NAME      f32 (default), or f16: on WebGPU, products may round to 16 bits where that is faster
   --run FOLDER          run folder (default: runs/<demo>-<device>-<preset>-seed<N>, a new one when that is finished)
   --no-control          leave the control run out
   --json                end with one line of JSON on stdout
@@ -50,6 +53,7 @@ interface Arguments {
   readonly threads: number | undefined;
   readonly memory: number | undefined;
   readonly weights: WeightFormat | undefined;
+  readonly precision: Precision;
   readonly run: string | undefined;
   readonly control: boolean;
   readonly json: boolean;
@@ -76,6 +80,7 @@ const readArguments = (args: string[]): Arguments | "help" => {
     threads: { type: "string" },
     memory: { type: "string" },
     weights: { type: "string" },
+    precision: { type: "string", default: "f32" },
     run: { type: "string" },
     "no-control": { type: "boolean", default: false },
     json: { type: "boolean", default: false },
@@ -90,10 +95,13 @@ const readArguments = (args: string[]): Arguments | "help" => {
   const weights = WEIGHT_FORMATS.find((known) => known === values.weights);
   if (values.weights !== undefined && !weights)
     throw new UsageError(`train: --weights is one of ${WEIGHT_FORMATS.join(", ")}, got ${JSON.stringify(values.weights)}`);
+  const precision = PRECISIONS.find((known) => known === values.precision);
+  if (!precision) throw new UsageError(`train: --precision is one of ${PRECISIONS.join(", ")}, got ${JSON.stringify(values.precision)}`);
   return {
     demo,
     device,
     weights,
+    precision,
     preset: values.preset,
     seed: numberOf("seed", values.seed, isWhole(0, 2 ** 32 - 1), "a whole number from 0 to 4294967295") as number,
     steps: numberOf("steps", values.steps, isWhole(1, 1e6), "a whole number from 1"),
@@ -148,6 +156,7 @@ export const train = async (args: string[]): Promise<number> => {
     learningRate: recipe.learningRate,
     control: given.control,
     ...(given.weights && { weights: given.weights }),
+    ...(given.precision !== "f32" && { precision: given.precision }),
   });
   progress.line(`${isContinued ? "continuing" : "run folder"} ${folder}`);
 
@@ -157,6 +166,7 @@ export const train = async (args: string[]): Promise<number> => {
       device: given.device,
       seed: given.seed,
       signal: abort.signal,
+      precision: given.precision,
       ...(given.threads !== undefined && { threads: given.threads }),
       ...(given.weights !== undefined && { weightFormat: given.weights }),
       ...(given.memory !== undefined && { memoryBytes: given.memory * 2 ** 20 }),

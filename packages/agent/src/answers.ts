@@ -18,8 +18,8 @@ export interface AnswerHead {
 }
 
 export interface SampledTokens {
-  readonly tokens: readonly number[];
-  readonly logprobs: readonly number[];
+  readonly tokens: readonly number[] | Int32Array;
+  readonly logprobs: readonly number[] | Float32Array;
 }
 
 export interface Usage {
@@ -37,6 +37,9 @@ export const toUsage = (promptLength: number, completionLength: number): Usage =
 interface TokenText {
   readonly token: string;
   readonly bytes: readonly number[] | null;
+  /** The JSON of its entry, before and after the log-prob. */
+  readonly before: string;
+  readonly after: string;
 }
 
 const tokenTexts = new WeakMap<ChatFormat, Map<number, TokenText>>();
@@ -53,16 +56,36 @@ const tokenTextOf = (format: ChatFormat, id: number): TokenText => {
   if (text === undefined) {
     const token = format.decode([id]);
     // a token that is part of a character has no text of its own
-    text = { token, bytes: token.includes("\ufffd") ? null : [...utf8.encode(token)] };
+    const bytes = token.includes("\ufffd") ? null : [...utf8.encode(token)];
+    text = {
+      token,
+      bytes,
+      before: `{"token":${JSON.stringify(token)},"logprob":`,
+      after: `,"bytes":${JSON.stringify(bytes)},"top_logprobs":[]}`,
+    };
     known.set(id, text);
   }
   return text;
 };
 
+/** As JSON.stringify writes a number. */
+const numberText = (value: number): string => (Number.isFinite(value) ? `${value}` : "null");
+
+/** The JSON of logprobsOf, put together from pieces: an entry a token is most of an answer. */
+const logprobsText = (head: AnswerHead, { tokens, logprobs }: SampledTokens, format: ChatFormat): string => {
+  if (!head.sendLogprobs) return "null";
+  let entries = "";
+  for (let index = 0; index < tokens.length; index++) {
+    const { before, after } = tokenTextOf(format, tokens[index] as number);
+    entries += `${index === 0 ? "" : ","}${before}${numberText(logprobs[index] as number)}${after}`;
+  }
+  return `{"content":[${entries}],"refusal":null}`;
+};
+
 const logprobsOf = (head: AnswerHead, sampled: SampledTokens, format: ChatFormat): Json => {
   if (!head.sendLogprobs) return null;
   return {
-    content: sampled.tokens.map((id, index) => {
+    content: Array.from(sampled.tokens, (id, index) => {
       const { token, bytes } = tokenTextOf(format, id);
       return { token, logprob: sampled.logprobs[index] as number, bytes, top_logprobs: [] };
     }),
@@ -76,32 +99,37 @@ const toWrittenCall = (call: ToolCall): Json => ({
   function: { name: call.name, arguments: call.arguments },
 });
 
-export const toChatCompletion = (
-  head: AnswerHead,
-  answer: { text: string; calls: readonly ToolCall[]; finishReason: string } & SampledTokens,
-  format: ChatFormat,
-): Record<string, Json> => ({
+type Said = { readonly text: string; readonly calls: readonly ToolCall[]; readonly finishReason: string } & SampledTokens;
+
+const messageOfAnswer = ({ text, calls }: Said): Record<string, Json> => ({
+  role: "assistant",
+  content: text === "" && calls.length > 0 ? null : text,
+  refusal: null,
+  ...(calls.length > 0 && { tool_calls: calls.map(toWrittenCall) }),
+});
+
+/** What was said, without ids and log-probs. */
+export const toChatCompletion = (head: AnswerHead, answer: Said): Record<string, Json> => ({
   id: head.id,
   object: "chat.completion",
   created: head.created,
   model: head.model,
-  ...(head.sendTokenIds && { prompt_token_ids: [...head.promptTokens] }),
-  choices: [
-    {
-      index: 0,
-      finish_reason: answer.finishReason,
-      ...(head.sendTokenIds && { token_ids: answer.tokens }),
-      logprobs: logprobsOf(head, answer, format),
-      message: {
-        role: "assistant",
-        content: answer.text === "" && answer.calls.length > 0 ? null : answer.text,
-        refusal: null,
-        ...(answer.calls.length > 0 && { tool_calls: answer.calls.map(toWrittenCall) }),
-      },
-    },
-  ],
+  choices: [{ index: 0, finish_reason: answer.finishReason, logprobs: null, message: messageOfAnswer(answer) }],
   usage: { ...toUsage(head.promptTokens.length, answer.tokens.length) },
 });
+
+/** The JSON of that, with the ids and log-probs that the head asks for. */
+export const toChatText = (head: AnswerHead, answer: Said, format: ChatFormat): string => {
+  const { id, created, model, promptTokens, sendTokenIds } = head;
+  const prompt = sendTokenIds ? `"prompt_token_ids":[${promptTokens.join()}],` : "";
+  const ids = sendTokenIds ? `"token_ids":[${answer.tokens.join()}],` : "";
+  const usage = JSON.stringify(toUsage(promptTokens.length, answer.tokens.length));
+  return (
+    `{"id":${JSON.stringify(id)},"object":"chat.completion","created":${created},"model":${JSON.stringify(model)},${prompt}` +
+    `"choices":[{"index":0,"finish_reason":"${answer.finishReason}",${ids}"logprobs":${logprobsText(head, answer, format)},` +
+    `"message":${JSON.stringify(messageOfAnswer(answer))}}],"usage":${usage}}`
+  );
+};
 
 /** One chunk of a stream. `sampled` are the tokens since the last chunk. */
 export const toChunk = (
@@ -120,7 +148,7 @@ export const toChunk = (
     {
       index: 0,
       delta,
-      ...(head.sendTokenIds && { token_ids: sampled.tokens }),
+      ...(head.sendTokenIds && { token_ids: [...sampled.tokens] }),
       logprobs: sampled.tokens.length > 0 ? logprobsOf(head, sampled, format) : null,
       finish_reason: options.finishReason ?? null,
     },

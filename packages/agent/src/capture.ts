@@ -8,6 +8,13 @@ export interface SpanQueue {
   record(make: () => Span): void;
   /** Resolves when everything queued so far was appended or counted as failed. */
   settled(): Promise<void>;
+  /** What no append has begun to store from here on is the last, and finish()'s. */
+  hold(): void;
+  /**
+   * Calls `end` with the last, to store it with the attempt's end; where that failed, or spans were lost before, the last is appended
+   * and `end` called with nothing.
+   */
+  finish<T>(end: (last: readonly Span[]) => Promise<T>): Promise<T>;
   readonly failures: number;
 }
 
@@ -15,10 +22,12 @@ export const createSpanQueue = (store: Pick<Store, "append">): SpanQueue => {
   let tail: Promise<void> = Promise.resolve();
   let waiting: Span[] = [];
   let failures = 0;
+  let isHeld = false;
   const count = (): void => {
     failures++;
   };
   const append = async (): Promise<void> => {
+    if (isHeld || waiting.length === 0) return;
     const spans = waiting;
     waiting = [];
     try {
@@ -38,6 +47,24 @@ export const createSpanQueue = (store: Pick<Store, "append">): SpanQueue => {
       }
     },
     settled: () => tail,
+    hold: () => {
+      isHeld = true;
+    },
+    finish: async (end) => {
+      await tail;
+      const last = waiting;
+      if (failures === 0 && last.length > 0) {
+        waiting = [];
+        try {
+          return await end(last);
+        } catch {
+          waiting = last;
+        }
+      }
+      isHeld = false;
+      await append();
+      return end([]);
+    },
     get failures() {
       return failures;
     },

@@ -4,13 +4,14 @@
 
 import type { Sampler } from "@fulgurite/engine";
 import { type AttemptRef, type Json, mintId, mintSpanId, modelCallSpan, type RandomBytes } from "@fulgurite/trace";
-import { type AnswerHead, toChatCompletion, toChunk, toErrorObject, toUsage, toUsageChunk } from "./answers.ts";
+import { type AnswerHead, toChatCompletion, toChatText, toChunk, toErrorObject, toUsage, toUsageChunk } from "./answers.ts";
 import type { SpanQueue } from "./capture.ts";
 import { type ChatRequest, parseChatRequest } from "./conversation.ts";
 import { AgentError, messageOf } from "./errors.ts";
 import { type AnswerNode, type Prompt, type RetokenisedBecause, toPrompt } from "./fidelity.ts";
 import type { TokenGrammar } from "./grammar/index.ts";
-import { type LinkedAbort, linkAbort } from "./linkedAbort.ts";
+import type { Incoming } from "./incoming.ts";
+import { followAbort, type LinkedAbort, linkAbort } from "./linkedAbort.ts";
 import { type Answer, type AnswerListener, sampleAnswer } from "./sampleAnswer.ts";
 import { seedOfTurn } from "./seeds.ts";
 import { createEventStream } from "./sse.ts";
@@ -41,6 +42,12 @@ export interface OpenAttempt {
   readonly counts: Counts;
   turns: number;
   closed: boolean;
+}
+
+/** What goes back: JSON as its text, or events while they come. */
+export interface Reply {
+  readonly status?: number; // 200
+  readonly body: string | ReadableStream<Uint8Array>;
 }
 
 /** What a call says, with everything in it that takes time. */
@@ -189,7 +196,7 @@ const sample = async (
     throw error;
   }
   attempt.counts.malformedCalls += answer.malformedCalls;
-  const responseTokens = Int32Array.from(answer.tokens);
+  const responseTokens = answer.tokens;
   if (answer.finishReason !== "aborted") {
     attempt.nodes.push({
       conversation: chat.conversation,
@@ -210,10 +217,10 @@ const sample = async (
         policyVersion: answer.policyVersion,
         finishReason: answer.finishReason,
         responseTokens,
-        samplerLogprobs: Float32Array.from(answer.logprobs),
+        samplerLogprobs: answer.logprobs,
         ...(answer.drawnLogprobs && { drawnLogprobs: answer.drawnLogprobs }),
         ...(answer.forced && { forcedTokens: answer.forced }),
-        response: toChatCompletion({ ...head, sendTokenIds: false, sendLogprobs: false }, answer, service.format),
+        response: toChatCompletion(head, answer),
         late,
       }),
     );
@@ -226,21 +233,14 @@ const abortedError = (signal: AbortSignal): AgentError =>
     ? signal.reason
     : new AgentError("aborted", `endpoint: the call was aborted, got ${messageOf(signal.reason)}`, { cause: signal.reason });
 
-const answerJson = async (service: Service, attempt: OpenAttempt, call: Call, abort: LinkedAbort): Promise<Response> => {
-  const answer = await sample(service, attempt, call, abort.signal);
-  if (answer.finishReason === "aborted") throw abortedError(abort.signal);
-  return new Response(JSON.stringify(toChatCompletion(call.head, answer, service.format)), {
-    headers: { "content-type": "application/json" },
-  });
+const answerJson = async (service: Service, attempt: OpenAttempt, call: Call, signal: AbortSignal): Promise<Reply> => {
+  const answer = await sample(service, attempt, call, signal);
+  if (answer.finishReason === "aborted") throw abortedError(signal);
+  return { body: toChatText(call.head, answer, service.format) };
 };
 
 /** The first chunk waits for what comes first: strict clients want the role and the first call's type in one chunk. */
-const answerStream = (
-  service: Service,
-  attempt: OpenAttempt,
-  call: Call,
-  abort: LinkedAbort,
-): { response: Response; ended: Promise<void> } => {
+const answerStream = (service: Service, attempt: OpenAttempt, call: Call, abort: LinkedAbort): { reply: Reply; ended: Promise<void> } => {
   const { head, prompt } = call;
   const { format } = service;
   const stream = createEventStream((reason) => abort.abort(reason));
@@ -287,39 +287,32 @@ const answerStream = (
       stream.close();
     }
   };
-  return {
-    ended: run(),
-    response: new Response(stream.body, { headers: { "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache" } }),
-  };
+  return { ended: run(), reply: { body: stream.body } };
 };
 
 /** @throws AgentError for what is refused; the sampler's own errors pass. */
-export const answerChat = async (
-  service: Service,
-  attempt: OpenAttempt,
-  request: Request,
-  signal: AbortSignal | undefined,
-): Promise<Response> => {
-  const text = await request.text();
-  const parsed = await parse(service, text);
+export const answerChat = async (service: Service, attempt: OpenAttempt, incoming: Incoming): Promise<Reply> => {
+  const parsed = await parse(service, await incoming.text());
   if (attempt.closed) throw closedError(attempt.ref);
-  const call = accept(service, attempt, parsed, request.headers.get("x-fulgurite-record") !== "off");
-  const abort = linkAbort([signal, attempt.abort.signal]);
-  const track = (ended: Promise<unknown>): void => {
+  const call = accept(service, attempt, parsed, incoming.header("x-fulgurite-record") !== "off");
+  const signals = [incoming.signal, attempt.abort.signal];
+  const track = (ended: Promise<unknown>, unlink: () => void): void => {
     const done = ended
       .catch(() => {})
       .finally(() => {
-        abort.unlink();
+        unlink();
         attempt.running.delete(done);
       });
     attempt.running.add(done);
   };
   if (call.chat.options.stream) {
-    const { response, ended } = answerStream(service, attempt, call, abort);
-    track(ended);
-    return response;
+    const abort = linkAbort(signals);
+    const { reply, ended } = answerStream(service, attempt, call, abort);
+    track(ended, abort.unlink);
+    return reply;
   }
-  const answered = answerJson(service, attempt, call, abort);
-  track(answered);
+  const { signal, unlink } = followAbort(signals);
+  const answered = answerJson(service, attempt, call, signal);
+  track(answered, unlink);
   return answered;
 };

@@ -5,6 +5,8 @@ import type { Json } from "@fulgurite/trace";
 import { Template } from "@huggingface/jinja";
 import { Tokenizer } from "@huggingface/tokenizers";
 import { AgentError, messageOf } from "./errors.ts";
+import { createPieceEncoder } from "./pieces.ts";
+import { createRecent } from "./recent.ts";
 import { readTokenBytes } from "./tokenBytes.ts";
 import { readTokenizerFile } from "./tokenizerFile.ts";
 import type { ChatFormat, Conversation, Message, Tool } from "./types.ts";
@@ -46,7 +48,15 @@ const tokenText = (value: unknown): string | undefined => {
 
 const SPECIAL_TOKENS = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] as const;
 
-type Templates = (hasTools: boolean) => Template;
+interface Templates {
+  of(hasTools: boolean): Template;
+  /** They ask what time it is: what one gave a moment ago may be out of date. */
+  readonly haveClock: boolean;
+}
+
+const CLOCK = "strftime_now";
+/** About 2 MiB of conversations and their texts. */
+const KEPT_CHARACTERS = 2 ** 20;
 
 const parseTemplate = (source: string): Template => {
   try {
@@ -61,11 +71,14 @@ const loadTemplates = (given: string | undefined, configured: unknown): Template
   const single = given ?? (typeof configured === "string" ? configured : undefined);
   if (single !== undefined) {
     const template = parseTemplate(single);
-    return () => template;
+    return { of: () => template, haveClock: single.includes(CLOCK) };
   }
   const named = new Map<string, Template>();
+  let haveClock = false;
   for (const entry of Array.isArray(configured) ? (configured as { name?: unknown; template?: unknown }[]) : []) {
-    if (typeof entry?.name === "string" && typeof entry.template === "string") named.set(entry.name, parseTemplate(entry.template));
+    if (typeof entry?.name !== "string" || typeof entry.template !== "string") continue;
+    named.set(entry.name, parseTemplate(entry.template));
+    haveClock ||= entry.template.includes(CLOCK);
   }
   const plain = named.get("default") ?? named.values().next().value;
   if (plain === undefined) {
@@ -74,7 +87,7 @@ const loadTemplates = (given: string | undefined, configured: unknown): Template
       "loadChatFormat: a chat template is required, got none in chat_template.jinja or tokenizer_config.json; take an instruction-tuned model, or pass chatTemplate",
     );
   }
-  return (hasTools) => (hasTools ? (named.get("tool_use") ?? plain) : plain);
+  return { of: (hasTools) => (hasTools ? (named.get("tool_use") ?? plain) : plain), haveClock };
 };
 
 /** Templates that print arguments do so with `tojson`, so they want the value; text that is no JSON stays text. */
@@ -155,29 +168,40 @@ export const loadChatFormat = (files: ChatFormatFiles): ChatFormat => {
     );
   }
 
+  const render = (conversation: Conversation, addGenerationPrompt: boolean): string => {
+    try {
+      return templates.of(conversation.tools.length > 0).render({
+        messages: conversation.messages.map(toTemplateMessage),
+        tools: conversation.tools.length > 0 ? conversation.tools.map(toTemplateTool) : null,
+        add_generation_prompt: addGenerationPrompt,
+        ...specialTexts,
+      });
+    } catch (cause) {
+      throw new AgentError("template-refused", `chat template: must accept the messages, got ${messageOf(cause)}`, {
+        cause,
+        param: "messages",
+      });
+    }
+  };
+  // the first turn of a task is asked for by all of its rollouts
+  const rendered = createRecent<string>(KEPT_CHARACTERS);
+
   return {
     vocabSize: read.vocabSize,
     stopTokens: [...stopTokens],
-    encode: (text) => (text === "" ? new Int32Array(0) : Int32Array.from(tokenizer.encode(text, { add_special_tokens: false }).ids)),
+    encode: createPieceEncoder(read.fields, (text) => tokenizer.encode(text, { add_special_tokens: false }).ids),
     decode: (tokens) => {
       const known = Array.from(tokens).filter((id) => tokenizer.id_to_token(id) !== undefined);
       return known.length === 0 ? "" : tokenizer.decode(known, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
     },
     tokenBytes: readTokenBytes(read.fields, (id) => tokenizer.id_to_token(id)),
     render: (conversation: Conversation, { addGenerationPrompt }) => {
-      try {
-        return templates(conversation.tools.length > 0).render({
-          messages: conversation.messages.map(toTemplateMessage),
-          tools: conversation.tools.length > 0 ? conversation.tools.map(toTemplateTool) : null,
-          add_generation_prompt: addGenerationPrompt,
-          ...specialTexts,
-        });
-      } catch (cause) {
-        throw new AgentError("template-refused", `chat template: must accept the messages, got ${messageOf(cause)}`, {
-          cause,
-          param: "messages",
-        });
-      }
+      const key = templates.haveClock ? "" : JSON.stringify([conversation.messages, conversation.tools, addGenerationPrompt]);
+      const known = rendered.get(key);
+      if (known !== undefined) return known;
+      const text = render(conversation, addGenerationPrompt);
+      if (!templates.haveClock) rendered.set(key, text, text.length);
+      return text;
     },
   };
 };

@@ -4,13 +4,13 @@
 import { type AttemptRef, mintId, platformRandom } from "@fulgurite/trace";
 import { toErrorObject } from "./answers.ts";
 import { createSpanQueue } from "./capture.ts";
-import { answerChat, closedError, type OpenAttempt, type Service } from "./chatCall.ts";
+import { answerChat, closedError, type OpenAttempt, type Reply, type Service } from "./chatCall.ts";
 import { AgentError } from "./errors.ts";
+import { fromFetch, fromRequest, type Incoming, ORIGIN } from "./incoming.ts";
 import { linkAbort } from "./linkedAbort.ts";
+import { toTextResponse } from "./textResponse.ts";
 import type { Endpoint, EndpointOptions, EndpointStats, Sampling } from "./types.ts";
 
-/** Never resolved by anyone: calls to it stay in the process. */
-const ORIGIN = "http://fulgurite.local";
 const KEY_PREFIX = "fg_";
 const ROUTES = "POST …/chat/completions, GET …/models and GET …/models/{id}";
 
@@ -18,11 +18,19 @@ const ROUTES = "POST …/chat/completions, GET …/models and GET …/models/{id
 const ROUTE = /\/(chat\/completions|completions|responses|models(?:\/[^/]+)?)\/?$/;
 const ATTEMPT_PATH = /\/rollout\/([^/]+)\/attempt\/([^/]+)(?:\/|$)/;
 
-const routeOf = (url: string): string | undefined => ROUTE.exec(new URL(url).pathname)?.[1];
+const routeOf = ({ pathname }: URL): string | undefined => ROUTE.exec(pathname)?.[1];
 
 const nameOf = (ref: AttemptRef): string => `${encodeURIComponent(ref.rolloutId)}/${encodeURIComponent(ref.id)}`;
 
-const bearerOf = (request: Request): string | undefined => /^Bearer\s+(\S+)$/i.exec(request.headers.get("authorization") ?? "")?.[1];
+const bearerOf = (incoming: Incoming): string | undefined => /^Bearer\s+(\S+)$/i.exec(incoming.header("authorization") ?? "")?.[1];
+
+const toResponse = ({ status = 200, body }: Reply, requestId: string): Response =>
+  typeof body === "string"
+    ? toTextResponse(body, { status, headers: { "content-type": "application/json", "x-request-id": requestId } })
+    : new Response(body, {
+        status,
+        headers: { "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-request-id": requestId },
+      });
 
 /** Rejects as fetch does when its signal aborts, even if what it waits for does not care. */
 const orAborted = async <T>(promise: Promise<T>, signal: AbortSignal | null | undefined): Promise<T> => {
@@ -53,9 +61,9 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
   const byName = new Map<string, OpenAttempt>();
   const byKey = new Map<string, OpenAttempt>();
 
-  const attributed = (request: Request): OpenAttempt => {
-    const key = bearerOf(request);
-    const path = ATTEMPT_PATH.exec(new URL(request.url).pathname);
+  const attributed = (incoming: Incoming): OpenAttempt => {
+    const key = bearerOf(incoming);
+    const path = ATTEMPT_PATH.exec(incoming.url.pathname);
     if (path) {
       const attempt = byName.get(`${path[1]}/${path[2]}`);
       if (!attempt) {
@@ -90,28 +98,28 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
     policy_version: service.sampler.policyVersion,
   });
 
-  const route = async (request: Request, signal: AbortSignal | undefined, toAttempt: () => OpenAttempt): Promise<Response> => {
-    const target = routeOf(request.url);
-    if (target === "chat/completions" && request.method === "POST") return answerChat(service, toAttempt(), request, signal);
-    if (target === "models" && request.method === "GET") return Response.json({ object: "list", data: [model()] });
-    if (target?.startsWith("models/") && request.method === "GET") {
+  const route = async (incoming: Incoming, toAttempt: () => OpenAttempt): Promise<Reply> => {
+    const { method, url } = incoming;
+    const target = routeOf(url);
+    if (target === "chat/completions" && method === "POST") return answerChat(service, toAttempt(), incoming);
+    if (target === "models" && method === "GET") return { body: JSON.stringify({ object: "list", data: [model()] }) };
+    if (target?.startsWith("models/") && method === "GET") {
       const name = decodeURIComponent(target.slice("models/".length));
-      if (name === service.modelName) return Response.json(model());
+      if (name === service.modelName) return { body: JSON.stringify(model()) };
       throw new AgentError("not-found", `endpoint: the model must be ${service.modelName}, got ${name}`, { param: "model" });
     }
-    throw new AgentError("not-found", `endpoint: must be one of ${ROUTES}, got ${request.method} ${new URL(request.url).pathname}`);
+    throw new AgentError("not-found", `endpoint: must be one of ${ROUTES}, got ${method} ${url.pathname}`);
   };
 
-  const respond = async (request: Request, signal: AbortSignal | undefined, toAttempt: () => OpenAttempt): Promise<Response> => {
-    let response: Response;
+  const respond = async (incoming: Incoming, toAttempt: () => OpenAttempt): Promise<Response> => {
+    let reply: Reply;
     try {
-      response = await route(request, signal, toAttempt);
+      reply = await route(incoming, toAttempt);
     } catch (error) {
       const { status, body } = toErrorObject(error);
-      response = Response.json(body, { status });
+      reply = { status, body: JSON.stringify(body) };
     }
-    response.headers.set("x-request-id", `req_${mintId(service.clock(), service.randomBytes)}`);
-    return response;
+    return toResponse(reply, `req_${mintId(service.clock(), service.randomBytes)}`);
   };
 
   const open = (ref: AttemptRef, sampling: Sampling, signal?: AbortSignal): ReturnType<Endpoint["open"]> => {
@@ -140,27 +148,31 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
     byName.set(name, attempt);
     byKey.set(key, attempt);
 
+    const toAttempt = (): OpenAttempt => {
+      if (attempt.closed) throw closedError(ref);
+      return attempt;
+    };
     const ownFetch: typeof globalThis.fetch = async (input, init) => {
-      const request = new Request(input, init);
-      if (routeOf(request.url) === undefined && new URL(request.url).origin !== ORIGIN) return globalThis.fetch(input, init);
-      const callerSignal = init?.signal ?? (input instanceof Request ? input.signal : undefined);
-      callerSignal?.throwIfAborted();
-      const toAttempt = (): OpenAttempt => {
-        if (attempt.closed) throw closedError(ref);
-        return attempt;
-      };
-      return orAborted(respond(request, callerSignal ?? undefined, toAttempt), callerSignal);
+      const incoming = fromFetch(input, init);
+      if (routeOf(incoming.url) === undefined && incoming.url.origin !== ORIGIN) return globalThis.fetch(input, init);
+      incoming.signal?.throwIfAborted();
+      return orAborted(respond(incoming, toAttempt), incoming.signal);
     };
 
-    const close = async (): Promise<EndpointStats> => {
+    /** Nothing is asked or recorded any more when it resolves. */
+    const shut = async (): Promise<void> => {
       attempt.closed = true;
       byName.delete(name);
       byKey.delete(key);
       if (attempt.running.size > 0) attempt.abort.abort(closedError(ref)); // an error costs more than the rest of closing
       attempt.abort.unlink();
       await Promise.all(attempt.running);
+    };
+    const stats = (): EndpointStats => ({ ...attempt.counts, captureFailures: attempt.spans.failures });
+    const close = async (): Promise<EndpointStats> => {
+      await shut();
       await attempt.spans.settled();
-      return { ...attempt.counts, captureFailures: attempt.spans.failures };
+      return stats();
     };
     let closing: Promise<EndpointStats> | undefined;
     return {
@@ -172,8 +184,30 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
         closing ??= close();
         return closing;
       },
+      finish: async (end) => {
+        attempt.spans.hold();
+        const ended = shut().then(() => attempt.spans.finish((last) => end(last, stats())));
+        closing ??= ended.then(stats, stats);
+        return ended;
+      },
     };
   };
 
-  return { handle: (request) => respond(request, request.signal, () => attributed(request)), open };
+  const handle: Endpoint["handle"] = (request, context) => {
+    const incoming = fromRequest(request, request.signal);
+    let asked: OpenAttempt | undefined;
+    const toAttempt = (): OpenAttempt => {
+      asked = attributed(incoming);
+      return asked;
+    };
+    const response = respond(incoming, toAttempt);
+    const recorded = async (): Promise<void> => {
+      await response;
+      await Promise.all(asked?.running ?? []);
+      await asked?.spans.settled();
+    };
+    context?.waitUntil(recorded());
+    return response;
+  };
+  return { handle, open };
 };

@@ -23,5 +23,18 @@ export const linkAbort = (signals: readonly (AbortSignal | null | undefined)[]):
       unlinks.push(() => signal.removeEventListener("abort", follow));
     }
   }
-  return { signal: controller.signal, abort: (reason) => controller.abort(reason), unlink };
+  return {
+    // some platforms make it when it is first asked for
+    get signal() {
+      return controller.signal;
+    },
+    abort: (reason) => controller.abort(reason),
+    unlink,
+  };
+};
+
+/** For who only listens: of one signal it is that signal. */
+export const followAbort = (signals: readonly (AbortSignal | null | undefined)[]): Pick<LinkedAbort, "signal" | "unlink"> => {
+  const given = signals.filter((signal) => signal != null);
+  return given.length === 1 ? { signal: given[0] as AbortSignal, unlink: () => {} } : linkAbort(given);
 };

@@ -18,6 +18,7 @@ import {
   type Outcome,
   type Rollout,
   rewardSpan,
+  type Span,
   type Store,
 } from "@fulgurite/trace";
 import { AgentError } from "./errors.ts";
@@ -59,11 +60,15 @@ const abortedOutcome = (reason: unknown): Outcome => ({
 
 const hasEnded = (rollout: Rollout): boolean => rollout.status !== "queued" && rollout.status !== "running";
 
-/** Tolerates that someone else ended the attempt meanwhile: it was cancelled in the store, or taken for dead. */
-const finishAttempt = async (store: Store, ref: AttemptRef, outcome: Outcome): Promise<Rollout> => {
+/**
+ * Tolerates that someone else ended the attempt meanwhile: it was cancelled in the store, or taken for dead. Not while there are spans
+ * to keep all the same.
+ */
+const finishAttempt = async (store: Store, ref: AttemptRef, outcome: Outcome, last: readonly Span[] = []): Promise<Rollout> => {
   try {
-    return await store.finish(ref, outcome);
+    return await store.finish(ref, outcome, last);
   } catch (error) {
+    if (last.length > 0) throw error;
     const known = (await store.attempts(ref.rolloutId)).find(({ id }) => id === ref.id);
     if (known === undefined || known.status === "running") throw error;
     for await (const current of store.rollouts({ ids: [ref.rolloutId] })) return current;
@@ -71,17 +76,16 @@ const finishAttempt = async (store: Store, ref: AttemptRef, outcome: Outcome): P
   }
 };
 
-/** Runs one claimed attempt to its end in the store. Rejects only when the store fails. */
-const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt }: Claim, signal: AbortSignal): Promise<Rollout> => {
+/** Runs one claimed attempt to its end in the store, or until `abort` is. Rejects only when the store fails. */
+const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt }: Claim, abort: AbortController): Promise<Rollout> => {
   const { store, endpoint, agent } = options;
   const clock = options.clock ?? Date.now;
   const ref = { rolloutId: rollout.id, id: attempt.id };
-  const abort = linkAbort([signal]);
+  const { signal } = abort;
   let opened: OpenedAttempt;
   try {
-    opened = endpoint.open(ref, samplingOf(rollout, options.sampling?.(rollout)), abort.signal);
+    opened = endpoint.open(ref, samplingOf(rollout, options.sampling?.(rollout)), signal);
   } catch (error) {
-    abort.unlink();
     return finishAttempt(store, ref, { status: "failed", error: toAttemptError(error) });
   }
   const { timeoutMs } = rollout.config;
@@ -98,12 +102,14 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
           timeoutMs,
         )
       : undefined;
-  // a beat that fails is no news: finish() meets the same store
-  const beat = setInterval(() => void store.heartbeat(ref).catch(() => {}), HEARTBEAT_MS);
 
   let over = false;
   let badReward: unknown;
-  const reward: AgentContext["reward"] = (value, details = {}) => {
+  const record = (value: number, details: Parameters<AgentContext["reward"]>[1] = {}): void => {
+    const atMs = clock();
+    opened.record(() => rewardSpan({ attempt: ref, id: mintSpanId(), atMs, value, ...details }));
+  };
+  const reward: AgentContext["reward"] = (value, details) => {
     if (over) return;
     try {
       toFinite(value, "reward()");
@@ -111,58 +117,58 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
       badReward ??= error; // an agent that catches it has failed all the same
       throw error;
     }
-    const atMs = clock();
-    opened.record(() => rewardSpan({ attempt: ref, id: mintSpanId(), atMs, value, ...details }));
+    record(value, details);
   };
 
   let stopHearing = (): void => {};
   const aborted = new Promise<Outcome>((resolve) => {
-    const end = (): void => resolve(abortedOutcome(abort.signal.reason));
-    if (abort.signal.aborted) end();
-    else abort.signal.addEventListener("abort", end, { once: true });
-    stopHearing = () => abort.signal.removeEventListener("abort", end);
+    const end = (): void => resolve(abortedOutcome(signal.reason));
+    if (signal.aborted) end();
+    else signal.addEventListener("abort", end, { once: true });
+    stopHearing = () => signal.removeEventListener("abort", end);
   });
+  let lastReward: number | undefined;
   const executed = async (): Promise<Outcome> => {
     try {
-      const context = { openai: opened.openai, signal: abort.signal, mode: rollout.mode, rollout, attempt: ref, reward };
+      const context = { openai: opened.openai, signal, mode: rollout.mode, rollout, attempt: ref, reward };
       const returned: unknown = await agent(rollout.input as Task, context);
       if (over) return { status: "cancelled" };
-      if (returned !== undefined) reward(toFinite(returned, "the agent's return value"));
+      if (returned !== undefined) lastReward = toFinite(returned, "the agent's return value");
       if (badReward !== undefined) throw badReward;
       return { status: "succeeded" };
     } catch (error) {
       // an agent that honours its abort throws because of it
-      return abort.signal.aborted ? abortedOutcome(abort.signal.reason) : { status: "failed", error: toAttemptError(error) };
+      return signal.aborted ? abortedOutcome(signal.reason) : { status: "failed", error: toAttemptError(error) };
     }
   };
 
-  let outcome = abort.signal.aborted ? await aborted : await Promise.race([executed(), aborted]);
+  const outcome = signal.aborted ? await aborted : await Promise.race([executed(), aborted]);
   over = true;
   stopHearing();
   clearTimeout(timer);
-  clearInterval(beat);
-  abort.unlink();
-  const { captureFailures } = await opened.close();
-  abort.abort(new AgentError("closed", "runner: the attempt has ended"));
-  if (captureFailures > 0 && outcome.status === "succeeded") {
+  if (lastReward !== undefined) record(lastReward); // just now, so that it is stored with the attempt's end
+  return opened.finish((last, { captureFailures }) => {
+    abort.abort(new AgentError("closed", "runner: the attempt has ended"));
+    if (captureFailures === 0 || outcome.status !== "succeeded") return finishAttempt(store, ref, outcome, last);
     const lost = `runner: every span must reach the store, got ${captureFailures} that did not; its transitions would be incomplete`;
-    outcome = { status: "failed", error: toAttemptError(new AgentError("capture", lost)) };
-  }
-  return finishAttempt(store, ref, outcome);
+    return finishAttempt(store, ref, { status: "failed", error: toAttemptError(new AgentError("capture", lost)) }, last);
+  });
 };
 
 export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner => {
   const { store } = options;
   const concurrency = options.concurrency ?? CONCURRENCY;
-  const workerId = options.workerId ?? `worker_${mintId((options.clock ?? Date.now)())}`;
+  let { workerId } = options;
   if (!Number.isInteger(concurrency) || concurrency < 1) {
     throw new AgentError("bad-request", `createRunner: concurrency must be an integer ≥ 1, got ${concurrency}`);
   }
 
   const drain: Runner["drain"] = async ({ signal, onEnd } = {}) => {
     signal?.throwIfAborted();
+    workerId ??= `worker_${mintId((options.clock ?? Date.now)())}`; // an edge worker may not ask for randomness while it loads
+    const id = workerId;
     const run = linkAbort([signal]);
-    const running = new Map<string, { done: Promise<void>; cancel: (reason: unknown) => void }>();
+    const running = new Map<string, { ref: AttemptRef; done: Promise<void>; cancel: (reason: unknown) => void }>();
     let failure: { error: unknown } | undefined;
     const fail = (error: unknown): void => {
       failure ??= { error };
@@ -195,24 +201,30 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
     });
 
     const start = (claim: Claim): void => {
-      const attemptAbort = new AbortController();
-      const done = runAttempt(options, claim, attemptAbort.signal)
-        .then((rollout) => {
+      const { id } = claim.rollout;
+      const abort = new AbortController();
+      const execute = async (): Promise<void> => {
+        try {
+          const rollout = await runAttempt(options, claim, abort);
           if (hasEnded(rollout)) onEnd?.(rollout);
-        })
-        .catch(fail)
-        .finally(() => {
-          running.delete(claim.rollout.id);
-          wake();
-        });
-      running.set(claim.rollout.id, { done, cancel: (reason) => attemptAbort.abort(reason) });
+        } catch (error) {
+          fail(error);
+        }
+        running.delete(id);
+        wake();
+      };
+      running.set(id, { ref: { rolloutId: id, id: claim.attempt.id }, done: execute(), cancel: (reason) => abort.abort(reason) });
     };
+    // one for all; a beat that fails is no news: finish() meets the same store
+    const beats = setInterval(() => {
+      for (const { ref } of running.values()) void store.heartbeat(ref).catch(() => {});
+    }, HEARTBEAT_MS);
 
     try {
       while (!run.signal.aborted) {
         rearm(); // before the claim, so that nothing queued meanwhile is slept through
         const free = concurrency - running.size;
-        const claims = free > 0 ? await store.claim(workerId, free) : [];
+        const claims = free > 0 ? await store.claim(id, free) : [];
         for (const claim of claims) start(claim);
         if (run.signal.aborted) for (const { cancel } of running.values()) cancel(run.signal.reason); // aborted while claiming
         // an attempt that ended while the claim was under way may have put its rollout back
@@ -223,6 +235,7 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
       fail(error);
     } finally {
       await Promise.all([...running.values()].map(({ done }) => done));
+      clearInterval(beats);
       unwatch();
       run.unlink();
     }

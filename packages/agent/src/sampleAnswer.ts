@@ -13,8 +13,8 @@ export interface Answer {
   readonly calls: readonly ToolCall[];
   /** Calls that did not parse and are part of the text. */
   readonly malformedCalls: number;
-  readonly tokens: readonly number[]; // [R]
-  readonly logprobs: readonly number[]; // [R]
+  readonly tokens: Int32Array; // [R]
+  readonly logprobs: Float32Array; // [R]
   /** [R], where the answer did not come from the whole distribution. */
   readonly drawnLogprobs?: Float32Array;
   /** Places in `tokens` of those that the grammar left no choice. */
@@ -70,8 +70,8 @@ export const sampleAnswer = async (
   const characters = createTextStream(format);
   const stops = createStopMatcher(request.stop);
   const parser = createCallParser(request.toolNames);
-  const stopTokens = new Set(format.stopTokens);
-  const tokens: number[] = [];
+  const isStop = (token: number): boolean => format.stopTokens.includes(token);
+  const tokens: number[] = []; // taken one by one
   const logprobs: number[] = [];
   const calls: ToolCall[] = [];
   let text = "";
@@ -96,7 +96,7 @@ export const sampleAnswer = async (
     tokens.push(token);
     logprobs.push(logprob);
     listener?.token(token, logprob);
-    if (!stopTokens.has(token)) settle(parser.push(stops.push(characters.push(token))));
+    if (!isStop(token)) settle(parser.push(stops.push(characters.push(token))));
     if (stops.stopped) abort?.abort();
   };
 
@@ -124,25 +124,24 @@ export const sampleAnswer = async (
     if (isStepwise)
       for (let at = tokens.length; at < completion.tokens.length; at++)
         take(completion.tokens[at] as number, completion.logprobs[at] as number);
-    else {
-      for (const token of completion.tokens) tokens.push(token);
-      for (const logprob of completion.logprobs) logprobs.push(logprob);
-      settle(parser.push(characters.pushAll(tokens.filter((token) => !stopTokens.has(token)))));
-    }
+    else settle(parser.push(characters.pushAll(completion.tokens.filter((token) => !isStop(token)))));
     if (!stops.stopped) settle(parser.push(stops.push(characters.end()) + stops.end()));
     settle(parser.end());
 
     const { drawnLogprobs, forced } = completion;
+    const taken = isStepwise
+      ? { tokens: new Int32Array(tokens), logprobs: new Float32Array(logprobs) }
+      : { tokens: completion.tokens.slice(), logprobs: completion.logprobs.slice() }; // a sampler may use its arrays again
+    const { length } = taken.tokens;
     const ended = stops.stopped ? "stop" : completion.finishReason;
     return {
       text,
       calls,
       malformedCalls: parser.failed,
-      tokens,
-      logprobs,
+      ...taken,
       // a stop string may have cut the answer short of what was sampled
-      ...(drawnLogprobs && { drawnLogprobs: drawnLogprobs.slice(0, tokens.length) }),
-      ...(forced && { forced: Int32Array.from(tokens.keys()).filter((at) => forced[at] === 1) }),
+      ...(drawnLogprobs && { drawnLogprobs: drawnLogprobs.slice(0, length) }),
+      ...(forced && { forced: Int32Array.from({ length }, (_, at) => at).filter((at) => forced[at] === 1) }),
       finishReason: ended === "stop" && calls.length > 0 ? "tool_calls" : ended,
       policyVersion: completion.policyVersion,
     };

@@ -30,7 +30,7 @@ export const createTextStream = (format: Pick<ChatFormat, "decode">): TextStream
     emittedEnd = tokens.length;
     return text;
   };
-  return { push: (token) => pushAll([token]), pushAll, end: fresh };
+  return { push: (token) => pushAll([token]), pushAll, end: () => (emittedEnd === tokens.length ? "" : fresh()) };
 };
 
 export interface StopMatcher {

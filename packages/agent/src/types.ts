@@ -74,9 +74,15 @@ export interface Sampling {
   readonly seed: number;
 }
 
+/** What edge workers give a handler beside the request. */
+export interface RequestContext {
+  /** Keeps what belongs to a request alive after its answer: there a span that is on its way to a store would be dropped. */
+  waitUntil(promise: Promise<unknown>): void;
+}
+
 export interface Endpoint {
   /** The OpenAI-compatible server as a function: POST …/chat/completions, GET …/models. Never throws: errors are responses. */
-  handle(request: Request): Promise<Response>;
+  handle(request: Request, context?: RequestContext): Promise<Response>;
   /** Opens an attempt: its own fetch and key. `close` refuses later calls and resolves when every span was appended. */
   open(attempt: AttemptRef, sampling: Sampling, signal?: AbortSignal): OpenedAttempt;
 }
@@ -86,6 +92,11 @@ export interface OpenedAttempt {
   /** Queues a span (a reward) behind the calls so far, so that the store's order is the order of events. After close: ignored. */
   record(make: () => Span): void;
   close(): Promise<EndpointStats>;
+  /**
+   * Closes, and ends the attempt: `end` puts its last spans into the store together with its end (Store.finish). Where that fails they
+   * are appended, and `end` is called again with none. Resolves with what `end` did.
+   */
+  finish<T>(end: (last: readonly Span[], stats: EndpointStats) => Promise<T>): Promise<T>;
 }
 
 export interface EndpointStats {

@@ -11,9 +11,17 @@ export type GpuCheck = (
   open: (options?: Pick<DeviceOptions, "choose" | "allowsInexact">) => Promise<WebGpuBackend>,
 ) => Promise<WebGpuBackend>;
 
+export const PRECISIONS = ["f32", "f16"] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
 export interface BackendOptions {
   /** WASM threads. Default: what the machine allows. */
   readonly threads?: number;
+  /**
+   * "f16" lets WebGPU round the factors of large products to 16 bits (relative error 2·10⁻³; sums stay f32) where the device has shader-f16
+   * and the tuner finds it faster. Default "f32". Other executors compute in f32 whatever it is.
+   */
+  readonly precision?: Precision;
   /** Looks at a GPU before it is taken: openChecked of gpuCheck.ts tests its kernels and times them. Absent: it is trusted. */
   readonly check?: GpuCheck;
   /** Stands behind WASM's description: why it is not WebGPU. */
@@ -32,7 +40,15 @@ const isSoftware = ({ device }: Backend): boolean => device.description.includes
  * A GPU that computes wrong numbers is passed by, and WASM's description says so.
  * Throws EngineError("bad-request") for an unknown kind, EngineError("wrong-results") for such a GPU asked for by name, EngineError("device") when it cannot be opened.
  */
-export const openBackend = async (kind: DeviceKind | "auto", edges: DeviceEdges, options: BackendOptions = {}): Promise<Backend> => {
+export const openBackend = async (kind: DeviceKind | "auto", edges: DeviceEdges, given: BackendOptions = {}): Promise<Backend> => {
+  const { precision = "f32", check = (open) => open() } = given;
+  if (!PRECISIONS.includes(precision))
+    throw new EngineError(
+      "bad-request",
+      `precision: one of ${PRECISIONS.join(", ")}, got ${JSON.stringify(precision)}; leave it out for f32`,
+    );
+  const allowsInexact = precision === "f16";
+  const options: BackendOptions = { ...given, check: (open) => check((device) => open({ allowsInexact, ...device })) };
   if (kind !== "auto") {
     if (!Object.hasOwn(edges, kind))
       throw new EngineError(

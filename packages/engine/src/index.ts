@@ -7,7 +7,7 @@ import { EngineError } from "./errors.ts";
 import type { Backend } from "./plan/backend.ts";
 
 export type * from "./contract.ts";
-export type { BackendOptions, GpuCheck } from "./device.ts";
+export { type BackendOptions, type GpuCheck, PRECISIONS, type Precision } from "./device.ts";
 export { EngineError, type EngineErrorCode } from "./errors.ts";
 export type { AdapterBase, BaseModel } from "./lora/base.ts";
 export { type FileToWrite, type MergedModel, type MergeOptions, mergedFolder, openMerged } from "./lora/merge.ts";

@@ -1,7 +1,7 @@
 // What differs between a browser and Node, and nothing else. browser/edge.ts and node/edge.ts implement it; the package's
 // "#edge" import picks one.
 
-import type { Backend, BackendOptions, DeviceKind, Policy, PolicyModel, PolicyOptions } from "@fulgurite/engine";
+import type { Backend, BackendOptions, DeviceKind, Policy, PolicyModel, PolicyOptions, Precision } from "@fulgurite/engine";
 import type { Store } from "@fulgurite/trace";
 import type { FileEdge } from "./fileEdge.ts";
 import type { LoadProgress } from "./modelFiles.ts";
@@ -11,6 +11,7 @@ export interface StartOptions extends Omit<PolicyOptions, "backend" | "model" | 
   readonly device: DeviceKind | "auto";
   /** WASM threads; absent: what the machine allows. */
   readonly threads?: number;
+  readonly precision?: Precision;
   readonly model: Omit<PolicyModel, "weights">;
   /** Where the weights are; they are read where the policy lives. */
   readonly weights: WeightPlace;

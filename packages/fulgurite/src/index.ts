@@ -10,6 +10,8 @@ export {
   type PeftFiles,
   type Policy,
   type PolicyMemory,
+  PRECISIONS,
+  type Precision,
   WEIGHT_FORMATS,
   type WeightFormat,
 } from "@fulgurite/engine";

@@ -9,6 +9,7 @@ import {
   type ModelSpec,
   type Policy,
   type PolicyMemory,
+  type Precision,
   parseConfig,
   type WeightFormat,
   withRecovery,
@@ -51,6 +52,8 @@ export interface LoadPolicyOptions extends ModelFilesOptions {
   readonly onMemory?: (memory: PolicyMemory) => void;
   /** WASM threads; absent: what the machine allows. */
   readonly threads?: number;
+  /** "f16" lets WebGPU round the factors of large products to 16 bits where that is faster. Default "f32". */
+  readonly precision?: Precision;
 }
 
 const CONFIG = "config.json";

@@ -46,7 +46,7 @@ const entryFor = async (
 
 /** The backend belongs to the policy from here on. Throws what createPolicy and the source's files throw. */
 export const startFrom = async (
-  { weights: place, device: _, threads: __, ...options }: StartOptions,
+  { weights: place, device: _, threads: __, precision: ___, ...options }: StartOptions,
   backend: Backend,
   { signal, onProgress, onReport }: StartHooks = {},
 ): Promise<Policy> => {

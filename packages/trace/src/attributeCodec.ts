@@ -42,12 +42,16 @@ const swapped = (bytes: Uint8Array): Uint8Array<ArrayBuffer> => {
 };
 
 /** The array's bytes, little-endian: its own on nearly every machine. */
-const toLittleEndian = (array: Int32Array | Float32Array): Uint8Array => {
+export const toLittleEndian = (array: Int32Array | Float32Array): Uint8Array => {
   const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
   return isLittleEndian ? bytes : swapped(bytes);
 };
 
-const isMarked = (value: AttributeValue): boolean => {
+/** The elements of little-endian bytes, in a buffer of their own. */
+export const fromLittleEndian = (bytes: Uint8Array): ArrayBuffer => (isLittleEndian ? new Uint8Array(bytes) : swapped(bytes)).buffer;
+
+/** Would it be taken for what this codec writes? */
+export const isMarked = (value: AttributeValue): boolean => {
   if (value === null || typeof value !== "object") return false;
   const keys = Object.keys(value);
   return keys.length === 1 && MARKS.includes(keys[0] as string);
@@ -77,7 +81,11 @@ export const encodeAttributes = (attributes: Attributes, { encode }: Base64): Re
   });
 
 /** @throws TraceError "corrupt", naming `where` and the attribute, for bytes that are not whole elements. */
-export const decodeAttributes = (attributes: Readonly<Record<string, Json>>, { decode }: Base64, where: string): Attributes => {
+export const decodeAttributes = (
+  attributes: Readonly<Record<string, Json>>,
+  { decode }: Pick<Base64, "decode">,
+  where: string,
+): Attributes => {
   const bytesOf = (base64: unknown): Uint8Array<ArrayBuffer> | undefined => {
     try {
       return typeof base64 === "string" ? decode(base64) : undefined;

@@ -2,7 +2,7 @@
 // this logic; every store runs it inside one transaction.
 
 import { TraceError } from "./errors.ts";
-import type { Rows, StoreRecord } from "./rows.ts";
+import type { AppendRequest, Rows, StoreRecord } from "./rows.ts";
 import { guardAttempt, isTerminal } from "./status.ts";
 import { type CheckedResource, type CheckedTask, sameContent, sameJson } from "./values.ts";
 import type {
@@ -33,9 +33,11 @@ const rolloutOf = async (rows: Rows, id: string): Promise<Rollout> => {
   return rollout;
 };
 
+const unknownAttempt = (ref: AttemptRef): TraceError => unknown(`attempt ${ref.id} of rollout ${ref.rolloutId}`);
+
 const attemptOf = async (rows: Rows, ref: AttemptRef): Promise<Attempt> => {
   const attempt = await rows.attempt(ref);
-  if (attempt === undefined) throw unknown(`attempt ${ref.id} of rollout ${ref.rolloutId}`);
+  if (attempt === undefined) throw unknownAttempt(ref);
   return attempt;
 };
 
@@ -101,20 +103,9 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
     ? [{ kind: "attempt", data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }) }]
     : [];
 
-/** One text for several: a length stands before each, so that no two lists are alike. */
-export const textOf = (...texts: readonly string[]): string => texts.map((text) => `${text.length} ${text}`).join(" ");
-
-const attemptsOf = async (rows: Rows, refs: readonly AttemptRef[]): Promise<Attempt[]> => {
-  const attempts = new Map<string, Attempt>();
-  let last: AttemptRef | undefined; // most spans are of the attempt that the one before was of
-  for (const ref of refs) {
-    if (last?.id === ref.id && last.rolloutId === ref.rolloutId) continue;
-    last = ref;
-    const at = textOf(ref.rolloutId, ref.id);
-    if (!attempts.has(at)) attempts.set(at, await attemptOf(rows, ref));
-  }
-  return [...attempts.values()];
-};
+/** One text for all: the lengths stand before, so that no two lists are alike. */
+export const keyOf = (rolloutId: string, attemptId: string, id = ""): string =>
+  `${rolloutId.length} ${attemptId.length} ${rolloutId}${attemptId}${id}`;
 
 /** Those that are not there yet, once. */
 const newSpans = async (rows: Rows, spans: readonly Span[]): Promise<StoreRecord[]> => {
@@ -123,8 +114,10 @@ const newSpans = async (rows: Rows, spans: readonly Span[]): Promise<StoreRecord
   const taken = new Set<string>();
   let seq = await rows.lastSpanSeq();
   for (const span of spans) {
-    const at = spans.length === 1 ? "" : textOf(span.rolloutId, span.attemptId, span.id);
-    if (taken.has(at) || (await rows.hasSpan(span.rolloutId, span.attemptId, span.id))) continue;
+    const at = spans.length === 1 ? "" : keyOf(span.rolloutId, span.attemptId, span.id);
+    if (taken.has(at)) continue;
+    const found = rows.hasSpan(span.rolloutId, span.attemptId, span.id);
+    if (found === true || (found !== false && (await found))) continue;
     taken.add(at);
     seq += 1;
     records.push({ kind: "span", data: Object.freeze({ ...span, seq }) });
@@ -132,18 +125,46 @@ const newSpans = async (rows: Rows, spans: readonly Span[]): Promise<StoreRecord
   return records;
 };
 
-/** `spans` of `refs`: a span that was redacted away still proves that its attempt exists and lives. */
+/** In their order, each all or nothing, in one commit. Returns the rule that each broke. */
 export const append = async (
   rows: Rows,
   commit: Commit,
-  spans: readonly Span[],
-  refs: readonly AttemptRef[],
+  requests: readonly AppendRequest[],
   nowMs: number,
-): Promise<void> => {
-  const attempts = await attemptsOf(rows, refs);
-  const records = await newSpans(rows, spans);
-  for (const attempt of attempts) records.push(...beaten(attempt, nowMs));
+): Promise<(TraceError | undefined)[]> => {
+  const known = new Map<string, Attempt>();
+  const alive = new Set<Attempt>();
+  const kept: Span[] = [];
+  const broken: (TraceError | undefined)[] = [];
+  let last: Attempt | undefined; // most spans are of the attempt that the one before was of
+  for (const { spans, refs } of requests) {
+    const own: Attempt[] = [];
+    let rule: TraceError | undefined;
+    for (const ref of refs) {
+      const isSame: boolean = last !== undefined && last.id === ref.id && last.rolloutId === ref.rolloutId;
+      const at = isSame ? "" : keyOf(ref.rolloutId, ref.id);
+      let attempt: Attempt | undefined = isSame ? last : known.get(at);
+      if (attempt === undefined) {
+        const found = rows.attempt(ref);
+        attempt = found instanceof Promise ? await found : found;
+        if (attempt === undefined) {
+          rule = unknownAttempt(ref);
+          break;
+        }
+        known.set(at, attempt);
+      }
+      last = attempt;
+      own.push(attempt);
+    }
+    broken.push(rule);
+    if (rule !== undefined) continue;
+    for (const span of spans) kept.push(span);
+    for (const attempt of own) alive.add(attempt);
+  }
+  const records = await newSpans(rows, kept);
+  for (const attempt of alive) records.push(...beaten(attempt, nowMs));
   await commit(records);
+  return broken;
 };
 
 export const heartbeat = async (rows: Rows, commit: Commit, ref: AttemptRef, nowMs: number): Promise<void> =>

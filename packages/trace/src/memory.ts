@@ -3,7 +3,7 @@
 
 import type { Backend, Rows } from "./rows.ts";
 import { createStore, type StoreOptions } from "./store.ts";
-import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
+import type { Attempt, AttemptRef, Resource, ResourceEntry, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
 
 /** How payloads are held: as they are (memory), or as the place on disk. */
 export interface Keeping<KeptSpan, KeptResource> {
@@ -34,6 +34,8 @@ export const withoutFiles = ({ name, kind, version, metadata, manifest, createdA
   Object.freeze({ name, kind, version, metadata, manifest, createdAtMs });
 
 export interface MemoryRows extends Rows {
+  rollout(id: string): Rollout | undefined;
+  attempt(ref: AttemptRef): Attempt | undefined;
   /** Rows beyond these seqs were here once and are gone: what comes next is beyond them. */
   raiseSeqs(rolloutSeq: number, spanSeq: number): void;
 }
@@ -72,7 +74,7 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
   };
 
   return {
-    rollout: async (id) => byId.get(id)?.rollout,
+    rollout: (id) => byId.get(id)?.rollout,
     rollouts: async (direction, fromSeq, limit) => rolloutsFrom(direction === "oldest" ? 1 : -1, fromSeq, limit),
     queued: async (limit) => {
       if (!isQueueSorted) queuedIds = new Map([...queuedIds].sort((a, b) => a[1] - b[1]));
@@ -84,11 +86,11 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       }
       return found;
     },
-    attempt: async (ref) => byId.get(ref.rolloutId)?.attempts.get(ref.id)?.attempt,
+    attempt: (ref) => byId.get(ref.rolloutId)?.attempts.get(ref.id)?.attempt,
     attempts: async (rolloutId) =>
       [...(byId.get(rolloutId)?.attempts.values() ?? [])].map((row) => row.attempt).sort((a, b) => a.sequence - b.sequence),
     silentSince: async (beforeMs) => [...running.values()].filter((attempt) => attempt.lastHeartbeatMs < beforeMs),
-    hasSpan: async (rolloutId, attemptId, id) => byId.get(rolloutId)?.attempts.get(attemptId)?.ids.has(id) ?? false,
+    hasSpan: (rolloutId, attemptId, id) => byId.get(rolloutId)?.attempts.get(attemptId)?.ids.has(id) ?? false,
     spans: async ({ rolloutId, attemptId }, afterSeq, limit) => {
       const rows = [...(byId.get(rolloutId)?.attempts.values() ?? [])].filter(
         ({ attempt }) => attemptId === undefined || attempt.id === attemptId,
@@ -97,7 +99,7 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       return keeping.loadSpans(found.slice(0, limit).map(({ kept }) => kept));
     },
     lastRolloutSeq: async () => lastRolloutSeq,
-    lastSpanSeq: async () => lastSpanSeq,
+    lastSpanSeq: () => lastSpanSeq,
     resource: async (name, version) => {
       const kept = resources.get(name)?.get(version ?? (latest.get(name) as number));
       return kept === undefined ? undefined : keeping.loadResource(kept);
@@ -153,7 +155,7 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       if (attempt.status === "running") running.set(attempt.rolloutId, attempt);
       else if (running.get(attempt.rolloutId)?.id === attempt.id) running.delete(attempt.rolloutId);
     },
-    putSpan: async (span) => {
+    putSpan: (span) => {
       const row = byId.get(span.rolloutId)?.attempts.get(span.attemptId) as AttemptRow<KeptSpan>;
       if (row.ids.has(span.id)) return;
       row.ids.add(span.id);

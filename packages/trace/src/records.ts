@@ -1,9 +1,9 @@
 // What a record does to the rows. A rollout's status follows from its attempts, so claiming or ending one is one record
 // and no crash can leave the two halves of a change apart. Replaying a log is this function over its records.
 
-import type { Rows, StoreRecord } from "./rows.ts";
+import type { Rows, Soon, StoreRecord } from "./rows.ts";
 import { decideAfter, guardRollout, isTerminal } from "./status.ts";
-import type { Attempt, Rollout, StoreEvent } from "./vocabulary.ts";
+import type { Attempt, Rollout, StoredSpan, StoreEvent } from "./vocabulary.ts";
 
 /** The rollout after one of its attempts began, lived or ended. Only the latest attempt moves it; one whose beginning was lost with a damaged line began. */
 export const afterAttempt = (rollout: Rollout, attempt: Attempt): Rollout => {
@@ -19,8 +19,21 @@ export const afterAttempt = (rollout: Rollout, attempt: Attempt): Rollout => {
   return Object.freeze({ ...begun, status, ...(isTerminal(status) ? { endedAtMs: attempt.endedAtMs } : {}) } as Rollout);
 };
 
+const after = <A, B>(value: Soon<A>, act: (value: A) => Soon<B>): Soon<B> => (value instanceof Promise ? value.then(act) : act(value));
+
 /** Changes the rows and says what listeners may want to hear. An attempt or span whose rollout is not there changes nothing: undefined. */
-export const applyRecord = async (rows: Rows, record: StoreRecord): Promise<StoreEvent[] | undefined> => {
+export const applyRecord = (rows: Rows, record: StoreRecord): Soon<StoreEvent[] | undefined> =>
+  record.kind === "span" ? applySpan(rows, record.data) : applyOther(rows, record);
+
+/** Most records are spans: where the rows answer at once, so does this. */
+const applySpan = (rows: Rows, span: StoredSpan): Soon<StoreEvent[] | undefined> => {
+  const { rolloutId, attemptId } = span;
+  return after(rows.attempt({ rolloutId, id: attemptId }), (attempt) =>
+    attempt === undefined ? undefined : after(rows.putSpan(span), () => [{ kind: "spans", rolloutId, count: 1 }] as StoreEvent[]),
+  );
+};
+
+const applyOther = async (rows: Rows, record: Exclude<StoreRecord, { readonly kind: "span" }>): Promise<StoreEvent[] | undefined> => {
   switch (record.kind) {
     case "rollout": {
       const rollout = record.data;
@@ -39,12 +52,6 @@ export const applyRecord = async (rows: Rows, record: StoreRecord): Promise<Stor
       if (next === rollout) return [];
       await rows.putRollout(next);
       return [{ kind: "rollout", id: next.id, status: next.status }];
-    }
-    case "span": {
-      const { rolloutId, attemptId } = record.data;
-      if ((await rows.attempt({ rolloutId, id: attemptId })) === undefined) return undefined;
-      await rows.putSpan(record.data);
-      return [{ kind: "spans", rolloutId, count: 1 }];
     }
     case "resource":
       await rows.putResource(record.data);

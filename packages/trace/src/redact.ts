@@ -2,6 +2,7 @@
 // sends. States and the files of resources are bytes, and nobody's to look into.
 
 import { TraceError } from "./errors.ts";
+import type { CopyArray } from "./rows.ts";
 import { type CheckedTask, checkedError, checkedItem, checkedRedaction, checkedSpan } from "./values.ts";
 import type { AttemptError, AttemptRef, Outcome, Rollout, Span, StoreItem } from "./vocabulary.ts";
 
@@ -27,12 +28,12 @@ const guardIds = (what: string, before: readonly string[], after: readonly strin
 };
 
 /** Checks before, so that `redact` sees what a store would keep, and after. @throws TraceError "bad-input". */
-export const redactedSpan = (span: Span, { span: redact }: Redact = {}): Span | null => {
-  const checked = checkedSpan(span);
+export const redactedSpan = (span: Span, { span: redact }: Redact = {}, copyArray?: CopyArray): Span | null => {
+  const checked = checkedSpan(span, copyArray);
   if (redact === undefined) return checked;
   const changed = redact(checked);
   if (changed === null) return null;
-  const again = checkedSpan(changed);
+  const again = checkedSpan(changed, copyArray);
   const idsOf = ({ rolloutId, attemptId, id }: Span) => [rolloutId, attemptId, id];
   guardIds("span", idsOf(checked), idsOf(again));
   return again;

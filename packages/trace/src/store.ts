@@ -8,7 +8,7 @@ import { manifestOf, withManifest } from "./manifest.ts";
 import { applyRecord } from "./records.ts";
 import { type Redact, redactedItems, redactedOutcome, redactedSpan, redactedTask } from "./redact.ts";
 import { rolloutsOf } from "./rolloutPages.ts";
-import type { Backend, Durability, Rows, Transaction } from "./rows.ts";
+import type { AppendRequest, Backend, CopyArray, Durability, Rows, RunAppends, Transaction } from "./rows.ts";
 import { checkedResource, checkedTask, copyFiles, copySpan, guardOwn } from "./values.ts";
 import type { Resource, Span, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { platformTimer } from "./waitBounds.ts";
@@ -45,8 +45,8 @@ const digestedItems = (items: readonly (StoreItem | null)[]): Promise<(StoreItem
 const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
 
 /** Those that are to be kept. @throws TraceError "bad-input". */
-const keptSpans = (spans: readonly Span[], redact: Redact | undefined): Span[] =>
-  spans.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
+const keptSpans = (spans: readonly Span[], redact: Redact | undefined, copyArray: CopyArray | undefined): Span[] =>
+  spans.map((span) => redactedSpan(span, redact, copyArray)).filter((span) => span !== null);
 
 /** One event per rollout for a batch of spans; a rollout's changes stay in order. */
 const merged = (events: readonly StoreEvent[]): StoreEvent[] => {
@@ -86,25 +86,47 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     return backend.transact("read", body);
   };
 
-  const write = async <T>(
-    durability: Durability,
-    command: (rows: Rows, commit: commands.Commit) => Promise<T>,
-    transact: <A>(body: (transaction: Transaction) => Promise<A>) => Promise<A> = (body) => backend.transact(durability, body),
-  ): Promise<T> => {
-    guardOpen();
-    let events: StoreEvent[] = [];
-    const answer = await transact(async (transaction) => {
-      events = [];
-      return command(transaction, async (records) => {
-        if (records.length === 0) return;
-        await transaction.log?.(records);
-        for (const record of records) events.push(...((await applyRecord(transaction, record)) ?? []));
-      });
-    });
+  const tell = (events: readonly StoreEvent[]): void => {
+    if (events.length === 0 || (listeners.size === 0 && hints.announce === undefined)) return;
     const all = merged(events);
     emit(all);
-    if (all.length > 0) hints.announce?.(all);
+    hints.announce?.(all);
+  };
+
+  const commitTo =
+    (transaction: Transaction, events: StoreEvent[]): commands.Commit =>
+    async (records) => {
+      if (records.length === 0) return;
+      await transaction.log?.(records);
+      for (const record of records) {
+        const applied = applyRecord(transaction, record);
+        const told = applied instanceof Promise ? await applied : applied;
+        if (told !== undefined) events.push(...told);
+      }
+    };
+
+  const write = async <T>(durability: Durability, command: (rows: Rows, commit: commands.Commit) => Promise<T>): Promise<T> => {
+    guardOpen();
+    let events: StoreEvent[] = [];
+    const answer = await backend.transact(durability, async (transaction) => {
+      events = [];
+      return command(transaction, commitTo(transaction, events));
+    });
+    tell(events);
     return answer;
+  };
+
+  const runAppends: RunAppends = async (transaction, requests) => {
+    const events: StoreEvent[] = [];
+    return { broken: await commands.append(transaction, commitTo(transaction, events), requests, clock()), events };
+  };
+
+  const append = async (request: AppendRequest): Promise<void> => {
+    guardOpen();
+    if (backend.gather !== undefined) return backend.gather(request, runAppends, tell);
+    const { broken, events } = await backend.transact("relaxed", (transaction) => runAppends(transaction, [request]));
+    if (broken[0] !== undefined) throw broken[0];
+    tell(events);
   };
 
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
@@ -130,20 +152,16 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {
-      const kept = keptSpans(spans, options.redact);
+      const kept = keptSpans(spans, options.redact, backend.copyArray);
       const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
-      await write(
-        "relaxed",
-        (rows, commit) => commands.append(rows, commit, kept, refs, clock()),
-        (body) => (backend.append === undefined ? backend.transact("relaxed", body) : backend.append(kept.length, body)),
-      );
+      await append({ spans: kept, refs });
       redacted += spans.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
     finish: async (attempt, outcome, spans = []) => {
       const kept = redactedOutcome(outcome, attempt, options.redact);
       guardOwn(attempt, spans);
-      const last = keptSpans(spans, options.redact);
+      const last = keptSpans(spans, options.redact, backend.copyArray);
       const rollout = await write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, last, clock()));
       redacted += spans.length - last.length;
       return rollout;
@@ -163,7 +181,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
         const page = await next;
         const isLast = page.length < SPANS_A_PAGE;
         if (!isLast) next = pageAfter(page.at(-1)?.seq as number); // read while this one is used
-        for (const span of page) yield backend.givesCopies ? span : copySpan(span);
+        for (const span of page) yield backend.givesOwnSpans ? span : copySpan(span);
         if (isLast) return;
       }
     },

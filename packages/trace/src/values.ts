@@ -5,6 +5,7 @@
 
 import { mapped } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
+import type { CopyArray } from "./rows.ts";
 import { isErrorText, isSecretField, isSecretHeader, isSecretPair, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
@@ -65,8 +66,10 @@ const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json
 
 const isTyped = (value: unknown): value is Int32Array | Float32Array => value instanceof Int32Array || value instanceof Float32Array;
 
-const copyAttributes = (attributes: Attributes, where: string): Attributes =>
-  Object.freeze(mapped(attributes, (value: AttributeValue, name) => (isTyped(value) ? value.slice() : copyMember(name, value, where))));
+const sliced: CopyArray = <T extends Int32Array | Float32Array>(array: T): T => array.slice() as T;
+
+const copyAttributes = (attributes: Attributes, where: string, copyArray: CopyArray): Attributes =>
+  Object.freeze(mapped(attributes, (value: AttributeValue, name) => (isTyped(value) ? copyArray(value) : copyMember(name, value, where))));
 
 const text = (value: unknown, where: string): string =>
   typeof value === "string" && value !== "" ? value : refuse(where, "a non-empty string", value);
@@ -74,7 +77,7 @@ const finite = (value: unknown, where: string): number =>
   typeof value === "number" && Number.isFinite(value) ? value + 0 : refuse(where, "a finite number", value);
 
 /** @throws TraceError "bad-input". */
-export const checkedSpan = (span: Span): Span => {
+export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => {
   const id = text(span.id, "span.id");
   return Object.freeze({
     rolloutId: text(span.rolloutId, `span ${id}.rolloutId`),
@@ -85,7 +88,7 @@ export const checkedSpan = (span: Span): Span => {
     startMs: finite(span.startMs, `span ${id}.startMs`),
     endMs: finite(span.endMs, `span ${id}.endMs`),
     status: span.status === "ok" || span.status === "error" ? span.status : refuse(`span ${id}.status`, "ok or error", span.status),
-    attributes: copyAttributes(span.attributes, `span ${id}.attributes`),
+    attributes: copyAttributes(span.attributes, `span ${id}.attributes`, copyArray),
   });
 };
 

@@ -335,6 +335,57 @@ test("lost spans fail the attempt, not the agent", async () => {
   expect(attempt?.error?.message).toContain("got 2 that did not");
 });
 
+test("what an attempt recorded last is stored together with its end, and each span once", async () => {
+  const store = createMemoryStore();
+  const append = vi.spyOn(store, "append");
+  const finish = vi.spyOn(store, "finish");
+  const { runner, spans } = await setUp(
+    async (_, { openai, reward }) => {
+      await chat(openai);
+      await new Promise((resolve) => setTimeout(resolve, 1)); // long enough for its span to be stored
+      reward(0.25, { name: "style" });
+      await new Promise((resolve) => setTimeout(resolve, 1));
+      return 1;
+    },
+    undefined,
+    { store },
+  );
+  await runner.drain();
+  const names = (calls: readonly (readonly { name: string }[])[]): string[][] => calls.map((given) => given.map(({ name }) => name));
+  expect(names(append.mock.calls.map(([given]) => given))).toEqual([["chat policy"], ["reward"]]);
+  expect(names(finish.mock.calls.map(([, , last]) => last ?? []))).toEqual([["reward"]]);
+  expect((await spans()).map(({ name }) => name)).toEqual(["chat policy", "reward", "reward"]);
+  expect(rewardOf(await spans())).toBe(1);
+});
+
+test("a store that refuses an end with spans gets them first, and then the end", async () => {
+  const inner = createMemoryStore();
+  const store: Store = {
+    ...inner,
+    finish: (ref, outcome, last = []) => (last.length > 0 ? Promise.reject(new Error("too much at once")) : inner.finish(ref, outcome)),
+  };
+  const { runner, rollout, spans } = await setUp(async () => 1, undefined, { store });
+  await runner.drain();
+  expect((await rollout()).status).toBe("succeeded");
+  expect(rewardOf(await spans())).toBe(1);
+});
+
+test("of an attempt that was cancelled in the store meanwhile, what it recorded is kept", async () => {
+  const store = createMemoryStore();
+  const { runner, rollout, spans } = await setUp(
+    async (_, { reward, rollout: { id } }) => {
+      await store.cancel(id);
+      reward(0.5);
+      return 1;
+    },
+    undefined,
+    { store },
+  );
+  await runner.drain();
+  expect((await rollout()).status).toBe("cancelled");
+  expect((await spans()).map(({ attributes }) => attributes["gen_ai.evaluation.score.value"])).toContain(0.5);
+});
+
 test("a rollout that is put back while the runner asks for more is not forgotten", async () => {
   const inner = createMemoryStore();
   let first = true;

@@ -316,6 +316,24 @@ describe("devices", () => {
     ).rejects.toThrow("bug");
   });
 
+  test("only precision f16 lets kernels in that round more than f32 does", async () => {
+    const asked: unknown[] = [];
+    const opened = edges(async () => wasm);
+    const webgpu: typeof opened.webgpu = async ({ check }) =>
+      check!(async (options) => {
+        asked.push(options?.allowsInexact);
+        return wasm as never;
+      });
+    await openBackend("webgpu", { ...opened, webgpu });
+    await openBackend("webgpu", { ...opened, webgpu }, { precision: "f16" });
+    // a self-test looks at every kernel, whatever is used afterwards
+    await openBackend("webgpu", { ...opened, webgpu }, { check: (open) => open({ allowsInexact: true }) });
+    expect(asked).toEqual([false, true, true]);
+    await expect(openBackend("webgpu", { ...opened, webgpu }, { precision: "f8" as "f16" })).rejects.toThrow(
+      'precision: one of f32, f16, got "f8"; leave it out for f32',
+    );
+  });
+
   test("an unknown kind is an error that lists the known ones", async () => {
     for (const kind of ["cuda", "toString"])
       await expect(createBackend(kind as "wasm")).rejects.toThrow(`known kinds are auto, webgpu, wasm, reference, got "${kind}"`);

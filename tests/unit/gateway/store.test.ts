@@ -135,7 +135,7 @@ test("verify is quiet about a whole store, and exits 1 naming what is damaged", 
   const line = await run("verify", folder, "--json");
   expect(line.code).toBe(1);
   expect(linesOf(line.stdout)).toMatchObject([
-    { isWhole: false, problems: [expect.stringContaining("1 damaged lines"), expect.stringContaining("are missing before it")] },
+    { isWhole: false, problems: [expect.stringContaining("1 damaged records"), expect.stringContaining("are missing before it")] },
   ]);
   writeFileSync(log(folder), before);
   expect((await run("verify", folder)).code).toBe(0); // it changed nothing

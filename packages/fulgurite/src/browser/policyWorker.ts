@@ -11,13 +11,14 @@ import { openWebCache } from "./webCache.ts";
 const check = globalThis.caches && globalThis.crypto?.subtle ? checkIn(openWebCache(caches)) : undefined;
 
 exposePolicy<StartOptions & { readonly port: MessagePort }>(self as never, async ({ port, ...options }) => {
-  const { device, threads } = options;
+  const { device, threads, precision } = options;
   const controller = new AbortController();
   port.onmessage = ({ data }: MessageEvent<ToWorker>) => {
     if (data.kind === "abort") controller.abort();
   };
   const send = (message: ToPage): void => port.postMessage(message);
-  const backend = await createBackend(device, { ...(threads !== undefined && { threads }), ...(check && { check }) });
+  const given = { ...(threads !== undefined && { threads }), ...(precision && { precision }) };
+  const backend = await createBackend(device, { ...given, ...(check && { check }) });
   try {
     return await startFrom(options, backend, {
       signal: controller.signal,

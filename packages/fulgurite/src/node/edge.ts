@@ -16,9 +16,10 @@ export const edge: Edge = {
   openDevice: (device, options) => createBackend(device, options),
 
   startPolicy: async (options, hooks) => {
-    const { device, threads } = options;
+    const { device, threads, precision } = options;
     const check = checkIn(openFolderCache(cacheFolder()));
-    return startFrom(options, await createBackend(device, { ...(threads !== undefined && { threads }), check }), hooks);
+    const given = { ...(threads !== undefined && { threads }), ...(precision && { precision }) };
+    return startFrom(options, await createBackend(device, { ...given, check }), hooks);
   },
 
   openStore: (name) => openFileStore(name),

@@ -11,7 +11,9 @@ const REMEMBERED = 1_000;
 
 /** The store's events for whoever is connected, and the last of them for who was not for a moment. */
 export const createBroadcast = (store: Store, timer: Timer): ((lastEventId: string | null, signal: AbortSignal) => Response) => {
-  const epoch = Array.from(platformRandom(6), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  // minted for the first who asks, for an edge worker may not ask for randomness while it loads; what happened before, nobody heard
+  let minted: string | undefined;
+  const epochOf = (): string => (minted ??= Array.from(platformRandom(6), (byte) => byte.toString(16).padStart(2, "0")).join(""));
   const past: StoreEvent[] = [];
   let count = 0; // of all events; past holds the last of them
   const listeners = new Set<(event: StoreEvent, id: string) => void>();
@@ -19,10 +21,11 @@ export const createBroadcast = (store: Store, timer: Timer): ((lastEventId: stri
     count += 1;
     past.push(event);
     if (past.length > REMEMBERED) past.shift();
-    for (const listener of listeners) listener(event, `${epoch}.${count}`);
+    for (const listener of listeners) listener(event, `${epochOf()}.${count}`);
   });
 
   return (lastEventId: string | null, signal: AbortSignal): Response => {
+    const epoch = epochOf();
     let stop = (): void => {};
     const body = new ReadableStream<Uint8Array>(
       {

@@ -12,15 +12,13 @@ export interface Connection {
   close(): Promise<void>;
 }
 
-/** How engines say that a handle is gone: by name and, where the name says too little, by message. */
-const DEAD: readonly RegExp[] = [
-  /^AbortError/, // all: a forced close aborts what is under way, and only then says so
-  /^InvalidStateError/, // all: "The database connection is closing"
-  /^UnknownError.*(Connection to Indexed Database server lost|without an in-progress transaction)/, // WebKit
-  /^UnknownError.*Internal error/, // Chromium: "Internal error opening backing store"
-];
-
-const isDead = (error: unknown): boolean => DEAD.some((sign) => sign.test(String(error)));
+/**
+ * How engines say that a handle is gone. All: AbortError, for a forced close aborts what is under way and only then says so, and
+ * InvalidStateError, "The database connection is closing". WebKit: a lost server, a missing transaction. Chromium: "Internal error
+ * opening backing store".
+ */
+const DEAD =
+  /^(AbortError|InvalidStateError|UnknownError.*(Connection to Indexed Database server lost|without an in-progress transaction|Internal error))/;
 
 export const createConnection = (databaseName: string, onReport: (message: string) => void): Connection => {
   let handle: Promise<StoreDatabase> | undefined;
@@ -61,7 +59,7 @@ export const createConnection = (databaseName: string, onReport: (message: strin
         } catch (error) {
           if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
           if (handle === mine) {
-            if (!isDead(error)) throw error;
+            if (!DEAD.test(String(error))) throw error;
             handle = undefined;
             void mine.then((db) => db.close()).catch(() => {}); // it is dead already
           }

@@ -78,10 +78,9 @@ const isOfSpans = (error: unknown, mode: Mode): boolean =>
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
   const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
+  const answer = isKept === undefined ? "no such promise here" : "no";
   onReport(
-    isKept
-      ? `${databaseName}: persistent; the browser does not delete it unless the user does`
-      : `${databaseName}: persistent was asked for, got ${isKept === undefined ? "no such promise here" : "no"}; the browser may delete it when disks run short, so export what matters`,
+    `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : `${answer}; the browser may delete it when disks run short, so export what matters`}`,
   );
 };
 
@@ -158,7 +157,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
   const inOrder = createInOrder(run);
 
   const backend: Backend = {
-    givesCopies: true,
+    givesOwnSpans: true, // cloned by the platform for each reader
     ...inOrder,
     putState: (stateName, bytes) =>
       connection.use(async (db) => {

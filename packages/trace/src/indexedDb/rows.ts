@@ -3,7 +3,7 @@
 // trusts what is known (turns.ts).
 
 import { type IDBPTransaction, unwrap } from "idb";
-import { textOf } from "../commands.ts";
+import { keyOf } from "../commands.ts";
 import { manifestOfSync } from "../manifest.ts";
 import { withoutFiles } from "../memory.ts";
 import type { Rows } from "../rows.ts";
@@ -34,6 +34,11 @@ const LAST = Number.POSITIVE_INFINITY;
 /** Releases before manifests wrote none. */
 const entryOf = (row: Omit<Resource, "manifest"> & Partial<Resource>): ResourceEntry =>
   withoutFiles({ ...row, manifest: row.manifest ?? manifestOfSync(row.files) });
+
+const see = <T>(seen: Map<string, T>, key: string, row: T | undefined): T | undefined => {
+  if (row) seen.set(key, row);
+  return row;
+};
 
 /** What a cursor shows, `limit` of it at most. */
 const rowsOf = async <T>(opened: Promise<{ readonly value: T; continue(): unknown } | null>, limit: number): Promise<T[]> => {
@@ -71,7 +76,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
   const alive = async (rows: readonly Attempt[]): Promise<Attempt[]> => {
     const before = (await head()).beats;
     return rows.map((row) => {
-      const key = textOf(row.rolloutId, row.id);
+      const key = keyOf(row.rolloutId, row.id);
       const [, , atMs = 0] = beats.get(key) ?? before.get(key) ?? [];
       return row.status === "running" && atMs > row.lastHeartbeatMs ? { ...row, lastHeartbeatMs: atMs } : row;
     });
@@ -83,24 +88,18 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
   };
 
   return {
-    rollout: async (id) => {
-      const rollout = seenRollouts.get(id) ?? known?.rollouts.get(id) ?? (await rollouts.get(id));
-      if (rollout) seenRollouts.set(id, rollout);
-      return rollout;
-    },
+    rollout: (id) => seenRollouts.get(id) ?? known?.rollouts.get(id) ?? rollouts.get(id).then((row) => see(seenRollouts, id, row)),
     rollouts: (order, fromSeq, limit) =>
       order === "oldest"
         ? rollouts.index("bySeq").getAll(IDBKeyRange.lowerBound(fromSeq ?? 0, true), limit)
         : rowsOf(rollouts.index("bySeq").openCursor(IDBKeyRange.upperBound(fromSeq ?? LAST, true), "prev"), limit),
     queued: async (limit) =>
       limit === 0 ? [] : rollouts.index("byStatus").getAll(IDBKeyRange.bound(["queued", 0], ["queued", LAST]), limit), // a count of 0 means all
-    attempt: async ({ rolloutId, id }) => {
-      const key = textOf(rolloutId, id);
+    attempt: ({ rolloutId, id }) => {
+      const key = keyOf(rolloutId, id);
       const trusted = seenAttempts.get(key) ?? known?.attempts.get(key);
-      const row = trusted ?? (await attempts.get([rolloutId, id]));
-      const attempt = trusted ?? (row && (await alive([row]))[0]);
-      if (attempt) seenAttempts.set(key, attempt);
-      return attempt;
+      if (trusted) return see(seenAttempts, key, trusted);
+      return attempts.get([rolloutId, id]).then(async (row) => see(seenAttempts, key, row && (await alive([row]))[0]));
     },
     attempts: async (rolloutId) => alive(await attempts.index("bySequence").getAll(IDBKeyRange.bound([rolloutId, 0], [rolloutId, LAST]))),
     silentSince: async (beforeMs) => {
@@ -108,7 +107,7 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
       const rows = await alive(await attempts.index("byHeartbeat").getAll(range)); // a row's heartbeat is never later than the last
       return rows.filter(({ lastHeartbeatMs }) => lastHeartbeatMs < beforeMs);
     },
-    hasSpan: async (rolloutId, attemptId, id) => !isNew && (await spans.getKey([rolloutId, attemptId, id])) !== undefined,
+    hasSpan: (rolloutId, attemptId, id) => !isNew && spans.getKey([rolloutId, attemptId, id]).then((key) => key !== undefined),
     spans: async ({ rolloutId, attemptId }, afterSeq, limit) => {
       const found: StoredSpan[] = [];
       for (let seq = afterSeq; ; ) {
@@ -150,13 +149,13 @@ export const createIndexedDbRows = (transaction: RowTransaction, { known, isNew 
     putAttempt: async (attempt) => {
       isChanged = true;
       const { rolloutId, id, status, lastHeartbeatMs } = attempt;
-      const key = textOf(rolloutId, id);
+      const key = keyOf(rolloutId, id);
       const isBeat = status === "running" && seenAttempts.get(key)?.status === "running";
       seenAttempts.set(key, attempt);
       if (isBeat) beats.set(key, [rolloutId, id, lastHeartbeatMs]);
       else await attempts.put(attempt);
     },
-    putSpan: async (span) => {
+    putSpan: (span) => {
       isChanged = true;
       given.spanSeq = Math.max(given.spanSeq, span.seq);
       if (isNew) newSpans.push(span);

@@ -6,7 +6,7 @@
 // If not, it is undone and done again by reading. A turn whose number is divided by 32, or that ends an attempt, says all beats
 // that still count, and those before it go.
 
-import { textOf } from "../commands.ts";
+import { keyOf } from "../commands.ts";
 import type { Attempt, Rollout } from "../vocabulary.ts";
 
 /** A running attempt's last sign of life: rollout, attempt, milliseconds since 1970. */
@@ -47,8 +47,14 @@ export const headOf = (turns: readonly Turn[]): Head => ({
   rolloutSeq: 0,
   spanSeq: 0,
   ...turns.at(-1),
-  beats: new Map(turns.flatMap(({ beats }) => beats.map((beat) => [textOf(beat[0], beat[1]), beat]))),
+  beats: new Map(turns.flatMap(({ beats }) => beats.map((beat) => [keyOf(beat[0], beat[1]), beat]))),
 });
+
+const keepRunning = <T extends { readonly status: string }>(rows: Map<string, T>, seen: ReadonlyMap<string, T>): void => {
+  for (const [key, row] of seen)
+    if (row.status === "running") rows.set(key, row);
+    else rows.delete(key);
+};
 
 /** Changes what is known, if nobody else has written meanwhile; else begins anew. */
 export const learn = (known: Known | undefined, { before, beats, rollouts, attempts, ...head }: Lesson): Known => {
@@ -57,14 +63,8 @@ export const learn = (known: Known | undefined, { before, beats, rollouts, attem
       ? { ...known, ...head }
       : { ...head, beats: new Map(before.beats), rollouts: new Map(), attempts: new Map() };
   for (const [key, beat] of beats) now.beats.set(key, beat);
-  for (const [id, rollout] of rollouts)
-    if (rollout.status === "running") now.rollouts.set(id, rollout);
-    else now.rollouts.delete(id);
-  for (const [key, attempt] of attempts)
-    if (attempt.status === "running") now.attempts.set(key, attempt);
-    else {
-      now.attempts.delete(key);
-      now.beats.delete(key);
-    }
+  keepRunning(now.rollouts, rollouts);
+  keepRunning(now.attempts, attempts);
+  for (const [key, { status }] of attempts) if (status !== "running") now.beats.delete(key);
   return now;
 };

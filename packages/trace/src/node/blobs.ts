@@ -1,16 +1,16 @@
 // Bytes beside the log. Blobs: named by their SHA-256, written once, checked on every read. States: replaced whole.
 //
 //   blobs/<sha256>                 the bytes
-//   state/<sha256 of the name>     line (codec.ts) {"magic":"fulgurite-state","v":1,"name","byteLength","sha256"}, then the bytes
+//   state/<sha256 of the name>     line (lines.ts) {"magic":"fulgurite-state","v":1,"name","byteLength","sha256"}, then the bytes
 
 import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, rename, unlink } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { TraceError } from "../errors.ts";
-import { type BlobRef, decodeLine, encodeLine } from "./codec.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
+import { decodeLine, encodeLine, NEWLINE } from "./lines.ts";
+import type { BlobRef } from "./logRecord.ts";
 
-const NEWLINE = 0x0a;
 const STATE_MAGIC = "fulgurite-state";
 const STATE_VERSION = 1;
 

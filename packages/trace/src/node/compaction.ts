@@ -2,14 +2,19 @@
 // crash leaves a log that reads the same: records that were still to be dropped are void by the record after them that says what
 // is gone, and that record itself is dropped only when nothing before it needs it any more.
 //
-// In place of dropped records stands a line that says which numbers they had. A file of nothing else is deleted, and the line
-// is added to the file before it; until the old file is unlinked that line is void (it is beyond the next file's first number).
-// The first file has none before it, and stays as two lines.
+// In place of dropped records stands one that says which numbers they had. A file of nothing else is deleted, and that record
+// is added to the file before it; until the old file is unlinked it is void (it is beyond the next file's first number).
+// The first file has none before it, and stays as a header and that record.
 
-import { open, readFile, stat, unlink } from "node:fs/promises";
+import { type FileHandle, open, readFile, stat, unlink } from "node:fs/promises";
 import { join } from "node:path";
-import { type Dropped, encodeRecord, type LogRecord } from "./codec.ts";
+import { TraceError } from "../errors.ts";
+import { decodeHeader } from "./codec.ts";
 import { replaceFile, syncFolder, writeAll } from "./durable.ts";
+import { encodeFrame } from "./frame.ts";
+import { encodeDroppedLine } from "./lineRecord.ts";
+import { NEWLINE } from "./lines.ts";
+import type { Dropped, LogRecord } from "./logRecord.ts";
 import { type Contents, createContents, firstSeqOf, goneOf, note, outlineAt, ownerOf, scan, seqsOf } from "./segmentFile.ts";
 import type { Place } from "./segmentIndex.ts";
 
@@ -27,20 +32,34 @@ export interface LogContents {
 }
 
 /** Every record of the log, in order. */
-export const noteRecord = ({ files, goneAt }: LogContents, record: LogRecord, { file, offset, byteLength }: Place): void => {
+export const noteRecord = ({ files, goneAt }: LogContents, record: LogRecord, { file }: Place, end: number): void => {
   const contents = files.get(file) ?? createContents(0);
   files.set(file, contents);
   note(contents, record);
-  contents.end = offset + byteLength + 1;
+  contents.end = end;
   const gone = goneOf(record);
   if (gone !== undefined) goneAt.set(gone, record.seq);
 };
 
 const isVoid = (goneAt: ReadonlyMap<string, number>, owner: string, seq: number): boolean => seq < (goneAt.get(owner) ?? 0);
 
-const headerOf = (bytes: Buffer): Buffer => bytes.subarray(0, bytes.indexOf(0x0a) + 1);
+const headerOf = (bytes: Buffer): Buffer => bytes.subarray(0, bytes.indexOf(NEWLINE) + 1);
 
-const droppedLine = (seq: number, data: Dropped["data"]): Buffer => encodeRecord({ seq, kind: "dropped", data });
+/** As the other records of its file are written. */
+const encodeDropped = (seq: number, data: Dropped["data"], mark: number | undefined): Buffer =>
+  mark === undefined ? encodeDroppedLine({ seq, kind: "dropped", data }) : encodeFrame({ seq, kind: "dropped", data }, mark);
+
+const HEADER_BYTES = 512;
+
+/** The header of a file as it is. @throws TraceError "corrupt" for a damaged one. */
+const readHeader = async (handle: FileHandle, path: string): Promise<{ bytes: Buffer; mark: number | undefined }> => {
+  const { bytesRead, buffer } = await handle.read(Buffer.alloc(HEADER_BYTES), 0, HEADER_BYTES, 0);
+  const bytes = headerOf(buffer.subarray(0, bytesRead));
+  const header = decodeHeader(bytes.subarray(0, -1), path);
+  if (header === undefined)
+    throw new TraceError("corrupt", `${path}: a whole header, got a damaged one; open the store again to keep what is whole`);
+  return { bytes, mark: header.mark };
+};
 
 /** What is still to be known of a file that is removed. */
 export interface Spent {
@@ -52,28 +71,30 @@ export interface Spent {
 
 /**
  * Removes a file of which nothing is needed; the first of all is emptied. `before` is the file before it and where that ends.
- * Returns where the line of what was dropped ends, in `before` or in the emptied file.
+ * Returns where the record of what was dropped ends, in `before` or in the emptied file.
  */
 export const removeFile = async (folder: string, spent: Spent, before: { name: string; end: number } | undefined): Promise<number> => {
   const { name, lastSeq, rolloutSeq, spanSeq } = spent;
-  const line = droppedLine(lastSeq, { firstSeq: firstSeqOf(name), rolloutSeq, spanSeq });
-  if (before === undefined) {
-    const path = join(folder, name);
-    const bytes = Buffer.concat([headerOf(await readFile(path)), line]);
-    await replaceFile(path, bytes);
-    return bytes.length;
-  }
-  const handle = await open(join(folder, before.name), "r+");
+  const path = join(folder, (before ?? spent).name);
+  const handle = await open(path, "r+");
+  let end: number;
   try {
+    const header = await readHeader(handle, path);
+    const record = encodeDropped(lastSeq, { firstSeq: firstSeqOf(name), rolloutSeq, spanSeq }, header.mark);
+    if (before === undefined) {
+      await replaceFile(path, Buffer.concat([header.bytes, record]));
+      return header.bytes.length + record.length;
+    }
     await handle.truncate(before.end); // behind it is only what was never acknowledged
-    await writeAll(handle, line, before.end);
+    await writeAll(handle, record, before.end);
     await handle.sync();
+    end = before.end + record.length;
   } finally {
     await handle.close();
   }
   await unlink(join(folder, name));
   await syncFolder(folder);
-  return before.end + line.length;
+  return end;
 };
 
 /** Rewrites every file without the records of what is gone. Nobody may hold a place in them. */
@@ -101,19 +122,19 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
     const bytes = await readFile(path);
     const next = names[index + 1];
     const scanned = scan(bytes, path, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next));
-    const lines = [headerOf(bytes)];
+    const kept = [headerOf(bytes)];
     const contents = createContents(0);
     let run: { seq: number; data: Dropped["data"] } | undefined;
     let dropped = 0;
     const endRun = (): void => {
-      if (run) lines.push(droppedLine(run.seq, run.data));
+      if (run) kept.push(encodeDropped(run.seq, run.data, scanned.mark));
       run = undefined;
     };
-    for (const line of scanned.lines) {
-      const record = outlineAt(bytes, line);
+    for (const found of scanned.records) {
+      const record = outlineAt(bytes, found);
       if (isKept(record, goneAt)) {
         endRun();
-        lines.push(bytes.subarray(line.start, line.end + 1));
+        kept.push(bytes.subarray(found.start, found.next));
         note(contents, record);
         continue;
       }
@@ -133,7 +154,7 @@ export const rewriteAll = async (log: LogContents, signal?: AbortSignal): Promis
     endRun();
     if (dropped > 0) {
       records += dropped;
-      const rewritten = Buffer.concat(lines);
+      const rewritten = Buffer.concat(kept);
       contents.end = rewritten.length;
       files.set(name, contents);
       if (contents.owners.size > 0) await replaceFile(path, rewritten);

@@ -20,15 +20,16 @@ import type { Backend } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { createBlobUses, keepState, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
-import type { StoredResource } from "./codec.ts";
 import { type Compacted, type LogContents, noteRecord, rewriteAll } from "./compaction.ts";
 import { namingFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
+import type { StoredResource } from "./logRecord.ts";
 import { type LogState, openLogState } from "./logState.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders, type LogIo, platformIo } from "./segmentLog.ts";
-import { createSharing } from "./sharing.ts";
+import { createSharing, type Transact } from "./sharing.ts";
+import { createSlabCopy } from "./slab.ts";
 import { type Verification, verifyFolder } from "./verify.ts";
 
 export type { Compacted } from "./compaction.ts";
@@ -109,8 +110,8 @@ export const compactFileStore = async (
       io: platformIo,
       clock,
       onReport,
-      onRecord: async (record, place) => {
-        noteRecord(contents, record, place);
+      onRecord: async (record, place, end) => {
+        noteRecord(contents, record, place, end);
         if (record.kind !== "resource" && record.kind !== "unpublished") return;
         const key = JSON.stringify([record.data.name, record.data.version]);
         const known = published.get(key);
@@ -174,7 +175,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         state = await openState();
       });
 
-    const transact: Backend["transact"] = async (mode, body) => {
+    const transact: Transact = async (mode, body, callers = () => 1) => {
       let mine = state;
       let hasGone = false;
       try {
@@ -186,7 +187,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
             ...rows,
             log: (records) => {
               hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-              return add(records);
+              return add(records, callers());
             },
           });
           await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
@@ -210,13 +211,15 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         if (!(error instanceof TraceError && error.code === "full" && mine.log.hasFailed())) throw error;
         await startAgain(mine);
         if (mode !== "read" && !(hasGone && (await spendReserve(reserve)))) throw error;
-        return transact(mode, body);
+        return transact(mode, body, callers);
       }
     };
 
     const backend: Backend = {
       checksFiles: true, // loadBlob does
-      ...createSharing(transact),
+      givesOwnSpans: true, // decoded for each reader
+      copyArray: createSlabCopy(),
+      ...createSharing(transact, (ms) => state.log.idleFor(ms)),
       putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
       getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
       states: () => stateInTurn(() => stateNames(inside("state"))),

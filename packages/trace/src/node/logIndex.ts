@@ -3,9 +3,10 @@
 //
 // Memory and batches are looked at in one go, before anything is awaited: meanwhile a batch may become part of the file.
 
+import type { Soon } from "../rows.ts";
 import type { Blocks } from "./blocks.ts";
 import { DamagedBlock } from "./blocks.ts";
-import type { LogRecord } from "./codec.ts";
+import type { LogRecord } from "./logRecord.ts";
 import { ownerOf } from "./segmentFile.ts";
 import type { Held, Place, SegmentIndex, SpanPlace } from "./segmentIndex.ts";
 import { type Extent, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";
@@ -56,7 +57,7 @@ export interface LogIndex {
   readonly segments: Segment[];
   /** What is known of an owner, in the order of the records. `fromRollout`: a rollout's seq, before which nothing is its. */
   holdings(owner: string, fromRollout?: number): AsyncGenerator<Held>;
-  hasSpan(owner: string, attemptId: string, id: string, fromRollout?: number): Promise<boolean>;
+  hasSpan(owner: string, attemptId: string, id: string, fromRollout?: number): Soon<boolean>;
   spans(owner: string, afterSeq: number, limit: number): Promise<SpanPlace[]>;
   /** The next `limit` rollouts beyond a seq: by their owner where it is at hand, else by their record. */
   rollouts(order: "oldest" | "newest", fromSeq: number | undefined, limit: number): Promise<RolloutPlace[]>;
@@ -119,6 +120,20 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     return spans;
   };
 
+  const isInSegments = async (owner: string, attemptId: string, id: string, fromRollout: number): Promise<boolean> => {
+    const key = keyOf(owner);
+    const spanKey = keyOf(owner, attemptId, id);
+    for (const segment of segmentsFrom(fromRollout)) {
+      const places = await within(segment, (sidecar) => (liveRows(segment, sidecar, key).length > 0 ? sidecar.spansOf(spanKey) : []));
+      for (const place of places) {
+        const record = await read(place);
+        if (ownerOf(record) === owner && record.kind === "span" && record.data.attemptId === attemptId && record.data.id === id)
+          return true;
+      }
+    }
+    return false;
+  };
+
   return {
     segments,
     within,
@@ -131,20 +146,9 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
       for (const held of later) if (held) yield held;
     },
 
-    hasSpan: async (owner, attemptId, id, fromRollout = 0) => {
-      if (recent().some((index) => index.hasSpan(owner, attemptId, id))) return true;
-      const key = keyOf(owner);
-      const spanKey = keyOf(owner, attemptId, id);
-      for (const segment of segmentsFrom(fromRollout)) {
-        const places = await within(segment, (sidecar) => (liveRows(segment, sidecar, key).length > 0 ? sidecar.spansOf(spanKey) : []));
-        for (const place of places) {
-          const record = await read(place);
-          if (ownerOf(record) === owner && record.kind === "span" && record.data.attemptId === attemptId && record.data.id === id)
-            return true;
-        }
-      }
-      return false;
-    },
+    hasSpan: (owner, attemptId, id, fromRollout = 0) =>
+      recent().some((index) => index.hasSpan(owner, attemptId, id)) ||
+      ((segments.at(-1)?.rolloutSeq ?? -1) >= fromRollout && isInSegments(owner, attemptId, id, fromRollout)),
 
     spans: async (owner, afterSeq, limit) => {
       const later = recent().flatMap((index) => index.spans(owner, afterSeq, limit));

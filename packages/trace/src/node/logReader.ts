@@ -3,12 +3,13 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
-import { decodeRecord, type LogRecord } from "./codec.ts";
+import { decodeRecord } from "./codec.ts";
+import type { LogRecord } from "./logRecord.ts";
 import type { Place } from "./segmentIndex.ts";
 
 export interface LogReader {
   /** The bytes of a place on disk, whatever they are. */
-  bytesAt(place: Place): Promise<Buffer>;
+  bytesAt(place: Omit<Place, "held">): Promise<Buffer>;
   /** @throws TraceError "corrupt" for damage. */
   read(place: Place): Promise<LogRecord>;
   /** Many at once, in that order: what lies together is read together. @throws as read. */
@@ -43,8 +44,8 @@ const toRuns = (places: readonly Place[]): Run[] => {
     const isNext =
       run !== undefined &&
       first !== undefined &&
-      place.line === undefined &&
-      first.line === undefined &&
+      place.held === undefined &&
+      first.held === undefined &&
       first.file === place.file &&
       place.offset >= run.end &&
       place.offset <= run.end + GAP_BYTES &&
@@ -93,8 +94,8 @@ export const createLogReader = (folder: string, onDamage: () => Promise<void>): 
     }
   };
 
-  const decoded = async (line: Buffer, { file, offset }: Place): Promise<LogRecord> => {
-    const record = decodeRecord(line);
+  const decoded = async (bytes: Buffer, { file, offset }: Place): Promise<LogRecord> => {
+    const record = decodeRecord(bytes);
     if (record !== undefined) return record;
     await onDamage();
     throw new TraceError(
@@ -103,7 +104,8 @@ export const createLogReader = (folder: string, onDamage: () => Promise<void>): 
     );
   };
 
-  const read: LogReader["read"] = async (place) => decoded(place.line?.subarray(0, -1) ?? (await bytesAt(place)), place);
+  const read: LogReader["read"] = async (place) =>
+    decoded(place.held?.slice(place.offset, place.byteLength) ?? (await bytesAt(place)), place);
 
   const readRun = async ({ places, end }: Run): Promise<LogRecord[]> => {
     const first = places[0] as Place;

@@ -5,8 +5,8 @@ import { afterAttempt } from "../records.ts";
 import type { Rows } from "../rows.ts";
 import { isTerminal } from "../status.ts";
 import type { Attempt, Rollout, StoredSpan } from "../vocabulary.ts";
-import type { LogRecord, StoredResource } from "./codec.ts";
 import type { LogIndex } from "./logIndex.ts";
+import type { LogRecord, StoredResource } from "./logRecord.ts";
 import type { Counts, LiveRow } from "./manifest.ts";
 import { ofResource, ofRollout, ownerOf, rolloutOf } from "./segmentFile.ts";
 import type { Place } from "./segmentIndex.ts";
@@ -53,6 +53,7 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     loadSpans: async () => [],
   });
   const idBySeq = new Map<number, string>(); // of those in memory
+  let asked = { id: "", owner: "" }; // most spans are of the rollout that the one before was of
   const ended = new Set<string>(); // in memory, in the order of their ends
   for (const { rollout, attempts } of rows) {
     await memory.putRollout(rollout);
@@ -62,7 +63,7 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
 
   /** What the log says of a rollout; `fromSeq`: its own, where it is known. */
   const rowOf = async (id: string, fromSeq?: number): Promise<LiveRow | undefined> => {
-    const inMemory = await memory.rollout(id);
+    const inMemory = memory.rollout(id);
     if (inMemory) return { rollout: inMemory, attempts: await memory.attempts(id) };
     const owner = ofRollout(id);
     let record: Rollout | undefined;
@@ -104,8 +105,8 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
   return {
     ...memory,
     counts,
-    rollout: async (id) => (await memory.rollout(id)) ?? (await rowOf(id))?.rollout,
-    attempt: async (ref) => (await memory.attempt(ref)) ?? (await rowOf(ref.rolloutId))?.attempts.find(({ id }) => id === ref.id),
+    rollout: (id) => memory.rollout(id) ?? rowOf(id).then((row) => row?.rollout),
+    attempt: (ref) => memory.attempt(ref) ?? rowOf(ref.rolloutId).then((row) => row?.attempts.find(({ id }) => id === ref.id)),
     attempts: async (rolloutId) => [...((await rowOf(rolloutId))?.attempts ?? [])],
     rollouts: async (order, fromSeq, limit) => {
       const places = await index().rollouts(order, fromSeq, limit);
@@ -120,8 +121,10 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     leaveOut: () => {
       counts.orphans += 1;
     },
-    hasSpan: async (rolloutId, attemptId, id) =>
-      index().hasSpan(ofRollout(rolloutId), attemptId, id, (await memory.rollout(rolloutId))?.seq),
+    hasSpan: (rolloutId, attemptId, id) => {
+      if (asked.id !== rolloutId) asked = { id: rolloutId, owner: ofRollout(rolloutId) };
+      return index().hasSpan(asked.owner, attemptId, id, memory.rollout(rolloutId)?.seq);
+    },
     spans,
     stats: async () => {
       const { attempts, spans: spanCount, orphans: _, ...rollouts } = counts;
@@ -129,7 +132,7 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     },
 
     putRollout: async (rollout) => {
-      const before = await memory.rollout(rollout.id);
+      const before = memory.rollout(rollout.id);
       if (before) counts[before.status] -= 1;
       counts[rollout.status] += 1;
       await memory.putRollout(rollout);
@@ -137,13 +140,13 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
       if (isTerminal(rollout.status)) ended.add(rollout.id);
     },
     putAttempt: async (attempt) => {
-      const isInMemory = (await memory.rollout(attempt.rolloutId)) !== undefined;
+      const isInMemory = memory.rollout(attempt.rolloutId) !== undefined;
       const ref = { rolloutId: attempt.rolloutId, id: attempt.id };
-      const known = isInMemory ? await memory.attempt(ref) : (await rowOf(ref.rolloutId))?.attempts.find(({ id }) => id === ref.id);
+      const known = isInMemory ? memory.attempt(ref) : (await rowOf(ref.rolloutId))?.attempts.find(({ id }) => id === ref.id);
       if (known === undefined) counts.attempts += 1;
       if (isInMemory) await memory.putAttempt(attempt);
     },
-    putSpan: async (span) => {
+    putSpan: (span) => {
       counts.spans += 1;
       memory.raiseSeqs(0, span.seq);
     },
@@ -166,7 +169,7 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     release: async () => {
       for (const id of ended) {
         if (ended.size <= KEPT_ENDED) break;
-        const rollout = (await memory.rollout(id)) as Rollout;
+        const rollout = memory.rollout(id) as Rollout;
         await memory.removeRollout(id);
         idBySeq.delete(rollout.seq);
         ended.delete(id);

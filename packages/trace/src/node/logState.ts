@@ -4,11 +4,11 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { applyRecord } from "../records.ts";
-import type { StoreRecord } from "../rows.ts";
+import type { Soon, StoreRecord } from "../rows.ts";
 import type { Resource } from "../vocabulary.ts";
 import { createBlobUses, keepBlob, loadBlob, removeBlobs } from "./blobs.ts";
-import type { BlobRef, LogData, StoredResource } from "./codec.ts";
 import { namingFull } from "./diskFull.ts";
+import type { BlobRef, LogData, StoredResource } from "./logRecord.ts";
 import { createLogRows, type LogRows } from "./logRows.ts";
 import { type Counts, encodeManifest, readManifest } from "./manifest.ts";
 import { SEGMENT } from "./segmentFile.ts";
@@ -18,8 +18,8 @@ import { findSpent, removeSpent } from "./spent.ts";
 export interface LogState {
   readonly log: SegmentLog;
   readonly rows: LogRows;
-  /** To the log, and a resource's bytes to the disk before it. */
-  add(records: readonly StoreRecord[]): Promise<void>;
+  /** To the log, and a resource's bytes to the disk before it. `callers` wait for it. */
+  add(records: readonly StoreRecord[], callers: number): Soon<void>;
   /** Leaves a file that is large enough; where something is gone, deletes what is needed no more. Everything must be settled, and nothing else go on. */
   tidy(hasGone: boolean): Promise<void>;
   close(): Promise<void>;
@@ -152,14 +152,17 @@ export const openLogState = async (
     return { kind: "resource", data };
   };
 
+  const addResources = async (records: readonly StoreRecord[], callers: number): Promise<void> => {
+    const data: LogData[] = [];
+    for (const record of records) data.push(await toLogData(record));
+    log.add(data, callers);
+  };
+
   return {
     log,
     rows,
-    add: async (records) => {
-      const data: LogData[] = [];
-      for (const record of records) data.push(await toLogData(record));
-      log.add(data);
-    },
+    add: (records, callers) =>
+      records.some(({ kind }) => kind === "resource") ? addResources(records, callers) : log.add(records as readonly LogData[], callers),
     tidy,
     close: () => log.close(),
   };

@@ -1,7 +1,7 @@
 // What the log said when its last file was left: opening a store begins here, and reads only what was written after. It says
 // nothing that the log does not say; without one, or with one that is not of these files, all of the log is read once.
 //
-//   index/manifest = line*   (codec.ts), replaced whole
+//   index/manifest = line*   (lines.ts), replaced whole
 //   first   {"magic":"fulgurite-manifest","v":1,"lines":n,"counts":{"queued","running","succeeded","failed","cancelled","attempts","spans","orphans"}}
 //   then    {"kind":"segment","data":{"name","firstSeq","end","check","lastSeq","rolloutSeq","spanSeq","owners","gone","marks":"<base64>"}}
 //           as logIndex.ts says, oldest first
@@ -13,14 +13,14 @@ import { open, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import type { Attempt, Rollout, RolloutStatus } from "../vocabulary.ts";
-import { decodeLine, encodeLine, type StoredResource } from "./codec.ts";
 import { isMissing } from "./durable.ts";
+import { decodeLine, encodeLine, NEWLINE } from "./lines.ts";
 import type { Segment } from "./logIndex.ts";
+import type { StoredResource } from "./logRecord.ts";
 import { checkedFrom } from "./sidecar.ts";
 
 const MAGIC = "fulgurite-manifest";
 const VERSION = 1;
-const NEWLINE = 0x0a;
 
 export interface Counts extends Record<RolloutStatus, number> {
   attempts: number;

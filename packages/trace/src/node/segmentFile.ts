@@ -1,60 +1,120 @@
 // One file of the log: its name, what can be read of it, and what it holds.
 
 import { open } from "node:fs/promises";
-import { decodeHeader, decodeOutline, decodeSeq, type LogRecord } from "./codec.ts";
+import { decodeHeader, decodeOutline } from "./codec.ts";
+import { findFrame, frameAt, isTorn } from "./frame.ts";
+import { seqOfLine } from "./lineRecord.ts";
+import { NEWLINE } from "./lines.ts";
+import type { Dropped, LogData, LogRecord } from "./logRecord.ts";
 
-const NEWLINE = 0x0a;
 export const SEGMENT: RegExp = /^(\d{16})\.log$/;
 export const nameOf = (firstSeq: number): string => `${String(firstSeq).padStart(16, "0")}.log`;
 export const firstSeqOf = (name: string): number => Number(SEGMENT.exec(name)?.[1]);
 
-interface Line {
+interface Found {
   readonly start: number;
-  /** Without the newline. */
+  /** Of its bytes, a line's newline not among them. */
   readonly end: number;
-  /** Of its record. */
+  /** Where the next one begins. */
+  readonly next: number;
   readonly seq: number;
 }
 
 export interface Scan {
   readonly header: boolean;
-  /** Of whole records below the limit; outlineAt decodes them. */
-  readonly lines: readonly Line[];
-  /** Damaged lines that stand before a whole record. */
+  /** Of frames; undefined for lines. */
+  readonly mark: number | undefined;
+  /** Whole ones below the limit; outlineAt decodes them. */
+  readonly records: readonly Found[];
+  /** Damaged places that stand before a whole record. */
   readonly damaged: number;
-  /** Where the last whole line ends, its newline included. */
+  /** Where the last whole record ends. */
+  readonly end: number;
+  /** So many bytes stand behind it, not counting the zeros that the file may end with. */
+  readonly tailLength: number;
+  /** They were written to the end and are no record: damaged, perhaps, not torn. */
+  readonly isTailEnded: boolean;
+}
+
+interface Body extends Pick<Scan, "records" | "damaged"> {
+  /** Where the last whole record ends; 0 without one. */
   readonly end: number;
 }
 
-export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
-  let header = false;
-  const lines: Line[] = [];
-  let pending = 0;
+const scanLines = (bytes: Buffer, from: number, damagedBefore: number, voidFrom: number): Body => {
+  const records: Found[] = [];
+  let pending = damagedBefore;
   let damaged = 0;
   let end = 0;
-  for (let start = 0, newline = bytes.indexOf(NEWLINE); newline >= 0; start = newline + 1, newline = bytes.indexOf(NEWLINE, start)) {
-    const line = bytes.subarray(start, newline);
-    if (start === 0) {
-      header = decodeHeader(line, path) !== undefined;
-      if (header) end = newline + 1;
-      else pending += 1;
-      continue;
-    }
-    const seq = decodeSeq(line);
+  for (
+    let start = from, newline = bytes.indexOf(NEWLINE, from);
+    newline >= 0;
+    start = newline + 1, newline = bytes.indexOf(NEWLINE, start)
+  ) {
+    const seq = seqOfLine(bytes.subarray(start, newline));
     if (seq === undefined) pending += 1;
     else if (seq >= voidFrom) break;
     else {
-      lines.push({ start, end: newline, seq });
+      end = newline + 1;
+      records.push({ start, end: newline, next: end, seq });
       damaged += pending;
       pending = 0;
-      end = newline + 1;
     }
   }
-  return { header, lines, damaged, end };
+  return { records, damaged, end };
 };
 
-/** Of a line that scan found; a span's attributes are left as they are written. @throws TraceError "corrupt" for a record of another version. */
-export const outlineAt = (bytes: Buffer, { start, end }: Line): LogRecord => decodeOutline(bytes.subarray(start, end));
+const scanFrames = (bytes: Buffer, from: number, damagedBefore: number, voidFrom: number, mark: number): Body => {
+  const records: Found[] = [];
+  let pending = damagedBefore;
+  let damaged = 0;
+  let end = 0;
+  for (let start = from; start < bytes.length; ) {
+    const frame = frameAt(bytes, start, mark);
+    if (frame === undefined) {
+      pending += 1;
+      const next = findFrame(bytes, start + 1, mark);
+      if (next === undefined) break;
+      start = next;
+      continue;
+    }
+    if (frame.seq >= voidFrom) break;
+    records.push({ start, end: frame.end, next: frame.end, seq: frame.seq });
+    damaged += pending;
+    pending = 0;
+    start = end = frame.end;
+  }
+  return { records, damaged, end };
+};
+
+/** @throws TraceError "corrupt" for a whole header of another version. */
+export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
+  const newline = bytes.indexOf(NEWLINE);
+  const header = newline < 0 ? undefined : decodeHeader(bytes.subarray(0, newline), path);
+  const from = header ? newline + 1 : 0;
+  // without its header a file is what is found in it
+  const first = header ? undefined : findFrame(bytes, 0);
+  const mark = header ? header.mark : first === undefined ? undefined : frameAt(bytes, first)?.mark;
+  const { records, damaged, end } =
+    mark === undefined ? scanLines(bytes, from, 0, voidFrom) : scanFrames(bytes, first ?? from, header ? 0 : 1, voidFrom, mark);
+  const whole = Math.max(from, end);
+  let written = bytes.length;
+  while (written > whole && bytes[written - 1] === 0) written -= 1;
+  return {
+    header: header !== undefined,
+    mark,
+    records,
+    damaged,
+    end: whole,
+    tailLength: written - whole,
+    isTailEnded:
+      written > whole && (mark === undefined ? bytes.indexOf(NEWLINE, whole) >= 0 : !isTorn(bytes.subarray(0, written), whole, mark)),
+  };
+};
+
+/** Of a record that scan found; a span's attributes are left as they are written. @throws TraceError "corrupt" for a record of another version. */
+export const outlineAt = (bytes: Buffer, { start, end }: Pick<Found, "start" | "end">): LogRecord =>
+  decodeOutline(bytes.subarray(start, end));
 
 export const truncate = async (path: string, byteLength: number): Promise<void> => {
   const handle = await open(path, "r+");
@@ -68,7 +128,7 @@ export const truncate = async (path: string, byteLength: number): Promise<void> 
 
 /** What a file holds, as far as deleting it is concerned. */
 export interface Contents {
-  /** Where its last acknowledged line ends. */
+  /** Where its last acknowledged record ends. */
   end: number;
   lastSeq: number;
   /** Owners of records here (ownerOf), each with the number of its last one. */
@@ -93,7 +153,7 @@ export const rolloutOf = (owner: string): string => owner.slice("rollout ".lengt
 export const ofResource = ({ name, version }: { readonly name: string; readonly version: number }): string => `resource ${version} ${name}`;
 
 /** What a record is deleted with: its rollout, or the resource's version that it is. */
-export const ownerOf = (record: LogRecord): string | undefined => {
+export const ownerOf = (record: LogData | Dropped): string | undefined => {
   switch (record.kind) {
     case "rollout":
       return ofRollout(record.data.id);
@@ -108,11 +168,11 @@ export const ownerOf = (record: LogRecord): string | undefined => {
 };
 
 /** The owner that a record says is gone: what is before it of that owner is void. */
-export const goneOf = (record: LogRecord): string | undefined =>
+export const goneOf = (record: LogData | Dropped): string | undefined =>
   record.kind === "gone" ? ofRollout(record.data.rolloutId) : record.kind === "unpublished" ? ofResource(record.data) : undefined;
 
 /** The highest seqs of rollouts and spans that go with a record. */
-export const seqsOf = (record: LogRecord): { rolloutSeq: number; spanSeq: number } => ({
+export const seqsOf = (record: LogData | Dropped): { rolloutSeq: number; spanSeq: number } => ({
   rolloutSeq: record.kind === "rollout" ? record.data.seq : record.kind === "dropped" ? record.data.rolloutSeq : 0,
   spanSeq: record.kind === "span" ? record.data.seq : record.kind === "dropped" ? record.data.spanSeq : 0,
 });

@@ -1,12 +1,13 @@
 // What a part of the log holds of whom, in memory: where the records of an owner are, which spans there are, which rollouts
 // began here. For the file that is being written and for what is on its way to it; a file that is left gets a sidecar of this.
 
-import type { LogRecord } from "./codec.ts";
+import type { FrameBuffer } from "./frame.ts";
+import type { Dropped, LogData } from "./logRecord.ts";
 import { goneOf, ownerOf, seqsOf } from "./segmentFile.ts";
 
-/** Where a record is: its line in memory until it is on disk, then a part of a file. */
+/** Where a record is: a part of the memory that is on its way to the disk, then of a file. */
 export interface Place {
-  line?: Buffer | undefined;
+  held: FrameBuffer | undefined;
   file: string;
   offset: number;
   readonly byteLength: number;
@@ -56,6 +57,9 @@ export const firstBeyond = (items: { readonly length: number }, seqAt: (index: n
 };
 
 export class SegmentIndex {
+  /** Of the span that was noted last: most are of the rollout that the one before was of, and its owner need not be spelt again. */
+  #last: { readonly rolloutId: string; readonly entry: Entry } | undefined;
+
   readonly owners: Map<string, Entry> = new Map();
   /** Rollouts by seq, each where its seq was new; those that are gone since are passed over by whoever reads. */
   readonly order: { readonly seq: number; readonly owner: string }[] = [];
@@ -80,13 +84,21 @@ export class SegmentIndex {
     this.lastSeq = Math.max(this.lastSeq, lastSeq);
   }
 
-  note(record: LogRecord, place: Place): void {
+  note(record: LogData | Dropped, seq: number, place: Place): void {
+    if (record.kind === "span" && record.data.rolloutId === this.#last?.rolloutId) {
+      this.#noteSpan(this.#last.entry, record.data.attemptId, record.data.id, record.data.seq, place);
+      this.#raise(0, record.data.seq, seq);
+      return;
+    }
+    this.#last = undefined;
     const owner = ownerOf(record);
     if (owner !== undefined) {
       if (record.kind === "rollout" && record.data.status !== "cancelled") this.owners.delete(owner);
       const entry = this.#entry(owner);
-      if (record.kind === "span") this.#noteSpan(entry, record.data.attemptId, record.data.id, record.data.seq, place);
-      else if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
+      if (record.kind === "span") {
+        this.#noteSpan(entry, record.data.attemptId, record.data.id, record.data.seq, place);
+        this.#last = { rolloutId: record.data.rolloutId, entry };
+      } else if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
       else entry.record = place;
       if (record.kind === "rollout") {
         entry.begins ||= record.data.status !== "cancelled";
@@ -96,7 +108,7 @@ export class SegmentIndex {
     const gone = goneOf(record);
     if (gone !== undefined) this.gone.add(gone);
     const { rolloutSeq, spanSeq } = seqsOf(record);
-    this.#raise(rolloutSeq, spanSeq, record.seq);
+    this.#raise(rolloutSeq, spanSeq, seq);
   }
 
   #noteSpan(entry: Entry, attemptId: string, id: string, seq: number, place: Place): void {
@@ -119,12 +131,14 @@ export class SegmentIndex {
   /** Forgets what was noted of an owner. Returns how many spans. */
   drop(owner: string): number {
     const spans = this.owners.get(owner)?.spans.length ?? 0;
+    this.#last = undefined;
     this.owners.delete(owner);
     return spans;
   }
 
   /** Takes over what came after. */
   absorb(later: SegmentIndex): void {
+    this.#last = undefined;
     for (const owner of later.gone) this.gone.add(owner);
     for (const [owner, entry] of later.owners) {
       const mine = this.owners.get(owner);

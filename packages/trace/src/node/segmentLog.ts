@@ -1,4 +1,4 @@
-// Append-only files of lines (codec.ts), named by the sequence number of their first record. A record is acknowledged when its
+// Append-only files of records (codec.ts), named by the sequence number of their first record. A record is acknowledged when its
 // bytes are on disk (fdatasync); records that arrive during a sync, or together after one, share the next. A file that is left gets a sidecar.
 //
 // After a failed write or sync the kernel may have dropped the bytes and call the next sync a success, so the file is closed
@@ -11,11 +11,13 @@ import { constants, copyFile, type FileHandle, mkdir, open, readdir, readFile, u
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { createBlocks } from "./blocks.ts";
-import { encodeLine, encodeRecord, LOG_MAGIC, LOG_VERSION, type LogData, type LogRecord } from "./codec.ts";
+import { encodeHeader } from "./codec.ts";
 import { fullDisk, isFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
+import { FrameBuffer, newMark } from "./frame.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
 import { createLogReader, type LogReader } from "./logReader.ts";
+import type { LogData, LogRecord } from "./logRecord.ts";
 import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
 import { type Place, SegmentIndex } from "./segmentIndex.ts";
 import { createSidecarFiles, indexBytes, type SidecarFiles } from "./sidecarFiles.ts";
@@ -42,8 +44,8 @@ export interface SegmentLogOptions {
   readonly io: LogIo;
   readonly clock: () => number;
   readonly onReport: (message: string) => void;
-  /** Every record that replay() reads, in order. The index says of it only once this is done. */
-  readonly onRecord: (record: LogRecord, place: Place) => Promise<void>;
+  /** Every record that replay() reads, in order, and where it ends. The index says of it only once this is done. */
+  readonly onRecord: (record: LogRecord, place: Place, end: number) => Promise<void>;
   /** A file was left, and everything that is on disk is in it or before it. */
   readonly onLeft: () => Promise<void>;
 }
@@ -55,10 +57,12 @@ export interface SegmentLog {
    * @throws the platform's errors; TraceError "corrupt" for files of another version.
    */
   replay(): Promise<void>;
-  /** Queues records. The index has them at once; they are safe when a settled() called afterwards resolves. */
-  add(data: readonly LogData[]): void;
+  /** Queues records, for which `callers` wait. The index has them at once; they are safe when a settled() called afterwards resolves. */
+  add(data: readonly LogData[], callers: number): void;
   /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
+  /** Has the disk nothing to do, and would it be done in that time? */
+  idleFor(ms: number): boolean;
   hasFailed(): boolean;
   /** Damage was met: all of the log is to be read at the next opening, so nothing may be said of it now. */
   isDamaged(): boolean;
@@ -84,14 +88,14 @@ export const platformIo: LogIo = {
   replace: replaceFile,
 };
 
-const NEWLINE = 0x0a;
+/** A batch that took more memory gives it back. */
+const SPARE_BYTES = 4 * 2 ** 20;
 
 export const createSegmentLog = (
   folders: LogFolders,
   { known, rotateBytes, io, clock, onReport, onRecord, onLeft }: SegmentLogOptions,
 ): SegmentLog => {
   const folder = folders.log;
-  const headerLine = (firstSeq: number) => encodeLine({ magic: LOG_MAGIC, v: LOG_VERSION, firstSeq, createdMs: clock() });
   const setAside = async (name: string): Promise<string> => {
     await mkdir(folders.quarantine, { recursive: true });
     const kept = join(folders.quarantine, `${name}.${randomBytes(4).toString("hex")}`);
@@ -106,13 +110,15 @@ export const createSegmentLog = (
   // ---- what is where ------------------------------------------------------------------------------------------------
   interface Batch {
     readonly firstSeq: number;
-    /** Calls of add() that it came from. */
-    adds: number;
+    /** So many wait for it. */
+    callers: number;
+    readonly frames: FrameBuffer;
     readonly places: Place[];
     readonly index: SegmentIndex;
     readonly done: Promise<void>;
     settle(error?: unknown): void;
   }
+  let mark = newMark();
   let current: { readonly name: string; readonly handle: FileHandle; end: number } | undefined;
   let active = new SegmentIndex();
   let written: Batch | undefined;
@@ -150,40 +156,39 @@ export const createSegmentLog = (
     await onLeft();
   };
 
-  const replayFile = async (name: string, voidFrom: number, isLast: boolean): Promise<number> => {
+  const replayFile = async (name: string, voidFrom: number, isLast: boolean): Promise<{ end: number; mark: number | undefined }> => {
     const path = join(folder, name);
     const bytes = await readFile(path);
-    const { header, lines, damaged, end } = scan(bytes, path, voidFrom);
+    const { header, mark, records, damaged, end, tailLength, isTailEnded } = scan(bytes, path, voidFrom);
     if (damaged > 0) {
       const kept = await setAside(name);
-      const good = lines.map((line) => bytes.subarray(line.start, line.end + 1));
-      await replaceFile(path, Buffer.concat([headerLine(firstSeqOf(name)), ...good]));
+      const good = records.map(({ start, next }) => bytes.subarray(start, next));
+      await replaceFile(path, Buffer.concat([encodeHeader(firstSeqOf(name), clock(), mark), ...good]));
       onReport(
-        `${path}: ${damaged} damaged lines stood before whole ones; the file as it was is ${kept}, its ${lines.length} whole records are kept`,
+        `${path}: ${damaged} damaged records stood before whole ones; the file as it was is ${kept}, its ${records.length} whole records are kept`,
       );
       return replayFile(name, voidFrom, isLast);
     }
     if (isLast && end < bytes.length) {
-      // a line that was ended and is still wrong was perhaps not torn but damaged: keep it
-      const kept = bytes.indexOf(NEWLINE, end) >= 0 ? `; the file as it was is ${await setAside(name)}` : "";
+      // what was written to the end and is still wrong was perhaps not torn but damaged: keep it
+      const kept = isTailEnded ? `; the file as it was is ${await setAside(name)}` : "";
       await truncate(path, end);
-      onReport(
-        `${path}: ${bytes.length - end} bytes after the last whole record were never acknowledged or are damaged, and are cut off${kept}`,
-      );
+      if (tailLength > 0)
+        onReport(`${path}: ${tailLength} bytes after the last whole record were never acknowledged or are damaged, and are cut off${kept}`);
     }
-    for (const line of lines) {
-      if (line.seq <= lastSeq) continue;
-      const record = outlineAt(bytes, line);
+    for (const found of records) {
+      if (found.seq <= lastSeq) continue;
+      const record = outlineAt(bytes, found);
       const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
       if (firstSeq > lastSeq + 1) onReport(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
       lastSeq = record.seq;
-      const place = { file: name, offset: line.start, byteLength: line.end - line.start };
-      await onRecord(record, place);
-      active.note(record, place);
+      const place = { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start };
+      await onRecord(record, place, found.next);
+      active.note(record, record.seq, place);
       const gone = goneOf(record);
       if (gone !== undefined) active.drop(gone);
     }
-    return header ? end : 0;
+    return { end: header ? end : 0, mark };
   };
 
   const replay = async (): Promise<void> => {
@@ -191,11 +196,17 @@ export const createSegmentLog = (
     for (const [at, name] of names.entries()) {
       if (at < known.length) continue;
       const next = names[at + 1];
-      const end = await replayFile(name, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next), next === undefined);
-      if (next !== undefined) {
-        if (end > 0) await seal(name, end);
-      } else if (end > 0) current = { name, handle: await open(join(folder, name), LOG_FLAGS), end };
-      else await unlink(join(folder, name)); // its header was being written
+      const { end, mark: found } = await replayFile(
+        name,
+        next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next),
+        next === undefined,
+      );
+      if (end === 0 && next === undefined)
+        await unlink(join(folder, name)); // its header was being written
+      else if (next === undefined && found !== undefined) {
+        mark = found;
+        current = { name, handle: await open(join(folder, name), LOG_FLAGS), end };
+      } else if (end > 0 && active.lastSeq >= firstSeqOf(name)) await seal(name, end); // one of version 1 is written no more
     }
   };
 
@@ -203,7 +214,17 @@ export const createSegmentLog = (
   let writing: Promise<void> = Promise.resolve();
   let failure: TraceError | undefined;
   let isWriting = false;
-  let isCrowded = false;
+  /** So many waited for the last write, and ask for the next in the same turn: it waits for half of them, or for the turn to end. */
+  let woken = 0;
+  let half: (() => void) | undefined;
+  const halfOrTurn = (): Promise<void> =>
+    new Promise((resolve) => {
+      half = resolve;
+      setImmediate(resolve);
+    });
+  let writeMs = 0;
+  /** Memory of batches that are on disk. */
+  const spare: FrameBuffer[] = [];
 
   const openBatch = (firstSeq: number): Batch => {
     let settle: Batch["settle"] = () => {};
@@ -211,7 +232,7 @@ export const createSegmentLog = (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, adds: 0, places: [], index: new SegmentIndex(), done, settle };
+    return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
@@ -223,11 +244,11 @@ export const createSegmentLog = (
     });
     const handle = await open(join(folder, name), LOG_FLAGS | constants.O_CREAT | constants.O_EXCL);
     try {
-      const line = headerLine(firstSeq);
-      await io.write(handle, line, 0);
+      const header = encodeHeader(firstSeq, clock(), mark);
+      await io.write(handle, header, 0);
       await io.datasync(handle);
       await syncFolder(folder);
-      return { name, handle, end: line.length };
+      return { name, handle, end: header.length };
     } catch (error) {
       await handle.close();
       throw error;
@@ -241,20 +262,22 @@ export const createSegmentLog = (
     return left;
   };
 
-  const writeBatch = async ({ firstSeq, places, index: added }: Batch): Promise<void> => {
+  const writeBatch = async ({ firstSeq, frames, places, index: added }: Batch): Promise<void> => {
     current ??= await startFile(firstSeq);
     const file = current;
-    const bytes = places.length === 1 ? (places[0]?.line as Buffer) : Buffer.concat(places.map((place) => place.line as Buffer));
-    await io.write(file.handle, bytes, file.end);
+    await io.write(file.handle, frames.bytes, file.end);
     await io.datasync(file.handle);
     for (const place of places) {
+      place.held = undefined;
       place.file = file.name;
-      place.offset = file.end;
-      file.end += place.byteLength + 1;
-      place.line = undefined;
+      place.offset += file.end;
     }
+    file.end += frames.length;
     active.absorb(added);
     written = undefined;
+    if (frames.capacity > SPARE_BYTES) return;
+    frames.clear();
+    spare.push(frames);
   };
 
   /**
@@ -287,16 +310,18 @@ export const createSegmentLog = (
   const drain = async (): Promise<void> => {
     isWriting = true;
     for (let batch = waiting; batch !== undefined; batch = waiting) {
-      // many wrote at once and were woken together: what they ask for next shares one write; a lone writer need not wait
-      if (isCrowded) await new Promise(setImmediate);
-      isCrowded = batch.adds > 1;
+      if (2 * batch.callers < woken) await halfOrTurn();
+      half = undefined;
+      woken = batch.callers;
       waiting = undefined;
       written = batch;
       let left: typeof current;
       try {
         if (failure) throw failure;
         try {
+          const began = performance.now();
           await writeBatch(batch);
+          writeMs = performance.now() - began;
         } catch (first) {
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
           left = current;
@@ -330,19 +355,19 @@ export const createSegmentLog = (
   return {
     index,
     replay,
-    add: (data) => {
+    add: (data, callers) => {
       if (failure) throw failure;
       for (const record of data) {
         lastSeq += 1;
-        const numbered: LogRecord = { seq: lastSeq, ...record };
-        const line = encodeRecord(numbered);
         waiting ??= openBatch(lastSeq);
-        const place: Place = { line, file: "", offset: 0, byteLength: line.length - 1 };
+        const { frames } = waiting;
+        const place: Place = { held: frames, file: "", offset: frames.length, byteLength: frames.add(record, lastSeq) };
         waiting.places.push(place);
-        waiting.index.note(numbered, place);
+        waiting.index.note(record, lastSeq, place);
       }
       if (data.length > 0 && waiting) {
-        waiting.adds += 1;
+        waiting.callers += callers;
+        if (2 * waiting.callers >= woken) half?.();
         writing = waiting.done;
         if (!isWriting) void drain();
       }
@@ -351,6 +376,7 @@ export const createSegmentLog = (
       if (failure) throw failure;
       await writing;
     },
+    idleFor: (ms) => written === undefined && writeMs < ms,
     hasFailed: () => failure !== undefined,
     isDamaged: () => isDamaged,
     reader,

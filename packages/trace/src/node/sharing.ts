@@ -1,26 +1,64 @@
-// Appends that are asked for before the store comes to them share one transaction: its price is paid once for all of them.
-// What is asked first is still done first: any other call ends the sharing. An append that breaks a rule fails alone; what
-// the log refuses, it refuses to all.
+// Appends that are asked for before the store comes to them are one transaction and one command: its price is paid once for all
+// of them. What is asked first is still done first: any other call ends the sharing. An append that breaks a rule fails alone;
+// what the log refuses, it refuses to all.
+//
+// Where the disk is idle and quicker than the processor, half of a crowd goes first: the other half is encoded while the disk
+// writes, and from then on the two take turns.
 
-import { TraceError } from "../errors.ts";
-import type { Backend, Transaction } from "../rows.ts";
-import { type Member, runMembers } from "../sharedTransaction.ts";
+import type { AppendRequest, Backend, RunAppends, Transaction } from "../rows.ts";
 
-const isOfLog = (error: unknown): boolean => error instanceof TraceError && (error.code === "full" || error.code === "storage");
+interface Member {
+  readonly request: AppendRequest;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
+}
 
-export const createSharing = (transact: Backend["transact"]): Required<Pick<Backend, "transact" | "append">> => {
+/** `callers`: so many wait for it. */
+export type Transact = <T>(
+  mode: Parameters<Backend["transact"]>[0],
+  body: (transaction: Transaction) => Promise<T>,
+  callers?: () => number,
+) => Promise<T>;
+
+/** `isIdleFor`: has the disk nothing to do, and would it write in so many milliseconds? */
+export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boolean): Required<Pick<Backend, "transact" | "gather">> => {
   let open: Member[] | undefined;
+  let msEach = 0;
 
-  const run = async (members: Member[]): Promise<void> => {
+  const runGroup = async (members: Member[], run: RunAppends, tell: Parameters<Required<Backend>["gather"]>[2]): Promise<void> => {
     try {
-      const tell = await transact("relaxed", async (transaction) => {
-        if (open === members) open = undefined; // who comes now comes too late for this one
-        return runMembers(transaction, members, isOfLog);
-      });
-      for (const told of tell) told();
+      const { broken, events } = await transact(
+        "relaxed",
+        async (transaction) => {
+          if (open === members) {
+            open = undefined; // who comes now comes too late for this one
+            if (members.length > 1 && isIdleFor(members.length * msEach))
+              void begin(members.splice(Math.ceil(members.length / 2)), run, tell);
+          }
+          const began = performance.now();
+          const appended = await run(
+            transaction,
+            members.map(({ request }) => request),
+          );
+          msEach = (performance.now() - began) / members.length;
+          return appended;
+        },
+        () => members.length,
+      );
+      tell(events);
+      for (const [index, { resolve, reject }] of members.entries()) {
+        const rule = broken[index];
+        if (rule === undefined) resolve();
+        else reject(rule);
+      }
     } catch (error) {
       for (const { reject } of members) reject(error);
     }
+  };
+
+  const begin: typeof runGroup = (members, ...how) => {
+    open = members;
+    return runGroup(members, ...how);
   };
 
   return {
@@ -28,13 +66,12 @@ export const createSharing = (transact: Backend["transact"]): Required<Pick<Back
       open = undefined;
       return transact(mode, body);
     },
-    append: <T>(_spans: number, body: (transaction: Transaction) => Promise<T>) =>
-      new Promise<T>((resolve, reject) => {
-        const member: Member = { body, resolve: resolve as (answer: unknown) => void, reject };
+    gather: (request, run, tell) =>
+      new Promise<void>((resolve, reject) => {
+        const member: Member = { request, resolve, reject };
         if (open) open.push(member);
         else {
-          open = [member];
-          void run(open);
+          void begin([member], run, tell);
         }
       }),
   };

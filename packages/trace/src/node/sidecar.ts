@@ -204,6 +204,7 @@ export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSe
 
   const rowAt = (table: keyof typeof WIDTH, row: number): Buffer => blocks.read(path, at[table] + row * WIDTH[table], WIDTH[table]);
   const placeAt = (row: Buffer, offset: number): Place => ({
+    held: undefined,
     file: log,
     offset: row.readDoubleLE(offset),
     byteLength: row.readUInt32LE(offset + 8),

@@ -17,9 +17,9 @@ export const sidecarName = (firstSeq: number): string => nameOf(firstSeq).replac
 /** What the bytes of a log file say, by themselves. */
 export const indexBytes = (bytes: Buffer, path: string, name: string): SegmentIndex => {
   const index = new SegmentIndex();
-  for (const line of scan(bytes, path, Number.POSITIVE_INFINITY).lines) {
-    const record = outlineAt(bytes, line);
-    index.note(record, { file: name, offset: line.start, byteLength: line.end - line.start });
+  for (const found of scan(bytes, path, Number.POSITIVE_INFINITY).records) {
+    const record = outlineAt(bytes, found);
+    index.note(record, record.seq, { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start });
     const gone = goneOf(record);
     if (gone !== undefined) index.drop(gone);
   }

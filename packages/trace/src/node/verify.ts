@@ -1,12 +1,12 @@
-// Is a store's folder what was written? Reads every line and every blob, changes nothing.
+// Is a store's folder what was written? Reads every record and every blob, changes nothing.
 
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { readState } from "./blobs.ts";
-import type { BlobRef } from "./codec.ts";
 import { isMissing } from "./durable.ts";
+import type { BlobRef } from "./logRecord.ts";
 import { firstSeqOf, outlineAt, SEGMENT, scan } from "./segmentFile.ts";
 import { checkOf, encodeSidecar } from "./sidecar.ts";
 import { indexBytes, sidecarName } from "./sidecarFiles.ts";
@@ -25,7 +25,6 @@ export interface Verification {
   readonly quarantined: readonly string[];
 }
 
-const NEWLINE = 0x0a;
 const resourceKey = ({ name, version }: { readonly name: string; readonly version: number }): string => JSON.stringify([name, version]);
 
 const namesIn = async (folder: string): Promise<string[]> =>
@@ -65,14 +64,14 @@ export const verifyFolder = async (folder: string, signal?: AbortSignal): Promis
       byteLength += bytes.length;
       const next = names[index + 1];
       const found = scan(bytes, path, next === undefined ? Number.POSITIVE_INFINITY : firstSeqOf(next));
-      if (found.damaged > 0) problems.push(`${path}: ${found.damaged} damaged lines stand before whole ones`);
-      if (next === undefined && found.end < bytes.length) {
-        const tail = `${path}: ${bytes.length - found.end} bytes after the last whole record`;
-        if (bytes.indexOf(NEWLINE, found.end) >= 0) problems.push(`${tail}, with an ended line: damaged, or never acknowledged`);
+      if (found.damaged > 0) problems.push(`${path}: ${found.damaged} damaged records stand before whole ones`);
+      if (next === undefined && found.tailLength > 0) {
+        const tail = `${path}: ${found.tailLength} bytes after the last whole record`;
+        if (found.isTailEnded) problems.push(`${tail}, written to the end: damaged, or never acknowledged`);
         else notes.push(`${tail} were never acknowledged; opening the store cuts them off`);
       }
-      for (const line of found.lines) {
-        const record = outlineAt(bytes, line);
+      for (const each of found.records) {
+        const record = outlineAt(bytes, each);
         if (record.seq <= lastSeq) continue;
         const firstSeq = record.kind === "dropped" ? record.data.firstSeq : record.seq;
         if (firstSeq > lastSeq + 1) problems.push(`${path}: records ${lastSeq + 1} to ${firstSeq - 1} are missing before it`);
