@@ -2,13 +2,13 @@
 // database server, another tab upgrades or deletes, storage is cleared. Then the handle is dropped, the next use opens
 // another, and the transaction that it died under runs once more. A second death is the caller's error.
 
-import { openDB } from "idb";
 import { TraceError } from "../errors.ts";
-import { SCHEMA_VERSION, type StoreDatabase, type StoreSchema, upgrade } from "./schema.ts";
+import { ask } from "./requests.ts";
+import { SCHEMA_VERSION, upgrade } from "./schema.ts";
 
 export interface Connection {
   /** Runs `body` with a live handle; again, once, if the handle died under it. */
-  use<T>(body: (db: StoreDatabase) => Promise<T>): Promise<T>;
+  use<T>(body: (db: IDBDatabase) => Promise<T>): Promise<T>;
   close(): Promise<void>;
 }
 
@@ -21,27 +21,28 @@ const DEAD =
   /^(AbortError|InvalidStateError|UnknownError.*(Connection to Indexed Database server lost|without an in-progress transaction|Internal error))/;
 
 export const createConnection = (databaseName: string, onReport: (message: string) => void): Connection => {
-  let handle: Promise<StoreDatabase> | undefined;
+  let handle: Promise<IDBDatabase> | undefined;
   let isClosed = false;
 
-  const open = (): Promise<StoreDatabase> => {
+  const open = (): Promise<IDBDatabase> => {
     const drop = () => {
       if (handle === opening) handle = undefined;
     };
-    const callbacks = {
-      blocked: () => onReport(`${databaseName}: another tab holds an older version open; close that tab to go on`),
-      blocking: () => {
+    const opened = async (version?: number): Promise<IDBDatabase> => {
+      const request = indexedDB.open(databaseName, version);
+      request.onupgradeneeded = ({ oldVersion }) => upgrade(request.transaction as IDBTransaction, oldVersion);
+      request.onblocked = () => onReport(`${databaseName}: another tab holds an older version open; close that tab to go on`);
+      const db = await ask(request);
+      db.onclose = drop;
+      db.onversionchange = () => {
         drop();
-        void opening.then((db) => db.close());
-      },
-      terminated: drop,
+        db.close();
+      };
+      return db;
     };
-    const opening: Promise<StoreDatabase> = openDB<StoreSchema>(databaseName, SCHEMA_VERSION, {
-      ...callbacks,
-      upgrade: (_db, oldVersion, _newVersion, transaction) => upgrade(transaction as never, oldVersion),
-    }).catch((error) => {
+    const opening = opened(SCHEMA_VERSION).catch((error) => {
       // written by a newer release: its migrations only added, so what this one knows is all there
-      if (error instanceof Error && error.name === "VersionError") return openDB<StoreSchema>(databaseName, undefined, callbacks);
+      if (error.name === "VersionError") return opened();
       throw error;
     });
     opening.catch(drop);

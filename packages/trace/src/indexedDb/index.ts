@@ -13,8 +13,8 @@ import { createStore, type Hints, type StoreOptions } from "../store.ts";
 import type { Store, StoreEvent } from "../vocabulary.ts";
 import { createConnection } from "./connection.ts";
 import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
-import { createIndexedDbRows, type Guess, ROW_STORES, type RowTransaction } from "./rows.ts";
-import type { StoreDatabase } from "./schema.ts";
+import { ask, committed } from "./requests.ts";
+import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
 import { type Known, learn } from "./turns.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
@@ -110,14 +110,15 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
   const hints = openHints(databaseName);
 
   /** Of the handle that it was learnt through: another may lead to another database. */
-  let memory: { readonly db: StoreDatabase; readonly known: Known; readonly isShared: boolean } | undefined;
+  let memory: { readonly db: IDBDatabase; readonly known: Known; readonly isShared: boolean } | undefined;
 
-  const transact = async <T>(db: StoreDatabase, mode: Mode, guess: Guess, body: (rows: Rows) => Promise<T>): Promise<Tried<T>> => {
+  const transact = async <T>(db: IDBDatabase, mode: Mode, guess: Guess, body: (rows: Rows) => Promise<T>): Promise<Tried<T>> => {
     const transaction =
       mode === "read"
-        ? (db.transaction(ROW_STORES) as unknown as RowTransaction)
+        ? db.transaction(ROW_STORES)
         : db.transaction(ROW_STORES, "readwrite", { durability: mode === "strict" ? mode : "relaxed" });
-    transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
+    const done = committed(transaction);
+    done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
     try {
       const rows = createIndexedDbRows(transaction, guess);
       const answer = await body(rows);
@@ -127,7 +128,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
         return "known";
       }
       transaction.commit();
-      await transaction.done;
+      await done;
       if (lesson !== undefined) {
         const known = memory?.db === db ? memory.known : undefined;
         memory = { db, isShared: known !== undefined && known.turn !== lesson.before.turn, known: learn(known, lesson) };
@@ -162,13 +163,13 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });
-        const put = async () => transaction.store.put(bytes, stateName);
-        await Promise.all([put(), transaction.done]).catch((error) => {
+        const put = async () => ask(transaction.objectStore("states").put(bytes, stateName));
+        await Promise.all([put(), committed(transaction)]).catch((error) => {
           throw orFull(databaseName, transaction.error ?? error);
         });
       }),
-    getState: (stateName) => connection.use((db) => db.get("states", stateName)),
-    states: () => connection.use((db) => db.getAllKeys("states")),
+    getState: (stateName) => connection.use((db) => ask(db.transaction("states").objectStore("states").get(stateName))),
+    states: () => connection.use((db) => ask(db.transaction("states").objectStore("states").getAllKeys() as IDBRequest<string[]>)),
     close: async () => {
       await inOrder.settled();
       hints.close();

@@ -2,35 +2,23 @@
 // leave no turns, are refused by name (NotFoundError) instead of writing what nobody counts. Later migrations only add, so that
 // an older tab can go on.
 
-import type { DBSchema, IDBPDatabase, IDBPTransaction } from "idb";
-import type { Attempt, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
+import { ask } from "./requests.ts";
 import type { Turn } from "./turns.ts";
 
+/*
+ * store      key                         value       indexes
+ * rollouts   id                          Rollout     bySeq seq (unique) · byStatus [status, seq]
+ * attempts   [rolloutId, id]             Attempt     bySequence [rolloutId, sequence] (unique) · byHeartbeat [status, lastHeartbeatMs]
+ * spans      [rolloutId, attemptId, id]  StoredSpan  byRollout [rolloutId, seq]
+ * resources  [name, version]             Resource
+ * states     its name                    Uint8Array
+ * turns      turn (given by the store)   Turn
+ *
+ * While an attempt runs, its last heartbeat may be a turn's.
+ */
 export const SCHEMA_VERSION = 3;
 
-export interface StoreSchema extends DBSchema {
-  rollouts: { key: string; value: Rollout; indexes: { bySeq: number; byStatus: [string, number] } };
-  attempts: {
-    key: [string, string]; // rollout, attempt
-    value: Attempt; // while it runs its last heartbeat may be a turn's
-    indexes: { bySequence: [string, number]; byHeartbeat: [string, number] };
-  };
-  spans: {
-    key: [string, string, string]; // rollout, attempt, span
-    value: StoredSpan;
-    indexes: { byRollout: [string, number] };
-  };
-  resources: { key: [string, number]; value: Resource }; // name, version
-  states: { key: string; value: Uint8Array };
-  turns: { key: number; value: Turn };
-}
-
-export type StoreDatabase = IDBPDatabase<StoreSchema>;
-
-/** A transaction that upgrades: it sees the stores of earlier versions too. */
-type Upgrade = IDBPTransaction<unknown, string[], "versionchange">;
-
-const migrate = async (transaction: Upgrade, oldVersion: number): Promise<void> => {
+const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise<void> => {
   const { db } = transaction;
   if (oldVersion === 0) {
     const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
@@ -48,19 +36,19 @@ const migrate = async (transaction: Upgrade, oldVersion: number): Promise<void> 
     const spans = transaction.objectStore("spans");
     const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
     /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
-    const lastOf = async (rows: "rollouts" | "spans", counter: string): Promise<number> => {
-      const last = await transaction.objectStore(rows).index("bySeq").openKeyCursor(null, "prev");
-      return Math.max((await counters.get(counter)) ?? 0, (last?.key as number | undefined) ?? 0);
+    const lastOf = async (rows: IDBObjectStore, counter: string): Promise<number> => {
+      const last = await ask(rows.index("bySeq").openKeyCursor(null, "prev"));
+      return Math.max((await ask(counters.get(counter))) ?? 0, (last?.key as number | undefined) ?? 0);
     };
-    const rolloutSeq = await lastOf("rollouts", "rolloutSeq");
-    await turns.add({ rolloutSeq, spanSeq: await lastOf("spans", "spanSeq"), beats: [] } satisfies Turn);
+    const rolloutSeq = await lastOf(transaction.objectStore("rollouts"), "rolloutSeq");
+    await ask(turns.add({ rolloutSeq, spanSeq: await lastOf(spans, "spanSeq"), beats: [] } satisfies Turn));
     for (const name of ["bySeq", "byAttempt"]) spans.deleteIndex(name);
     db.deleteObjectStore("counters");
   }
 };
 
 /** All or nothing: what fails here leaves the older version, and fails the opening. */
-export const upgrade = (transaction: Upgrade, oldVersion: number): void =>
+export const upgrade = (transaction: IDBTransaction, oldVersion: number): void =>
   void migrate(transaction, oldVersion).catch(() => {
     try {
       transaction.abort();
