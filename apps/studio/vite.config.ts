@@ -12,7 +12,6 @@ export default defineConfig({
     // their dependencies, named: found late, they would make the page reload once
     include: [
       "comlink",
-      "idb",
       "zod",
       "ai",
       "@ai-sdk/openai-compatible",
