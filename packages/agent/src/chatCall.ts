@@ -2,7 +2,6 @@
 // The span is queued when sampling ends, before the answer does: a client that cancels at [DONE] or never reads is
 // recorded all the same, exactly once.
 
-import type { Sampler } from "@fulgurite/engine";
 import { type AttemptRef, type Json, mintId, mintSpanId, modelCallSpan, type RandomBytes } from "@fulgurite/trace";
 import { type AnswerHead, toChatCompletion, toChatText, toChunk, toErrorObject, toUsage, toUsageChunk } from "./answers.ts";
 import type { SpanQueue } from "./capture.ts";
@@ -12,16 +11,15 @@ import { type AnswerNode, type Prompt, type RetokenisedBecause, toPrompt } from 
 import type { TokenGrammar } from "./grammar/index.ts";
 import type { Incoming } from "./incoming.ts";
 import { followAbort, type LinkedAbort, linkAbort } from "./linkedAbort.ts";
+import { adapterOf, type Served } from "./models.ts";
 import { type Answer, type AnswerListener, sampleAnswer } from "./sampleAnswer.ts";
 import { seedOfTurn } from "./seeds.ts";
 import { createEventStream } from "./sse.ts";
 import type { ChatFormat, EndpointStats, Sampling } from "./types.ts";
 
 /** What every call of an endpoint shares. */
-export interface Service {
-  readonly sampler: Sampler;
+export interface Service extends Served {
   readonly format: ChatFormat;
-  readonly modelName: string;
   readonly clock: () => number;
   readonly randomBytes: RandomBytes;
 }
@@ -55,6 +53,8 @@ interface Parsed {
   readonly raw: Json;
   readonly chat: ChatRequest;
   readonly grammar?: TokenGrammar;
+  /** Who is asked where it is not the policy that is trained. */
+  readonly adapter?: string;
 }
 
 /** A call that was accepted: nothing in it is undecided but what the policy says. */
@@ -88,10 +88,12 @@ const parseBody = (text: string): Json => {
 const parse = async (service: Service, text: string): Promise<Parsed> => {
   const raw = parseBody(text);
   const chat = parseChatRequest(raw);
-  const { grammar } = chat.options;
-  if (!grammar) return { raw, chat };
+  const { grammar, model } = chat.options;
+  const adapter = adapterOf(service, model);
+  const said = { raw, chat, ...(adapter !== undefined && { adapter }) };
+  if (!grammar) return said;
   const { grammarFor } = await import("./grammar/index.ts");
-  return { raw, chat, grammar: grammarFor(grammar, chat.conversation.tools, service.format, service.sampler.limits.vocabSize) };
+  return { ...said, grammar: grammarFor(grammar, chat.conversation.tools, service.format, service.sampler.limits.vocabSize) };
 };
 
 /** Everything that can be refused is refused until here, before a turn is counted. */
@@ -121,7 +123,7 @@ const accept = (service: Service, attempt: OpenAttempt, parsed: Parsed, record: 
     maxTokens: Math.min(maxTokens, chat.options.maxTokens ?? maxTokens, room),
     head: {
       id: `chatcmpl-${mintId(startMs, service.randomBytes)}`,
-      model: service.modelName,
+      model: parsed.adapter ?? service.modelName,
       created: Math.floor(startMs / 1000),
       sendTokenIds: mode === "train" || chat.options.returnTokenIds,
       sendLogprobs: mode === "train" || chat.options.logprobs,
@@ -147,7 +149,7 @@ const sample = async (
   const shared = {
     attempt: attempt.ref,
     startMs: call.startMs,
-    model: service.modelName,
+    model: head.model,
     responseId: head.id,
     turn: call.turn,
     mode: attempt.sampling.mode,
@@ -171,6 +173,7 @@ const sample = async (
         temperature: attempt.sampling.temperature,
         seed: call.seed,
         stop: chat.options.stop,
+        ...(call.adapter !== undefined && { adapter: call.adapter }),
         ...(call.grammar && { grammar: call.grammar }),
         ...restrictions,
         toolNames: new Set(chat.conversation.tools.map((tool) => tool.name)),
@@ -216,10 +219,13 @@ const sample = async (
         keys: [head.id, ...answer.calls.map((toolCall) => toolCall.id)],
         policyVersion: answer.policyVersion,
         finishReason: answer.finishReason,
-        responseTokens,
-        samplerLogprobs: answer.logprobs,
-        ...(answer.drawnLogprobs && { drawnLogprobs: answer.drawnLogprobs }),
-        ...(answer.forced && { forcedTokens: answer.forced }),
+        // another adapter's answer is shown, never trained: its log-probs are not the policy's
+        ...(call.adapter === undefined && {
+          responseTokens,
+          samplerLogprobs: answer.logprobs,
+          ...(answer.drawnLogprobs && { drawnLogprobs: answer.drawnLogprobs }),
+          ...(answer.forced && { forcedTokens: answer.forced }),
+        }),
         response: toChatCompletion(head, answer),
         late,
       }),

@@ -9,6 +9,8 @@ import type { GrammarSpec } from "./grammar/spec.ts";
 import type { Conversation, Message, Tool, ToolCall } from "./types.ts";
 
 export interface ChatOptions {
+  /** What the client calls the model. */
+  readonly model?: string;
   readonly stream: boolean;
   readonly includeUsage: boolean;
   /** The client's own bound; the run's may be lower. */
@@ -237,6 +239,7 @@ export const parseChatRequest = (json: unknown): ChatRequest => {
   return {
     conversation: { messages: toMessages(body.messages), tools: body.tool_choice === "none" ? [] : tools },
     options: {
+      ...(typeof body.model === "string" && { model: body.model }),
       stream: body.stream === true,
       includeUsage: body.stream_options?.include_usage === true,
       ...(maxTokens !== undefined && { maxTokens }),

@@ -8,11 +8,19 @@ import { answerChat, closedError, type OpenAttempt, type Reply, type Service } f
 import { AgentError } from "./errors.ts";
 import { fromFetch, fromRequest, type Incoming, ORIGIN } from "./incoming.ts";
 import { linkAbort } from "./linkedAbort.ts";
+import { findModel, listModels } from "./models.ts";
 import { toTextResponse } from "./textResponse.ts";
 import type { Endpoint, EndpointOptions, EndpointStats, Sampling } from "./types.ts";
 
 const KEY_PREFIX = "fg_";
 const ROUTES = "POST …/chat/completions, GET …/models and GET …/models/{id}";
+
+/** What a client that is refused is to be told. */
+const CHAT_INSTEAD = {
+  completions: "; send the prompt as messages: only a chat has turns, and each is a transition",
+  responses:
+    "; tell the client to use chat completions: openai's client.chat.completions, the AI SDK's provider.chat(model), setOpenAIAPI(\"chat_completions\") of OpenAI Agents",
+} as const;
 
 // the suffix decides, never the host
 const ROUTE = /\/(chat\/completions|completions|responses|models(?:\/[^/]+)?)\/?$/;
@@ -90,25 +98,15 @@ export const createEndpoint = (options: EndpointOptions): Endpoint => {
     return attempt;
   };
 
-  const model = (): { id: string; object: "model"; created: number; owned_by: string; policy_version: number } => ({
-    id: service.modelName,
-    object: "model",
-    created: 0,
-    owned_by: "fulgurite",
-    policy_version: service.sampler.policyVersion,
-  });
-
   const route = async (incoming: Incoming, toAttempt: () => OpenAttempt): Promise<Reply> => {
     const { method, url } = incoming;
     const target = routeOf(url);
     if (target === "chat/completions" && method === "POST") return answerChat(service, toAttempt(), incoming);
-    if (target === "models" && method === "GET") return { body: JSON.stringify({ object: "list", data: [model()] }) };
-    if (target?.startsWith("models/") && method === "GET") {
-      const name = decodeURIComponent(target.slice("models/".length));
-      if (name === service.modelName) return { body: JSON.stringify(model()) };
-      throw new AgentError("not-found", `endpoint: the model must be ${service.modelName}, got ${name}`, { param: "model" });
-    }
-    throw new AgentError("not-found", `endpoint: must be one of ${ROUTES}, got ${method} ${url.pathname}`);
+    if (target === "models" && method === "GET") return { body: JSON.stringify(listModels(service)) };
+    if (target?.startsWith("models/") && method === "GET")
+      return { body: JSON.stringify(findModel(service, decodeURIComponent(target.slice("models/".length)))) };
+    const next = target === "completions" || target === "responses" ? CHAT_INSTEAD[target] : "";
+    throw new AgentError("not-found", `endpoint: must be one of ${ROUTES}, got ${method} ${url.pathname}${next}`);
   };
 
   const respond = async (incoming: Incoming, toAttempt: () => OpenAttempt): Promise<Response> => {

@@ -62,7 +62,20 @@ const messagesAgree = (one: Message, other: Message): boolean =>
     ? answersAgree(one, other)
     : one.text === other.text && one.callId === other.callId && (one.role === "tool" || one.name === other.name));
 
-const toolsAgree = (one: readonly Tool[], other: readonly Tool[]): boolean => JSON.stringify(one) === JSON.stringify(other);
+const toolTexts = new WeakMap<readonly Tool[], string>();
+
+/** An attempt's tools are compared with those of each of its answers. */
+const textOfTools = (tools: readonly Tool[]): string => {
+  let text = toolTexts.get(tools);
+  if (text === undefined) {
+    text = JSON.stringify(tools);
+    toolTexts.set(tools, text);
+  }
+  return text;
+};
+
+const toolsAgree = (one: readonly Tool[], other: readonly Tool[]): boolean =>
+  one.length === other.length && textOfTools(one) === textOfTools(other);
 
 /** Is this message that answer, whatever was done to it: the same call ids, or without calls the same text. */
 const isAnswer = (message: Message | undefined, node: AnswerNode): boolean => {
@@ -137,10 +150,12 @@ export const toPrompt = (conversation: Conversation, nodes: readonly AnswerNode[
   if (nodes.length === 0 || !conversation.messages.some((message) => message.role === "assistant"))
     return { tokens: plain, fidelity: "exact" };
 
+  // the longest, of those the latest: most often the last, and no other is then looked at
   let node: AnswerNode | undefined;
-  for (const candidate of nodes) {
-    const longest = node === undefined || candidate.conversation.messages.length >= node.conversation.messages.length;
-    if (longest && continues(conversation, candidate)) node = candidate;
+  for (let at = nodes.length - 1; at >= 0; at--) {
+    const candidate = nodes[at] as AnswerNode;
+    const isLonger = node === undefined || candidate.conversation.messages.length > node.conversation.messages.length;
+    if (isLonger && continues(conversation, candidate)) node = candidate;
   }
   if (node === undefined) {
     const edited = nodes.some((candidate) => conversation.messages.some((message) => isAnswer(message, candidate)));

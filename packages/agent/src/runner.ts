@@ -76,8 +76,16 @@ const finishAttempt = async (store: Store, ref: AttemptRef, outcome: Outcome, la
   }
 };
 
-/** Runs one claimed attempt to its end in the store, or until `abort` is. Rejects only when the store fails. */
-const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt }: Claim, abort: AbortController): Promise<Rollout> => {
+/**
+ * Runs one claimed attempt to its end in the store, or until `abort` is. Rejects only when the store fails. `ended` is what its signal says
+ * afterwards, of all attempts the same: an error costs as much as the rest of ending one.
+ */
+const runAttempt = async <Task>(
+  options: RunnerOptions<Task>,
+  { rollout, attempt }: Claim,
+  abort: AbortController,
+  ended: AgentError,
+): Promise<Rollout> => {
   const { store, endpoint, agent } = options;
   const clock = options.clock ?? Date.now;
   const ref = { rolloutId: rollout.id, id: attempt.id };
@@ -148,7 +156,7 @@ const runAttempt = async <Task>(options: RunnerOptions<Task>, { rollout, attempt
   clearTimeout(timer);
   if (lastReward !== undefined) record(lastReward); // just now, so that it is stored with the attempt's end
   return opened.finish((last, { captureFailures }) => {
-    abort.abort(new AgentError("closed", "runner: the attempt has ended"));
+    abort.abort(ended);
     if (captureFailures === 0 || outcome.status !== "succeeded") return finishAttempt(store, ref, outcome, last);
     const lost = `runner: every span must reach the store, got ${captureFailures} that did not; its transitions would be incomplete`;
     return finishAttempt(store, ref, { status: "failed", error: toAttemptError(new AgentError("capture", lost)) }, last);
@@ -169,6 +177,7 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
     const id = workerId;
     const run = linkAbort([signal]);
     const running = new Map<string, { ref: AttemptRef; done: Promise<void>; cancel: (reason: unknown) => void }>();
+    const ended = new AgentError("closed", "runner: the attempt has ended");
     let failure: { error: unknown } | undefined;
     const fail = (error: unknown): void => {
       failure ??= { error };
@@ -205,7 +214,7 @@ export const createRunner = <Task = Json>(options: RunnerOptions<Task>): Runner 
       const abort = new AbortController();
       const execute = async (): Promise<void> => {
         try {
-          const rollout = await runAttempt(options, claim, abort);
+          const rollout = await runAttempt(options, claim, abort, ended);
           if (hasEnded(rollout)) onEnd?.(rollout);
         } catch (error) {
           fail(error);

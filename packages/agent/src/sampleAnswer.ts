@@ -30,6 +30,7 @@ export interface AnswerRequest {
   readonly maxTokens: number;
   readonly temperature: number;
   readonly seed: number;
+  readonly adapter?: string;
   readonly stop: readonly string[];
   readonly grammar?: TokenGrammar;
   readonly topP?: number;
@@ -100,7 +101,7 @@ export const sampleAnswer = async (
     if (stops.stopped) abort?.abort();
   };
 
-  const { topP, topK, logitBias, grammar } = request;
+  const { adapter, topP, topK, logitBias, grammar } = request;
   try {
     const completion = await sampler.generate({
       prompt: request.prompt,
@@ -109,6 +110,7 @@ export const sampleAnswer = async (
       stopTokens: format.stopTokens,
       seed: request.seed,
       signal: abort?.signal ?? request.signal,
+      ...(adapter !== undefined && { adapter }),
       ...(topP !== undefined && { topP }),
       ...(topK !== undefined && { topK }),
       ...(logitBias && { logitBias }),

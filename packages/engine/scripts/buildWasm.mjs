@@ -1,5 +1,6 @@
 // Compiles src/wasm/assembly with AssemblyScript, once for one thread and once for several, into src/wasm/kernels.ts: base64 strings, so
-// that Node, pages and workers load them alike, without fetch or paths. Does nothing when the sources are the ones of the last build.
+// that Node, pages and workers load them alike, without fetch or paths. Beside it kernels.wasm, the build for one thread, for edge workers,
+// whose bundler has to compile it. Does nothing when the sources are the ones of the last build.
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -45,11 +46,11 @@ export const buildWasm = async ({ sourceFolder = defaultSources, target = defaul
   const names = readdirSync(sourceFolder).filter((name) => name.endsWith(".ts"));
   const sources = Object.fromEntries(names.sort().map((name) => [name, readFileSync(join(sourceFolder, name), "utf8")]));
   const digest = digestOf(sources);
-  if (existsSync(target) && readFileSync(target, "utf8").includes(digest)) return false;
-  const fields = [];
-  for (const [name, options] of Object.entries(BUILDS)) {
-    fields.push(`  ${name}: "${Buffer.from(await compile(sources, options)).toString("base64")}",`);
-  }
+  const binary = target.replace(/ts$/, "wasm");
+  if (existsSync(binary) && existsSync(target) && readFileSync(target, "utf8").includes(digest)) return false;
+  const builds = {};
+  for (const [name, options] of Object.entries(BUILDS)) builds[name] = Buffer.from(await compile(sources, options));
+  const fields = Object.entries(builds).map(([name, bytes]) => `  ${name}: "${bytes.toString("base64")}",`);
   mkdirSync(dirname(target), { recursive: true });
   // Renamed into place: a build beside this one never reads half a file.
   const temporary = `${target}.${process.pid}.tmp`;
@@ -57,6 +58,8 @@ export const buildWasm = async ({ sourceFolder = defaultSources, target = defaul
     temporary,
     `// Written by scripts/buildWasm.mjs from wasm/assembly. Do not edit.\n// sources: ${digest}\nexport const KERNELS: { readonly single: string; readonly threaded: string } = {\n${fields.join("\n")}\n};\n`,
   );
+  writeFileSync(`${temporary}.wasm`, builds.single);
+  renameSync(`${temporary}.wasm`, binary);
   renameSync(temporary, target);
   return true;
 };

@@ -56,6 +56,8 @@ export interface SamplerLimits {
 export interface Sampler {
   readonly limits: SamplerLimits;
   readonly policyVersion: number;
+  /** What GenerateRequest.adapter may be called now. Absent: there are no named ones. */
+  readonly adapters?: readonly string[];
   /** An aborted signal resolves with what was sampled so far and finishReason "aborted". Rejects with EngineError on bad input. */
   generate(request: GenerateRequest): Promise<Completion>;
 }

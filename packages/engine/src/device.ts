@@ -18,6 +18,11 @@ export interface BackendOptions {
   /** WASM threads. Default: what the machine allows. */
   readonly threads?: number;
   /**
+   * WASM's kernels, compiled ahead: what a bundler makes of `import kernels from "@fulgurite/engine/kernels.wasm"` for an edge worker, where
+   * nothing may be compiled later. They run on one thread. Default: compiled here.
+   */
+  readonly kernels?: WebAssembly.Module;
+  /**
    * "f16" lets WebGPU round the factors of large products to 16 bits (relative error 2·10⁻³; sums stay f32) where the device has shader-f16
    * and the tuner finds it faster. Default "f32". Other executors compute in f32 whatever it is.
    */

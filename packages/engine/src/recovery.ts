@@ -178,6 +178,9 @@ export const withRecovery = async (open: () => Promise<Policy>, options: Recover
       get policyVersion() {
         return served?.version ?? latest.sampler.policyVersion;
       },
+      get adapters() {
+        return [...adapters.keys()];
+      },
       generate,
     },
     trainer: {

@@ -51,7 +51,8 @@ const errorOf = (got: HostArray, want: HostArray): number => {
 };
 
 const rootOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
-const outputsOf = ({ plan }: DeviceCase): Tensor[] => [...new Set(plan.steps.flatMap((step) => operandsOf(step).writes.map(rootOf)))];
+const outputsOf = ({ plan }: DeviceCase): Tensor[] =>
+  [...new Set(plan.steps.flatMap((step) => operandsOf(step).writes.map(rootOf)))].filter(({ home }) => home !== "arena");
 
 const allocate = async (backend: Backend, { data }: DeviceCase): Promise<void> => {
   for (const [tensor, values] of data) if (tensor.home !== "io") await backend.allocate(tensor, values);

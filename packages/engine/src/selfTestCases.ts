@@ -2,7 +2,7 @@
 // executor gives the numbers. Rows are ragged on purpose: they end inside a tile, and sequences begin inside one.
 
 import type { TensorData } from "./plan/backend.ts";
-import { LANE_WIDTH, type Plan, type Rows, type Step, sizeOf, type Tensor, type Vars } from "./plan/step.ts";
+import { HEAD_SLICE, headParts, LANE_WIDTH, type Plan, type Rows, type Step, sizeOf, type Tensor, type Vars } from "./plan/step.ts";
 import { uniform } from "./random.ts";
 import { isPacked, packedLayout, packInto, WEIGHT_FORMATS } from "./weights/formats.ts";
 
@@ -38,6 +38,8 @@ const createDraft = (seed: number) => {
     data,
     random,
     floats,
+    /** Room that nobody looks at. */
+    work: (name: string, shape: readonly number[]): Tensor => ({ name, shape, dtype: "f32", home: "arena" }),
     ints: (name: string, length: number, fill: (i: number) => number): Tensor => {
       const tensor: Tensor = { name, shape: [length], dtype: "i32", home: "io" };
       data.set(
@@ -295,18 +297,24 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
     (["crossEntropy", "importanceSampling", "ppoClip"] as const).map((loss) => [
       `logprob, ${loss} and their gradient`,
       (d: Draft): Made => {
-        const [rows, V] = [rowsOf(5, "outRows"), 700];
+        // With cross-entropy backward finds the forward's logits, with the others it makes them again: two slices.
+        const [rows, V, D] = [rowsOf(5, "outRows"), 1300, 288];
+        const isKept = loss === "crossEntropy";
+        const z = d.work("z", [5, isKept ? V : HEAD_SLICE]);
         const vector = (name: string, fill?: (i: number) => number): Tensor => d.floats(name, [5], fill);
-        const [z, target, inverseTemperature] = [
-          d.floats("z", [5, V]),
-          d.ints("target", 5, (i) => 171 * i),
-          vector("inverseTemperature", (i) => 1 / (1 + i / 4)),
-        ];
+        const head = { rows, x: d.floats("x", [5, D], () => d.random() / 8), w: d.weight("w", [V, D], isKept ? "f32" : "q8") };
+        const [target, inverseTemperature] = [d.ints("target", 5, (i) => 171 * i), vector("inverseTemperature", (i) => 1 / (1 + i / 4))];
         const [logprob, lse, dLogprob] = [vector("logprob"), vector("lse"), vector("dLogprob")];
         const lossParams = d.floats("lossParams", [4], (i) => [0.2, 0.28, 3, 0][i]!);
         return {
           steps: [
-            { op: "logprob", rows, z, target, inverseTemperature, logprob, entropy: vector("entropy"), lse },
+            {
+              op: "logprob",
+              ...head,
+              parts: d.work("parts", [5, headParts(V)]),
+              ...(isKept && { z }),
+              ...{ target, inverseTemperature, logprob, entropy: vector("entropy"), lse },
+            },
             {
               op: "tokenLoss",
               rows,
@@ -318,7 +326,7 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
               tokenLoss: vector("tokenLoss"),
               dLogprob,
             },
-            { op: "logprobBackward", rows, z, target, inverseTemperature, lse, dLogprob },
+            { op: "logprobBackward", ...head, z, target, inverseTemperature, lse, dLogprob, dx: d.floats("dx", [5, D]) },
           ],
         };
       },
@@ -327,7 +335,8 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
   "sample and advance": (d) => {
     const [rows, S] = [rowsOf(3, "outRows"), 1];
     // One token has nearly all the mass: rounding cannot move the pick.
-    const z = d.floats("z", [3, 700], (i) => (i % 700 === 233 * (((i / 700) | 0) + 1) - 5 ? 30 : d.random()));
+    const x = d.floats("x", [3, 32], (i) => Number(i % 33 === 0));
+    const w = d.floats("w", [700, 32], (i) => (((i / 32) | 0) === 233 * ((i % 32) + 1) - 5 ? 30 : d.random()), "weights");
     const [token, logprob, uniformNumbers] = [d.ints("token", 3, () => 0), d.floats("logprob", [3]), d.floats("uniform", [3], () => 0.5)];
     const lane = [2, 4, 3, 1, 99, 5, -1];
     const lanes: Tensor = { name: "lanes", shape: [3, LANE_WIDTH + S], dtype: "i32", home: "io" };
@@ -340,8 +349,7 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
       steps: [
         {
           op: "sample",
-          rows,
-          z,
+          ...{ rows, x, w, parts: d.work("parts", [3, headParts(700)]) },
           inverseTemperature: d.floats("inverseTemperature", [3], (i) => (i === 2 ? 0 : 1)),
           uniform: uniformNumbers,
           token,

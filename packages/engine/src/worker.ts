@@ -236,6 +236,7 @@ export const wrapPolicy = async <Options extends object>(
   });
   const facts = await call(() => remote.open(transfer(options, transferred), onToken, onMask));
   let { policyVersion } = facts;
+  const adapters = new Set<string>();
 
   return {
     device: facts.device,
@@ -243,6 +244,9 @@ export const wrapPolicy = async <Options extends object>(
       limits: facts.limits,
       get policyVersion() {
         return policyVersion;
+      },
+      get adapters() {
+        return [...adapters];
       },
       generate: ({ signal, onToken: listener, mask, ...request }) =>
         abortable(signal, (call) => {
@@ -265,8 +269,14 @@ export const wrapPolicy = async <Options extends object>(
       await call(() => remote.publish(version));
       policyVersion = version;
     },
-    loadAdapter: (name, files) => call(() => remote.loadAdapter(name, files)),
-    unloadAdapter: (name) => call(() => remote.unloadAdapter(name)),
+    loadAdapter: async (name, files) => {
+      await call(() => remote.loadAdapter(name, files));
+      adapters.add(name);
+    },
+    unloadAdapter: (name) => {
+      adapters.delete(name); // over there it is unknown as soon as it is asked for
+      return call(() => remote.unloadAdapter(name));
+    },
     dispose: () => {
       disposal ??= (async () => {
         if (ended) return;

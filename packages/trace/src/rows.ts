@@ -21,6 +21,8 @@ export type Soon<T> = T | Promise<T>;
 /** The rows as one transaction sees them. Nothing but these methods may be awaited inside it: IndexedDB would commit early. */
 export interface Rows {
   rollout(id: string): Soon<Rollout | undefined>;
+  /** Many in that order, where that costs less than one by one. */
+  rolloutsOf?(ids: readonly string[]): Promise<(Rollout | undefined)[]>;
   /** The next `limit` rollouts after (or, newest first, before) a seq, in that order. Absent seq: from the end that comes first. */
   rollouts(order: "oldest" | "newest", fromSeq: number | undefined, limit: number): Promise<Rollout[]>;
   /** Queued rollouts by seq. */

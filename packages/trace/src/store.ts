@@ -121,9 +121,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     return { broken: await commands.append(transaction, commitTo(transaction, events), requests, clock()), events };
   };
 
-  const append = async (request: AppendRequest): Promise<void> => {
-    guardOpen();
-    if (backend.gather !== undefined) return backend.gather(request, runAppends, tell);
+  const appendAlone = async (request: AppendRequest): Promise<void> => {
     const { broken, events } = await backend.transact("relaxed", (transaction) => runAppends(transaction, [request]));
     if (broken[0] !== undefined) throw broken[0];
     tell(events);
@@ -154,7 +152,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     append: async (spans) => {
       const kept = keptSpans(spans, options.redact, backend.copyArray);
       const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
-      await append({ spans: kept, refs });
+      guardOpen();
+      await (backend.gather?.({ spans: kept, refs }, runAppends, tell) ?? appendAlone({ spans: kept, refs }));
       redacted += spans.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),

@@ -304,6 +304,145 @@ test("other paths say what exists", async () => {
   expect((await endpoint.handle(new Request("http://any.host/v1/models/gpt-5"))).status).toBe(404);
 });
 
+test("who asks for completions or responses is told how to ask for chat", async () => {
+  const { attempt, endpoint, sampler } = await setUp(["a"]);
+  const post = { method: "POST", body: JSON.stringify({ model: "policy", prompt: "hi", input: "hi" }) };
+  for (const [path, told] of [
+    ["completions", /POST …\/chat\/completions.*got POST .*\/v1\/completions; send the prompt as messages/],
+    ["responses", /POST …\/chat\/completions.*got POST .*\/v1\/responses; .*client\.chat\.completions.*setOpenAIAPI\("chat_completions"\)/],
+  ] as const) {
+    const url = `${attempt.openai.baseURL}/${path}`;
+    for (const response of [await attempt.openai.fetch(url, post), await endpoint.handle(new Request(url, post))]) {
+      expect(response.status).toBe(404);
+      expect(response.headers.get("content-type")).toBe("application/json");
+      expect(response.headers.get("x-request-id")).toMatch(/^req_/);
+      const { error } = loose(await response.json());
+      expect(error).toEqual({ message: expect.stringMatching(told), type: "invalid_request_error", code: "not_found", param: null });
+    }
+  }
+  expect(sampler.requests).toEqual([]);
+});
+
+test("a model that names a loaded adapter is that adapter; every other name is the policy that is trained", async () => {
+  const lines = ["a", "b", "c", "d", "e"];
+  const { post, sampler, endpoint, attempt, spans } = await setUp(lines);
+  const asked = async (model?: string): Promise<string> => loose(await (await post({ ...(model && { model }) })).json()).model;
+  expect(await asked("support")).toBe("policy"); // not loaded yet: an agent may call its model what it likes
+  sampler.adapters.push("support", "policy");
+  expect(await asked("support")).toBe("support");
+  expect(await asked("policy:support")).toBe("support");
+  expect(await asked("gpt-4o")).toBe("policy");
+  expect(await asked("policy")).toBe("policy");
+  expect(sampler.requests.map(({ adapter }) => adapter)).toEqual([undefined, "support", "support", undefined, undefined]);
+  const refused = await post({ model: "policy:sales" });
+  expect(refused.status).toBe(404);
+  expect(loose(await refused.json()).error).toMatchObject({ code: "not_found", param: "model" });
+
+  const get = async (path: string) => loose(await (await endpoint.handle(new Request(`http://any.host/v1/${path}`))).json());
+  expect((await get("models")).data).toEqual([
+    { id: "policy", object: "model", created: 0, owned_by: "fulgurite", policy_version: 1 },
+    { id: "support", object: "model", created: 0, owned_by: "fulgurite", parent: "policy" },
+  ]);
+  expect(await get("models/support")).toMatchObject({ id: "support", parent: "policy" });
+  expect((await get("models/sales")).error.message).toContain("one of policy, support, got sales");
+
+  // what another adapter said is shown, and trains nobody; a reward goes to the policy's call before it
+  expect(await attempt.close()).toMatchObject({ calls: 5, captureFailures: 0 });
+  const recorded = await spans();
+  expect(
+    recorded.map(({ name, attributes }) => [name, ATTRIBUTES.responseTokens in attributes, ATTRIBUTES.promptTokens in attributes]),
+  ).toEqual([
+    ["chat policy", true, true],
+    ["chat support", false, true],
+    ["chat support", false, true],
+    ["chat policy", true, true],
+    ["chat policy", true, true],
+  ]);
+  expect(loose(recorded[1]?.attributes[ATTRIBUTES.response]).choices[0].message.content).toBe("b");
+  expect(toTransitions(recorded).map(({ turn }) => turn)).toEqual([0, 3, 4]);
+});
+
+test("a streamed answer of an adapter says whose it is", async () => {
+  const { post, sampler } = await setUp(["ab"]);
+  sampler.adapters.push("support");
+  const events = eventsOf(await (await post({ model: "support", stream: true })).text());
+  expect(new Set(events.map(({ model }) => model))).toEqual(new Set(["support"]));
+  expect(sampler.requests[0]?.adapter).toBe("support");
+});
+
+test("an answer is read once, in whichever way, and only once", async () => {
+  const { post } = await setUp(() => "ok");
+  const want = loose(JSON.parse(await (await post({})).text()));
+  const contentOf = (body: unknown): string => loose(body).choices[0].message.content;
+  expect(want.choices[0].message.content).toBe("ok");
+  const text = await post({});
+  expect(text).toBeInstanceOf(Response);
+  expect(text.bodyUsed).toBe(false);
+  const twin = text.clone();
+  expect(contentOf(await text.json())).toBe("ok");
+  expect(text.bodyUsed).toBe(true);
+  for (const again of [() => text.text(), () => text.json(), () => text.arrayBuffer(), () => text.blob(), () => text.formData()])
+    await expect(again()).rejects.toThrow(TypeError);
+  expect(() => text.clone()).toThrow(TypeError);
+  expect(contentOf(JSON.parse(await twin.text()))).toBe("ok");
+  const bytes = await post({});
+  expect(contentOf(JSON.parse(new TextDecoder().decode(await bytes.arrayBuffer())))).toBe("ok");
+  await expect(bytes.text()).rejects.toThrow(TypeError);
+  const streamed = await post({});
+  const reader = loose(streamed.body).getReader();
+  await expect(streamed.json()).rejects.toThrow(TypeError);
+  const first = (await reader.read()).value;
+  expect(contentOf(JSON.parse(new TextDecoder().decode(first)))).toBe("ok");
+  const handedOn = new Response((await post({})).body);
+  expect(contentOf(await handedOn.json())).toBe("ok");
+});
+
+test("the attempt's fetch takes what any fetch takes: an address, a Request, headers in every shape, bytes", async () => {
+  const { post, attempt, spans } = await setUp(() => "ok");
+  const url = `${attempt.openai.baseURL}/chat/completions`;
+  const body = JSON.stringify({ messages });
+  const { fetch } = attempt.openai;
+  const off = "x-fulgurite-record";
+  const answers = [
+    await fetch(new URL(url), { method: "POST", body }),
+    await fetch(new Request(url, { method: "POST", body })),
+    await fetch(url, { method: "post", body: new TextEncoder().encode(body) }),
+    await fetch(url, { method: "post", body: `\ufeff${body}` }),
+    await fetch(url, { method: "POST", body, headers: [["content-type", "application/json"]] }),
+    await fetch(url, { method: "POST", body, headers: new Headers({ [off]: "off" }) }),
+    await fetch(url, { method: "POST", body, headers: { "X-Fulgurite-Record": "off" } }),
+    await fetch(new Request(url, { method: "POST", body, headers: { [off]: "off" } })),
+  ];
+  expect(answers.map(({ status }) => status)).toEqual(answers.map(() => 200));
+  await expect(fetch(url, { method: "POST", body, headers: { "bad name": "x" } })).rejects.toThrow(TypeError);
+  expect((await fetch(url)).status).toBe(404); // a GET
+  await post({});
+  await attempt.close();
+  expect(await spans()).toHaveLength(6);
+});
+
+test("log-probs and characters of every kind survive the way to the client", async () => {
+  const { post, sampler } = await setUp(() => new Error("unused"));
+  const tokens = Int32Array.of(34, 92, 10, 0, 195, 169, 257);
+  const logprobs = Float32Array.of(-0, -1e-7, -123456.7, -0.1, Number.NEGATIVE_INFINITY, -3, -1);
+  sampler.generate = async () => ({ tokens, logprobs, finishReason: "stop", policyVersion: 1 });
+  const { choices } = loose(await (await post({})).json());
+  const entries = choices[0].logprobs.content;
+  expect(choices[0].token_ids).toEqual([...tokens]);
+  expect(choices[0].message.content).toBe('"\\\n\u0000é');
+  expect(entries.map((entry: Fields) => entry.logprob)).toEqual([
+    0,
+    Math.fround(-1e-7),
+    Math.fround(-123456.7),
+    Math.fround(-0.1),
+    null,
+    -3,
+    -1,
+  ]);
+  expect(entries.map((entry: Fields) => entry.token)).toEqual(['"', "\\", "\n", "\u0000", "\ufffd", "\ufffd", "<|im_end|>"]);
+  expect(entries.map((entry: Fields) => entry.bytes)).toEqual([[34], [92], [10], [0], null, null, expect.any(Array)]);
+});
+
 test("a call is attributed by path or by key, and by nothing else", async () => {
   const { endpoint, attempt, id, spans, store } = await setUp(["a", "b"]);
   await store.enqueue([{ id: "r2", input: null }]);

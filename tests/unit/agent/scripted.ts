@@ -75,6 +75,7 @@ export type Line = string | readonly number[] | Error;
 export class ScriptedSampler implements Sampler {
   readonly limits: { maxContext: number; vocabSize: number };
   policyVersion = 1;
+  readonly adapters: string[] = [];
   readonly requests: GenerateRequest[] = [];
   running = 0;
   peak = 0;

@@ -118,6 +118,17 @@ describe("names", () => {
     await expect(policy.loadAdapter("", {})).rejects.toThrow("name is a string of one character or more");
   });
 
+  test("the sampler says which there are", async () => {
+    const policy = await open();
+    expect(policy.sampler.adapters).toEqual([]);
+    const { files } = await trained(3);
+    for (const name of ["a", "b", "a"]) await policy.loadAdapter(name, files);
+    expect(policy.sampler.adapters).toEqual(["a", "b"]);
+    await expect(policy.loadAdapter("c", {})).rejects.toThrow();
+    await policy.unloadAdapter("a");
+    expect(policy.sampler.adapters).toEqual(["b"]);
+  });
+
   test("unloading and replacing wait for what runs, and later requests get the new one", async () => {
     const [one, two] = [await trained(11), await trained(40)];
     const policy = await open();
@@ -194,8 +205,10 @@ test("a policy in a worker loads, serves and unloads adapters", async () => {
   const { files, policy: alone } = await trained(11);
   await policy.loadAdapter("a", files);
   expect(files["adapter_model.safetensors"]!.byteLength).toBeGreaterThan(0);
+  expect(policy.sampler.adapters).toEqual(["a"]);
   await expectSame(policy, "a", alone);
   await policy.unloadAdapter("a");
+  expect(policy.sampler.adapters).toEqual([]);
   await expect(policy.sampler.generate(request({ adapter: "a" }))).rejects.toMatchObject({ code: "bad-request" });
   await policy.dispose();
   port1.close();

@@ -468,11 +468,7 @@ describe("config.json of the five families", () => {
 
   const broken: [string, unknown, string][] = [
     ["a list", [], "config.json is an object"],
-    [
-      "a width that is text",
-      { ...TINY_CONFIG, hidden_size: "32" },
-      'hidden_size: Invalid input: expected number, received string, got "32"',
-    ],
+    ["a width that is text", { ...TINY_CONFIG, hidden_size: "32" }, 'hidden_size: is of type number, got "32"'],
     ["no layers", { ...TINY_CONFIG, num_hidden_layers: 0 }, "num_hidden_layers"],
     ["KV heads that do not divide the heads", { ...TINY_CONFIG, num_key_value_heads: 3 }, "divides num_attention_heads (4), got 3"],
     ["heads that do not divide the width", { ...TINY_CONFIG, num_attention_heads: 5, num_key_value_heads: 5 }, "add head_dim"],

@@ -1,12 +1,13 @@
-// The plans of a whole model: gradients against finite differences of the reference, the head in chunks, and sampling with a
+// The plans of a whole model: gradients against finite differences of the reference, the head in slices, and sampling with a
 // cache against scoring without one.
 
 import { describe, expect, test } from "vitest";
 import { forwardPlan, inferPlan, kvCache, optimPlan, type TrainPlan, trainPlan } from "../../../packages/engine/src/model/plans.ts";
 import { LINEARS, type ModelSpec } from "../../../packages/engine/src/model/spec.ts";
-import { loraTensors } from "../../../packages/engine/src/model/tensors.ts";
+import { loraTensors, modelTensors } from "../../../packages/engine/src/model/tensors.ts";
+import { liveRanges } from "../../../packages/engine/src/plan/arena.ts";
 import type { LossName } from "../../../packages/engine/src/plan/step.ts";
-import { operandsOf } from "../../../packages/engine/src/plan/step.ts";
+import { HEAD_SLICE, operandsOf, sizeOf } from "../../../packages/engine/src/plan/step.ts";
 import { createReferenceBackend, type ReferenceBackend } from "../../../packages/engine/src/reference/backend.ts";
 import { BACKENDS } from "./backends.ts";
 import { createRandom } from "./opCases.ts";
@@ -61,12 +62,12 @@ const write = (backend: ReferenceBackend, plan: TrainPlan, batch: Packed): void 
   }
 };
 
-const setup = async (loss: LossName, batch: Packed, { spec = TINY, headChunk = 128 }: { spec?: ModelSpec; headChunk?: number } = {}) => {
+const setup = async (loss: LossName, batch: Packed, { spec = TINY, headBytes }: { spec?: ModelSpec; headBytes?: number } = {}) => {
   const backend = createReferenceBackend();
   const model = await createTinyModel(backend, spec);
   const grads = loraTensors(model.spec, TINY_LORA, "lora.g");
   await backend.allocate(grads.flat);
-  const capacity = { rows: batch.rows + 5, outRows: batch.outRows + 3, headChunk };
+  const capacity = { rows: batch.rows + 5, outRows: batch.outRows + 3, ...(headBytes !== undefined && { headBytes }) };
   const plan = trainPlan(model.spec, model.weights, model.lora, grads, loss, capacity);
   const executable = await backend.compile(plan.plan);
   write(backend, plan, batch);
@@ -123,15 +124,16 @@ describe("the gradient of every LoRA matrix equals finite differences", () => {
   }
 });
 
-test("the head in chunks of 64 gives the gradient of one chunk", async () => {
-  const batch = packed([50, 40], 38);
+test("the head's gradient in slices of the vocabulary is that of all logits at once", async () => {
+  const batch = packed([7, 5], 4);
   const results = [];
-  for (const headChunk of [64, 128]) {
-    const { backend, grads, plan, run } = await setup("crossEntropy", batch, { headChunk });
+  for (const headBytes of [1 << 20, 0]) {
+    const { backend, grads, plan, run } = await setup("crossEntropy", batch, { spec: { ...TINY, vocab: 2500 }, headBytes });
+    const logits = plan.plan.steps.find((step) => step.op === "logprobBackward")!.z;
+    expect(logits.shape[1]).toBe(headBytes === 0 ? HEAD_SLICE : 2500);
     await run();
     results.push({ gradient: backend.values(grads.flat).slice(), logprob: await backend.read(plan.logprob, batch.outRows) });
   }
-  expect(batch.outRows).toBe(76);
   expect(results[0]).toEqual(results[1]);
   expect(results[0]!.gradient.some((value) => value !== 0)).toBe(true);
 });
@@ -160,9 +162,25 @@ test("nothing is differentiated below the first layer's adapted linears", async 
   expect(plan.steps.filter((step) => step.op === "weightGrad")).toHaveLength(spec.layers * LINEARS.length * 2);
 });
 
-test("a head chunk that is no multiple of 64 is refused", async () => {
-  const { spec, weights, lora } = await createTinyModel(createReferenceBackend());
-  expect(() => forwardPlan(spec, weights, lora, { rows: 8, outRows: 8, headChunk: 100 })).toThrow(/multiple of 64, got 100/);
+test("no plan holds logits that grow with rows × vocabulary", async () => {
+  const spec: ModelSpec = { ...TINY, vocab: 151_936 };
+  const [weights, lora] = [modelTensors(spec), { tensors: loraTensors(spec, TINY_LORA, "lora"), spec: TINY_LORA }];
+  for (const outRows of [1, 64, 1024, 5000]) {
+    const capacity = { rows: outRows, outRows };
+    const plans = [
+      forwardPlan(spec, weights, lora, capacity),
+      trainPlan(spec, weights, lora, loraTensors(spec, TINY_LORA, "lora.g"), "crossEntropy", capacity),
+      inferPlan(spec, weights, lora, kvCache(spec, { slots: 4, positions: 8 }), capacity),
+    ];
+    for (const { plan } of plans) {
+      const largest = Math.max(
+        ...liveRanges(plan)
+          .filter(({ tensor }) => tensor.name === "logits" || tensor.name === "parts")
+          .map(({ tensor }) => 4 * sizeOf(tensor)),
+      );
+      expect(largest).toBeLessThanOrEqual(Math.max(16 << 20, 8192 * outRows));
+    }
+  }
 });
 
 test("optimPlan steps, reports the norm and clears the gradients", async () => {

@@ -4,6 +4,7 @@
 
 import type { Backend, HostArray, TensorData } from "../../../packages/engine/src/plan/backend.ts";
 import {
+  headParts,
   LANE,
   LANE_WIDTH,
   type OpName,
@@ -16,7 +17,7 @@ import {
   type Vars,
 } from "../../../packages/engine/src/plan/step.ts";
 import { runStep } from "../../../packages/engine/src/reference/backend.ts";
-import { byteLengthOf, packInto } from "../../../packages/engine/src/weights/formats.ts";
+import { byteLengthOf, packInto, unpack } from "../../../packages/engine/src/weights/formats.ts";
 
 export interface OpCase {
   readonly name: string;
@@ -761,73 +762,124 @@ for (const [n, width] of [
 /* ---- head ---- */
 
 const TEMPERATURES = [1, 0.7, 2, 1.5];
+const inverseOf = (row: number): number => 1 / TEMPERATURES[row % TEMPERATURES.length]!;
 
-for (const [n, vocab, options] of [
-  [1, 50, {}],
-  [5, 83, {}],
-  [37, 64, {}],
-  [6, 50, { base: 64 }],
-  [3, 4099, {}],
-  [2, 33000, {}],
-] as const) {
-  const at = layout(n, { count: "outRows", ...options });
-  const label = `${n} rows, vocabulary ${vocab}, base ${at.rows.base}`;
-  const inverse = (row: number): number => 1 / TEMPERATURES[row % TEMPERATURES.length]!;
-  add(`logprob, ${label}`, (b) => ({
-    step: {
-      op: "logprob",
-      rows: at.rows,
-      z: b.rowsIn("z", vocab, at, () => 3 * b.normal()),
-      target: b.indices("target", at, (row) => (row === 0 ? vocab - 1 : Math.floor(b.random() * vocab))),
-      inverseTemperature: b.rowsIn("inverseTemperature", 0, at, inverse),
-      logprob: b.rowsOut("logprob", 0, at),
-      entropy: b.rowsOut("entropy", 0, at),
-      lse: b.rowsOut("lse", 0, at),
-    },
-    vars: at.vars,
-  }));
-  add(`logprobBackward, ${label}`, (b) => {
-    const z = b.rowsInOut("z", vocab, at, () => 3 * b.normal());
-    const target = b.indices("target", at, (row) => (row === 0 ? vocab - 1 : Math.floor(b.random() * vocab)));
-    const inverseTemperature = b.rowsIn("inverseTemperature", 0, at, inverse);
-    const first = at.rows.base * vocab;
-    const logits = b.inputs.get(z.view?.of ?? z)!.slice(first);
-    const lse = b.rowsIn("lse", 0, at, (row) => {
-      const row64 = Float64Array.from(logits.subarray(row * vocab, (row + 1) * vocab), (value) => value * inverse(row));
-      return Math.log(row64.reduce((sum, value) => sum + Math.exp(value), 0));
+/** What a head is given, and its logits row by row. Row r of an exact one is the r-th unit vector, so that its logits are what they are said to be. */
+const drawHead = (
+  b: Builder,
+  at: Layout,
+  [V, D]: readonly [number, number],
+  dtype?: PackedDtype,
+  exact?: (row: number, j: number) => number,
+) => {
+  const x = b.rowsIn("x", D, at, (i) => (exact ? Number(i % D === Math.floor(i / D)) : (2.5 * b.normal()) / Math.sqrt(D)));
+  const w = dtype
+    ? b.packed("w", [V, D], dtype)
+    : b.whole("w", [V, D], "weights", exact ? (i) => exact(i % D, Math.floor(i / D)) : b.normal);
+  const [given, words] = [b.inputs.get(x.view?.of ?? x)!, b.inputs.get(w)!];
+  const values = dtype ? unpack(w, words as Uint32Array) : words;
+  const logitsOf = (row: number): Float64Array =>
+    Float64Array.from({ length: V }, (_, j) => {
+      let sum = 0;
+      for (let d = 0; d < D; d++) sum += given[(at.rows.base + row) * D + d]! * values[j * D + d]!;
+      return sum;
     });
-    // Row 1 has a gradient of exactly zero: its logits' gradients are zero too.
+  const work = (name: string, width: number): Tensor => ({ name, shape: [at.rows.capacity, width], dtype: "f32", home: "arena" });
+  const target = (): Tensor => b.indices("target", at, (row) => (row === 0 ? V - 1 : Math.floor(b.random() * V)));
+  return { head: { rows: at.rows, x, w }, logitsOf, work, parts: work("parts", headParts(V)), target };
+};
+
+/** Rows, V and D, columns of a slice of the gradient. */
+const HEADS: readonly (readonly [number, readonly [number, number], number, { base?: number; dtype?: PackedDtype }])[] = [
+  [1, [50, 8], 50, {}],
+  [5, [83, 30], 83, {}],
+  [37, [64, 64], 64, {}],
+  [6, [50, 12], 50, { base: 64 }],
+  [70, [1100, 40], 1024, {}],
+  [3, [4099, 20], 1024, {}],
+  [3, [4099, 20], 3072, { base: 64 }],
+  [2, [33000, 16], 4096, {}],
+  [2100, [70, 4], 70, {}],
+  ...(["f16", "bf16", "q8", "q4"] as const).flatMap((dtype) => [
+    [5, [2090, 64], 1024, { dtype }] as const,
+    [37, [130, 96], 130, { dtype }] as const,
+    [3, [97, 288], 97, { dtype }] as const,
+  ]),
+];
+for (const [n, shape, S, { dtype, ...options }] of HEADS) {
+  const [V, D] = shape;
+  const at = layout(n, { count: "outRows", ...options });
+  const label = `${n} rows, vocabulary ${V} of ${D}, base ${at.rows.base}${dtype ? `, ${dtype} weights` : ""}`;
+  const addHead = (name: string, make: (b: Builder) => Made): void => {
+    cases.push({ name: `${name}, ${label}`, ...(dtype && { packed: dtype }), make });
+  };
+  for (const isKept of S === V ? [false, true] : [false]) {
+    addHead(`logprob${isKept ? ", logits kept" : ""}`, (b) => {
+      const { head, parts, target } = drawHead(b, at, shape, dtype);
+      return {
+        step: {
+          op: "logprob",
+          ...head,
+          parts,
+          ...(isKept && { z: b.rowsOut("z", V, at) }),
+          target: target(),
+          inverseTemperature: b.rowsIn("inverseTemperature", 0, at, inverseOf),
+          logprob: b.rowsOut("logprob", 0, at),
+          entropy: b.rowsOut("entropy", 0, at),
+          lse: b.rowsOut("lse", 0, at),
+        },
+        vars: at.vars,
+      };
+    });
+  }
+  addHead(`logprobBackward, slices of ${S}`, (b) => {
+    const { head, logitsOf, work, target } = drawHead(b, at, shape, dtype);
+    const all = Array.from({ length: n }, (_, row) => logitsOf(row));
+    const z = S === V ? b.rowsIn("z", V, at, (i) => all[Math.floor(i / V)]![i % V]!) : work("z", S);
+    const lse = b.rowsIn("lse", 0, at, (row) => Math.log(all[row]!.reduce((sum, value) => sum + Math.exp(value * inverseOf(row)), 0)));
+    // Row 1 has a gradient of exactly zero: so has what lies below it.
     const dLogprob = b.rowsIn("dLogprob", 0, at, (row) => (row === 1 ? 0 : b.normal()));
-    return { step: { op: "logprobBackward", rows: at.rows, z, target, inverseTemperature, lse, dLogprob }, vars: at.vars };
+    const inverseTemperature = b.rowsIn("inverseTemperature", 0, at, inverseOf);
+    const dx = b.rowsOut("dx", D, at);
+    return { step: { op: "logprobBackward", ...head, z, target: target(), inverseTemperature, lse, dLogprob, dx }, vars: at.vars };
   });
-  add(`sample, ${label}`, (b) => {
-    const z = b.rowsIn("z", vocab, at, () => 2 * b.normal());
-    const logits = b.inputs.get(z.view?.of ?? z)!.slice(at.rows.base * vocab);
+  addHead("sample", (b) => {
+    const { head, parts, logitsOf } = drawHead(b, at, shape, dtype);
     const isGreedy = (row: number): boolean => row % 5 === 4;
-    const inverseTemperature = b.rowsIn("inverseTemperature", 0, at, (row) => (isGreedy(row) ? 0 : inverse(row)));
     // The middle of the interval of a likely token: rounding cannot move the pick.
     const uniform = b.rowsIn("uniform", 0, at, (row) => {
-      const p = Array.from(logits.subarray(row * vocab, (row + 1) * vocab), (value) => Math.exp(value * inverse(row)));
+      const p = Array.from(logitsOf(row), (value) => Math.exp(value * inverseOf(row)));
       const total = p.reduce((sum, value) => sum + value, 0);
       const likely = p.map((_, j) => j).sort((i, j) => p[j]! - p[i]!);
       const picked = likely[Math.floor(b.random() * 5)]!;
       return (p.slice(0, picked).reduce((sum, value) => sum + value, 0) + p[picked]! / 2) / total;
     });
-    const token = b.rowsOut("token", 0, at, "i32");
     return {
-      step: { op: "sample", rows: at.rows, z, inverseTemperature, uniform, token, logprob: b.rowsOut("logprob", 0, at) },
+      step: {
+        op: "sample",
+        ...head,
+        parts,
+        ...(n === 5 && { z: b.rowsOut("z", V, at) }),
+        inverseTemperature: b.rowsIn("inverseTemperature", 0, at, (row) => (isGreedy(row) ? 0 : inverseOf(row))),
+        uniform,
+        token: b.rowsOut("token", 0, at, "i32"),
+        logprob: b.rowsOut("logprob", 0, at),
+      },
       vars: at.vars,
     };
   });
 }
 add("logprob, large logits and one token with all the mass", (b) => {
   const at = layout(3, { count: "outRows" });
+  const { head, parts } = drawHead(b, at, [150, 4], undefined, (row, j) =>
+    row === 0 ? 300 + b.normal() : row === 1 ? (j === 107 ? 500 : -500) : -1e30 * Number(j > 1),
+  );
   return {
     step: {
       op: "logprob",
-      rows: at.rows,
-      z: b.rowsIn("z", 50, at, (i) => (i < 50 ? 300 + b.normal() : i < 100 ? (i === 57 ? 500 : -500) : -1e30 * (i % 50 > 1 ? 1 : 0))),
-      target: b.indices("target", at, (row) => [3, 7, 1][row]!),
+      ...head,
+      parts,
+      target: b.indices("target", at, (row) => [3, 107, 1][row]!),
       inverseTemperature: b.rowsIn("inverseTemperature", 0, at, () => 1),
       logprob: b.rowsOut("logprob", 0, at),
       entropy: b.rowsOut("entropy", 0, at),
@@ -837,37 +889,43 @@ add("logprob, large logits and one token with all the mass", (b) => {
     tolerance: 5e-5,
   };
 });
-add("sample, greedy ties take the lowest token", (b) => {
-  const at = layout(2, { count: "outRows" });
-  return {
-    step: {
-      op: "sample",
-      rows: at.rows,
-      z: b.rowsIn("z", 83, at, (i) => (i < 83 ? (i === 17 || i === 64 || i === 82 ? 5 : i % 3) : -2)),
-      inverseTemperature: b.rowsIn("inverseTemperature", 0, at, () => 0),
-      uniform: b.rowsIn("uniform", 0, at, () => 0.9),
-      token: b.rowsOut("token", 0, at, "i32"),
-      logprob: b.rowsOut("logprob", 0, at),
-    },
-    vars: at.vars,
-  };
-});
-add("sample, a uniform at either end never picks a token without mass", (b) => {
-  // Mass on tokens 20 … 29 only; the largest f32 below 1 and 0 itself.
-  const at = layout(4, { count: "outRows" });
-  return {
-    step: {
-      op: "sample",
-      rows: at.rows,
-      z: b.rowsIn("z", 50, at, (i) => (i % 50 >= 20 && i % 50 < 30 ? 1 : -1e30)),
-      inverseTemperature: b.rowsIn("inverseTemperature", 0, at, (row) => (row < 2 ? 1 : 0.5)),
-      uniform: b.rowsIn("uniform", 0, at, (row) => (row % 2 === 0 ? 0 : 1 - 2 ** -24)),
-      token: b.rowsOut("token", 0, at, "i32"),
-      logprob: b.rowsOut("logprob", 0, at),
-    },
-    vars: at.vars,
-  };
-});
+for (const V of [83, 40_000]) {
+  add(`sample, greedy ties take the lowest of ${V} tokens`, (b) => {
+    const at = layout(2, { count: "outRows" });
+    const ties = [17, 64, 82, V - 1];
+    const { head, parts } = drawHead(b, at, [V, 4], undefined, (row, j) => (row > 0 ? -2 : ties.includes(j) ? 5 : j % 3));
+    return {
+      step: {
+        op: "sample",
+        ...head,
+        parts,
+        inverseTemperature: b.rowsIn("inverseTemperature", 0, at, () => 0),
+        uniform: b.rowsIn("uniform", 0, at, () => 0.9),
+        token: b.rowsOut("token", 0, at, "i32"),
+        logprob: b.rowsOut("logprob", 0, at),
+      },
+      vars: at.vars,
+    };
+  });
+  add(`sample, a uniform at either end never picks one of ${V} tokens without mass`, (b) => {
+    // Mass on tokens 20 … 29 from the middle on; the largest f32 below 1 and 0 itself.
+    const at = layout(4, { count: "outRows" });
+    const first = 20 + 64 * Math.floor(V / 128);
+    const { head, parts } = drawHead(b, at, [V, 4], undefined, (_, j) => (j >= first && j < first + 10 ? 1 : -1e30));
+    return {
+      step: {
+        op: "sample",
+        ...head,
+        parts,
+        inverseTemperature: b.rowsIn("inverseTemperature", 0, at, (row) => (row < 2 ? 1 : 0.5)),
+        uniform: b.rowsIn("uniform", 0, at, (row) => (row % 2 === 0 ? 0 : 1 - 2 ** -24)),
+        token: b.rowsOut("token", 0, at, "i32"),
+        logprob: b.rowsOut("logprob", 0, at),
+      },
+      vars: at.vars,
+    };
+  });
+}
 
 for (const [n, stops] of [
   [1, 0],

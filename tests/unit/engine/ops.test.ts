@@ -323,36 +323,31 @@ describe("gradients of the reference equal central differences", () => {
     expect(worstGradient(forward, numbers, vars, { name: "x", y: "y", seed: "dy", gradient })).toBeLessThan(limit);
   });
 
-  test("logprob with respect to the logits, at several temperatures", () => {
+  test.each(["kept", "made again"])("logprob with respect to what the head is given, at several temperatures, logits %s", (how) => {
     const outRows: Rows = { count: "outRows", base: 0, capacity: 6 };
     const numbers: Numbers = new Map<string, Float64Array | Int32Array>([
-      ["z", random(6 * 9)],
+      ["x", random(6 * 5)],
+      ["w", random(9 * 5)],
+      ["z", new Float64Array(6 * 9).fill(Number.NaN)],
+      ["parts", new Float64Array()],
       ["target", Int32Array.of(0, 8, 3, 3, 1, 7)],
       ["inverseTemperature", Float64Array.of(1, 0.5, 2, 1, 0.1, 3)],
       ["logprob", random(6)],
       ["entropy", random(6)],
       ["lse", random(6)],
       ["dLogprob", random(6)],
+      ["dx", random(6 * 5)],
     ]);
-    const [z, target, inverseTemperature] = [tensorOf("z", 6, 9), tensorOf("target", 6), tensorOf("inverseTemperature", 6)];
-    const [lse, dLogprob] = [tensorOf("lse", 6), tensorOf("dLogprob", 6)];
-    const forward: Step[] = [
-      {
-        op: "logprob",
-        rows: outRows,
-        z,
-        target,
-        inverseTemperature,
-        logprob: tensorOf("logprob", 6),
-        entropy: tensorOf("entropy", 6),
-        lse,
-      },
-    ];
+    const [target, inverseTemperature, lse] = [tensorOf("target", 6), tensorOf("inverseTemperature", 6), tensorOf("lse", 6)];
+    const z = tensorOf("z", 6, how === "kept" ? 9 : 4);
+    const head = { rows: outRows, x: tensorOf("x", 6, 5), w: tensorOf("w", 9, 5), target, inverseTemperature, lse };
+    const [logprob, entropy, dLogprob] = [tensorOf("logprob", 6), tensorOf("entropy", 6), tensorOf("dLogprob", 6)];
+    const forward: Step[] = [{ op: "logprob", ...head, ...(how === "kept" && { z }), parts: tensorOf("parts"), logprob, entropy }];
     run(forward, numbers, vars);
     const backward: Numbers = new Map([...numbers].map(([key, value]) => [key, value.slice()]));
-    run([{ op: "logprobBackward", rows: outRows, z, target, inverseTemperature, lse, dLogprob }], backward, vars);
-    const gradient = backward.get("z") as Float64Array;
-    expect(worstGradient(forward, numbers, vars, { name: "z", y: "logprob", seed: "dLogprob", gradient })).toBeLessThan(limit);
+    run([{ op: "logprobBackward", ...head, z, dLogprob, dx: tensorOf("dx", 6, 5) }], backward, vars);
+    const gradient = backward.get("dx") as Float64Array;
+    expect(worstGradient(forward, numbers, vars, { name: "x", y: "logprob", seed: "dLogprob", gradient })).toBeLessThan(limit);
   });
 
   for (const loss of ["crossEntropy", "importanceSampling", "ppoClip"] as const) {

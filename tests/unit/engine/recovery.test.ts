@@ -54,9 +54,11 @@ const script = async (policy: Policy) => {
   const adapter = await trainer.exportAdapter();
   const scores = await trainer.forward([datum(3, 1)]);
   await policy.loadAdapter("beside", adapter);
+  expect(policy.sampler.adapters).toEqual(["beside"]);
   const [beside, again] = await Promise.all([generate(1, "beside"), generate(1)]);
   expect(again.tokens).toEqual(stale.tokens);
   await policy.unloadAdapter("beside");
+  expect(policy.sampler.adapters).toEqual([]);
   const three = await trainer.optimStep({ learningRate: 0.01 });
   const state = await trainer.saveState();
   expect(heard[2]).toEqual([...completions[2]!.tokens]);

@@ -1,9 +1,10 @@
 // The plans of a policy: sample, score, train, optimise. Each is a list of steps and the io tensors that a caller writes and
 // reads. Row counts are dynamic up to a capacity; nothing else is.
-// The head works in chunks of output rows, so that [rows, V] logits never exist for a whole batch.
+// The head makes no logits: forward reduces them tile by tile, backward makes their gradient a slice of the vocabulary at a time, for all
+// rows at once. A slice, not a tile: a workgroup that went from x to dx by itself would hold [64, D] sums, ten times its memory. Where all
+// logits fit into a slice, backward finds those of the forward; where not, it makes them again: half more work for the head, a tenth for a model.
 
-import { EngineError } from "../errors.ts";
-import { LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
+import { HEAD_SLICE, headParts, LANE_WIDTH, type LossName, type Plan, type Rows, type Step, sizeOf, type Tensor } from "../plan/step.ts";
 import { emitDecoderBackward } from "./backward.ts";
 import {
   activation,
@@ -94,14 +95,13 @@ export interface InferCapacity extends Capacity {
 }
 
 export interface TrainCapacity extends Capacity {
-  /** Output rows whose logits exist at once; a multiple of 64, default 128, or 64 where 128 would not fit the binding that every WebGPU device has. */
-  readonly headChunk?: number;
+  /** Of a slice of logits, if that many are enough for HEAD_SLICE columns. Default 16 MiB. */
+  readonly headBytes?: number;
   /** Keep only each block's input and run its forward again before its gradient: the same bits, less memory, about a third more time. */
   readonly checkpoint?: boolean;
 }
 
-const DEFAULT_HEAD_CHUNK = 128;
-const PROMISED_BINDING_BYTES = 128 << 20;
+const DEFAULT_HEAD_BYTES = 16 << 20;
 const DEFAULT_STEPS = 16;
 /** Stop tokens of a lane that the device knows. A model has one to three; the sampler sees the others when it reads. */
 export const STOP_TOKENS = 10;
@@ -164,10 +164,9 @@ export const inferPlan = (
     },
   });
   const { n } = emitOutputRows(steps, spec, weights, outRows, { x, outIndex });
-  const z = activation("logits", outRows, spec.vocab);
+  const parts = activation("parts", outRows, headParts(spec.vocab));
   steps.push(
-    { op: "linear", rows: outRows, x: n, w: weights.head, y: z, scale: 1 },
-    { op: "sample", rows: outRows, z, inverseTemperature, uniform, token, logprob },
+    { op: "sample", rows: outRows, x: n, w: weights.head, parts, inverseTemperature, uniform, token, logprob },
     { op: "advance", rows: outRows, token, logprob, lanes, history, tokens, positions, slots, uniform },
   );
   const plan: Plan = { name: `infer, ${capacity.rows} rows, ${capacity.outRows} out`, steps };
@@ -183,14 +182,10 @@ export const logitsTensor = (spec: ModelSpec, { outRows }: Capacity): Tensor => 
 });
 
 /** The same plan, but its logits can be read: for requests whose next token the host chooses. */
-export const withLogits = ({ plan }: InferPlan, logits: Tensor): Plan => {
-  const z = plan.steps.find((step) => step.op === "sample")?.z;
-  const steps = plan.steps.map((step): Step => {
-    if (step.op === "sample") return { ...step, z: logits };
-    return step.op === "linear" && step.y === z ? { ...step, y: logits } : step;
-  });
-  return { name: `${plan.name}, logits read`, steps };
-};
+export const withLogits = ({ plan }: InferPlan, z: Tensor): Plan => ({
+  name: `${plan.name}, logits read`,
+  steps: plan.steps.map((step): Step => (step.op === "sample" ? { ...step, z } : step)),
+});
 
 export const prefixPlan = (cache: KvCache): PrefixPlan => {
   const rows: Rows = { count: "rows", base: 0, capacity: cache.slots };
@@ -199,30 +194,10 @@ export const prefixPlan = (cache: KvCache): PrefixPlan => {
   return { plan: { name: `prefix, ${cache.slots} slots`, steps }, from, to, length };
 };
 
-/** The part of a row-shaped tensor that belongs to a chunk. */
-const chunkOf = (tensor: Tensor, chunk: Rows): Tensor => {
-  const [capacity, width] = tensor.shape as [number, number | undefined];
-  if (chunk.capacity === capacity) return tensor;
-  return {
-    ...tensor,
-    name: `${tensor.name}[${chunk.base}]`,
-    shape: width === undefined ? [chunk.capacity] : [chunk.capacity, width],
-    view: { of: tensor, offset: chunk.base * (width ?? 1) },
-  };
-};
-
-const defaultChunk = ({ vocab }: ModelSpec): number =>
-  DEFAULT_HEAD_CHUNK * vocab * 4 <= PROMISED_BINDING_BYTES ? DEFAULT_HEAD_CHUNK : DEFAULT_HEAD_CHUNK / 2;
-
-const headChunks = (spec: ModelSpec, { outRows, headChunk = defaultChunk(spec) }: TrainCapacity): Rows[] => {
-  if (!Number.isInteger(headChunk) || headChunk <= 0 || headChunk % 64 !== 0) {
-    throw new EngineError("bad-request", `trainPlan: headChunk is a positive multiple of 64, got ${headChunk}`);
-  }
-  return Array.from({ length: Math.ceil(outRows / headChunk) }, (_, i) => ({
-    count: "outRows",
-    base: i * headChunk,
-    capacity: Math.min(headChunk, outRows - i * headChunk),
-  }));
+/** Columns of logits that exist at once. */
+const sliceColumns = ({ vocab }: ModelSpec, { outRows, headBytes = DEFAULT_HEAD_BYTES }: TrainCapacity): number => {
+  const columns = Math.floor(headBytes / (4 * outRows));
+  return Math.min(vocab, columns >= vocab ? vocab : Math.max(columns - (columns % HEAD_SLICE), HEAD_SLICE));
 };
 
 /** What forwardPlan and trainPlan share: io tensors and the way to the rows below the head. */
@@ -240,33 +215,20 @@ const emitScored = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity
   const emitAgain = (layer: number, input: Tensor): BlockActivations =>
     emitBlock(steps, spec, weights, lora, emission, { layer, x: input, isAgain: true }).block;
   const out = emitOutputRows(steps, spec, weights, outRows, { x, outIndex });
-  /** Logits, log-probs and entropies of one chunk. */
-  const emitLogprobs = (chunk: Rows): { z: Tensor; lse: Tensor } => {
-    const z = activation(`logits.${chunk.base}`, chunk, spec.vocab);
-    const lse = activation(`out.lse.${chunk.base}`, chunk, 0);
-    steps.push(
-      { op: "linear", rows: chunk, x: chunkOf(out.n, chunk), w: weights.head, y: z, scale: 1 },
-      {
-        op: "logprob",
-        rows: chunk,
-        z,
-        target: chunkOf(target, chunk),
-        inverseTemperature: chunkOf(inverseTemperature, chunk),
-        logprob: chunkOf(logprob, chunk),
-        entropy: chunkOf(entropy, chunk),
-        lse,
-      },
-    );
-    return { z, lse };
-  };
   const tensors = { tokens, positions, start, outIndex, target, inverseTemperature, logprob, entropy };
-  return { rows, outRows, steps, blocks, emitAgain, out, emitLogprobs, tensors };
+  const head = { rows: outRows, x: out.n, w: weights.head, target, inverseTemperature, lse: activation("out.lse", outRows, 0) };
+  /** z: where the logits are left. */
+  const emitLogprob = (z?: Tensor): void => {
+    const parts = activation("parts", outRows, headParts(spec.vocab));
+    steps.push({ op: "logprob", ...head, parts, logprob, entropy, ...(z && { z }) });
+  };
+  return { rows, outRows, steps, blocks, emitAgain, out, head, emitLogprob, tensors };
 };
 
 /** Scoring only: log-probs and entropies of targets. */
-export const forwardPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity: TrainCapacity): ScorePlan => {
-  const { steps, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
-  for (const chunk of headChunks(spec, capacity)) emitLogprobs(chunk);
+export const forwardPlan = (spec: ModelSpec, weights: ModelTensors, lora: Lora, capacity: Capacity): ScorePlan => {
+  const { steps, emitLogprob, tensors } = emitScored(spec, weights, lora, capacity);
+  emitLogprob();
   return { plan: { name: `forward, ${capacity.rows} rows, ${capacity.outRows} out`, steps }, ...tensors };
 };
 
@@ -279,38 +241,18 @@ export const trainPlan = (
   loss: LossName,
   capacity: TrainCapacity,
 ): TrainPlan => {
-  const { rows, outRows, steps, blocks, emitAgain, out, emitLogprobs, tensors } = emitScored(spec, weights, lora, capacity);
+  const { rows, outRows, steps, blocks, emitAgain, out, head, emitLogprob, tensors } = emitScored(spec, weights, lora, capacity);
   const [old, advantage, lossParams] = [io("old", capacity.outRows), io("advantage", capacity.outRows), io("lossParams", 4)];
   const [end, tokenLoss] = [io("end", capacity.rows, "i32"), io("tokenLoss", capacity.outRows)];
   const [dn, dOut] = [activation("d.out.n", outRows, spec.width), activation("d.out.x", outRows, spec.width)];
 
-  for (const chunk of headChunks(spec, capacity)) {
-    const { z, lse } = emitLogprobs(chunk);
-    const dLogprob = activation(`d.logprob.${chunk.base}`, chunk, 0);
-    steps.push(
-      {
-        op: "tokenLoss",
-        rows: chunk,
-        loss,
-        logprob: chunkOf(tensors.logprob, chunk),
-        old: chunkOf(old, chunk),
-        advantage: chunkOf(advantage, chunk),
-        lossParams,
-        tokenLoss: chunkOf(tokenLoss, chunk),
-        dLogprob,
-      },
-      {
-        op: "logprobBackward",
-        rows: chunk,
-        z,
-        target: chunkOf(tensors.target, chunk),
-        inverseTemperature: chunkOf(tensors.inverseTemperature, chunk),
-        lse,
-        dLogprob,
-      },
-      { op: "linearBackward", rows: chunk, dy: z, w: weights.head, dx: chunkOf(dn, chunk), scale: 1, accumulate: false },
-    );
-  }
+  const z = activation("logits", outRows, sliceColumns(spec, capacity));
+  const dLogprob = activation("d.logprob", outRows, 0);
+  emitLogprob(z.shape[1] === spec.vocab ? z : undefined);
+  steps.push(
+    { op: "tokenLoss", rows: outRows, loss, logprob: tensors.logprob, old, advantage, lossParams, tokenLoss, dLogprob },
+    { op: "logprobBackward", ...head, z, dLogprob, dx: dn },
+  );
   const dx = activation("d.x", rows, spec.width);
   steps.push(
     { op: "rmsNormBackward", rows: outRows, x: out.x, gain: weights.norm, rstd: out.rstd, dy: dn, dx: dOut, accumulate: false },

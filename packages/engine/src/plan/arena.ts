@@ -22,9 +22,15 @@ export interface LiveRange {
 
 const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 
-/** A linearBackward or rmsNormBackward that does not accumulate overwrites dx; everything else reads what OPERANDS says. */
-const isRead = (step: Step, tensor: Tensor): boolean =>
-  !("accumulate" in step && !step.accumulate && tensor === step.dx) && operandsOf(step).reads.includes(tensor);
+/**
+ * A linearBackward or rmsNormBackward that does not accumulate overwrites dx, a logprobBackward with less room than logits overwrites z;
+ * everything else reads what OPERANDS says.
+ */
+const isRead = (step: Step, tensor: Tensor): boolean => {
+  if ("accumulate" in step && !step.accumulate && tensor === step.dx) return false;
+  if (step.op === "logprobBackward" && tensor === step.z && tensor.shape[1]! < step.w.shape[0]!) return false;
+  return operandsOf(step).reads.includes(tensor);
+};
 
 /** Live ranges of the arena tensors of a plan (views merged into their parents), in order of birth. Throws when one is read before it was written. */
 export const liveRanges = (plan: Plan): LiveRange[] => {

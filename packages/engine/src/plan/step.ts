@@ -75,6 +75,11 @@ export const LANE = {
 } as const;
 export const LANE_WIDTH = 6;
 
+/** Numbers of a row of a head's `parts`, a multiple of 4: four for 64 columns, and at most for 512 runs of columns. */
+export const headParts = (vocab: number): number => Math.min(Math.max(Math.ceil(vocab / 64), 2), 512) * 4;
+/** Columns of the head's gradient come in multiples of it, unless they are all there. */
+export const HEAD_SLICE = 1024;
+
 export type LossName = "crossEntropy" | "importanceSampling" | "ppoClip";
 
 export type Activation = "silu" | "tanhGelu";
@@ -190,10 +195,23 @@ export type Step =
   /** dx = 0 for `rows` rows, then dx[index[n]] = dy[n] for `outRows` n. Indices are distinct.   dy [N,D] · dx [T,D] */
   | { op: "scatterRows"; rows: Rows; outRows: Rows; dy: Tensor; index: Tensor; dx: Tensor }
   /**
-   * With i = inverseTemperature[n]: lse = log Σ exp(i·z); logprob = i·z[target] − lse; entropy = lse − Σ p·i·z.
-   * z [N,V] (unscaled, untouched) · target [N] i32 · inverseTemperature, logprob, entropy, lse [N]. rows counts N.
+   * The head without its logits: z = x·wᵀ exists a tile at a time. With i = inverseTemperature[n]: lse = log Σ exp(i·z); logprob = i·z[target] − lse;
+   * entropy = lse − Σ p·i·z.   x [N,D] · w [V,D] · target [N] i32 · inverseTemperature, logprob, entropy, lse [N]. rows counts N.
+   * z [N,V], where it is given: the logits are left in it. parts [N,headParts(V)]: for sums of tiles; nobody's afterwards.
    */
-  | { op: "logprob"; rows: Rows; z: Tensor; target: Tensor; inverseTemperature: Tensor; logprob: Tensor; entropy: Tensor; lse: Tensor }
+  | {
+      op: "logprob";
+      rows: Rows;
+      x: Tensor;
+      w: Tensor;
+      z?: Tensor;
+      parts: Tensor;
+      target: Tensor;
+      inverseTemperature: Tensor;
+      logprob: Tensor;
+      entropy: Tensor;
+      lse: Tensor;
+    }
   /**
    * k = clamp(logprob − old, ±20), r = e^k, A = advantage (crossEntropy: the weight w). loss and gradient g = dloss/dlogprob, [N]:
    * crossEntropy: −A·logprob, g = −A · importanceSampling: −A·r, g = −A·r ·
@@ -211,13 +229,40 @@ export type Step =
       tokenLoss: Tensor;
       dLogprob: Tensor;
     }
-  /** In place on z [N,V]: z_j becomes g·i·(1[j = target] − exp(i·z_j − lse)), i = inverseTemperature, g = dLogprob. */
-  | { op: "logprobBackward"; rows: Rows; z: Tensor; target: Tensor; inverseTemperature: Tensor; lse: Tensor; dLogprob: Tensor }
   /**
-   * token = the first j with Σ_{i ≤ j} p_i > uniform, p at inverseTemperature (the last j with mass if rounding leaves none); logprob = log p(token).
-   * inverseTemperature 0: token = argmax z (ties: lowest j), logprob at temperature 1.   z [N,V] · uniform [N] in [0,1) · token [N] i32 · logprob [N]
+   * dx = dz·w with dz_j = g·i·(1[j = target] − exp(i·z_j − lse)), z = x·wᵀ, i = inverseTemperature, g = dLogprob.   x, dx [N,D] · w [V,D]
+   * z [N,S]. S = V: holds what logprob left in it. S < V, a multiple of HEAD_SLICE: room in which the logits are made again, S columns at a
+   * time. Nobody's afterwards. dx has the same bits for every S.
    */
-  | { op: "sample"; rows: Rows; z: Tensor; inverseTemperature: Tensor; uniform: Tensor; token: Tensor; logprob: Tensor }
+  | {
+      op: "logprobBackward";
+      rows: Rows;
+      x: Tensor;
+      w: Tensor;
+      z: Tensor;
+      target: Tensor;
+      inverseTemperature: Tensor;
+      lse: Tensor;
+      dLogprob: Tensor;
+      dx: Tensor;
+    }
+  /**
+   * z = x·wᵀ; token = the first j with Σ_{i ≤ j} p_i > uniform, p at inverseTemperature (the last j with mass if rounding leaves none);
+   * logprob = log p(token). inverseTemperature 0: token = argmax z (ties: lowest j), logprob at temperature 1.
+   * x [N,D] · w [V,D] · uniform [N] in [0,1) · token [N] i32 · logprob [N] · z, parts: as in logprob.
+   */
+  | {
+      op: "sample";
+      rows: Rows;
+      x: Tensor;
+      w: Tensor;
+      z?: Tensor;
+      parts: Tensor;
+      inverseTemperature: Tensor;
+      uniform: Tensor;
+      token: Tensor;
+      logprob: Tensor;
+    }
   /**
    * Makes the rows of the next run from the tokens that were sampled, so that no token waits for the host. Lane n has what LANE names and
    * then S stop tokens (−1: none). Where its `left` is 0 nothing of row n changes; elsewhere history[n, count] = (token, logprob);
@@ -277,10 +322,11 @@ export const OPERANDS: Operands = {
   gluBackward: { reads: ["gate", "up", "dy"], writes: ["gate", "up"] },
   gatherRows: { reads: ["x", "index"], writes: ["y"] },
   scatterRows: { reads: ["dy", "index"], writes: ["dx"] },
-  logprob: { reads: ["z", "target", "inverseTemperature"], writes: ["logprob", "entropy", "lse"] },
+  logprob: { reads: ["x", "w", "target", "inverseTemperature"], writes: ["z", "parts", "logprob", "entropy", "lse"] },
   tokenLoss: { reads: ["logprob", "old", "advantage", "lossParams"], writes: ["tokenLoss", "dLogprob"] },
-  logprobBackward: { reads: ["z", "target", "inverseTemperature", "lse", "dLogprob"], writes: ["z"] },
-  sample: { reads: ["z", "inverseTemperature", "uniform"], writes: ["token", "logprob"] },
+  /* z is read only where it holds the logits. */
+  logprobBackward: { reads: ["x", "w", "z", "target", "inverseTemperature", "lse", "dLogprob"], writes: ["z", "dx"] },
+  sample: { reads: ["x", "w", "inverseTemperature", "uniform"], writes: ["z", "parts", "token", "logprob"] },
   advance: {
     reads: ["token", "logprob", "lanes"],
     writes: ["lanes", "history", "tokens", "positions", "slots", "uniform"],

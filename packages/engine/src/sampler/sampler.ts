@@ -116,7 +116,7 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
   const maxSteps = Math.min(parts.burst ?? device.maxSteps, device.maxSteps);
   const look = backend.isHostMemory ? HOST_LOOK : DEVICE_LOOK;
   /** Multiply-adds of a row. */
-  const rowWork = plan.plan.steps.reduce((sum, step) => sum + (step.op === "linear" ? sizeOf(step.w) : 0), 0);
+  const rowWork = plan.plan.steps.reduce((sum, step) => sum + (step.op === "linear" || step.op === "sample" ? sizeOf(step.w) : 0), 0);
 
   const slots = createSlots(cache.slots, cache.positions);
   const live = new Set<Live>();
@@ -348,6 +348,9 @@ export const createSampler = async (parts: SamplerParts): Promise<LocalSampler> 
     limits,
     get policyVersion() {
       return main.version;
+    },
+    get adapters() {
+      return [...named.keys()];
     },
     get load() {
       return { live: live.size, queued: queue.length };

@@ -21,6 +21,8 @@ export type { Thread, ThreadJob, ThreadSpawner } from "./threads.ts";
 export interface WasmOptions {
   /** At most this many threads, the caller included. Default: min(cores, 4) where threads can be had, else 1. Results do not depend on it. */
   readonly threads?: number;
+  /** The single build, compiled ahead: there is one thread then. Default: compiled here. */
+  readonly kernels?: WebAssembly.Module;
   /** Starts the threads. Default: Web Workers where the browser allows it; in Node pass nodeThreads (node/wasmThreads.ts), else there is one. */
   readonly spawn?: ThreadSpawner;
   /** Stands behind the description: why it is not another device. */
@@ -38,7 +40,7 @@ const parentOf = (tensor: Tensor): Tensor => tensor.view?.of ?? tensor;
 /** The GEMMs of a plan: operations for each row (2 a multiply-add), and which rows. */
 const gemmsOf = (plan: Plan): { flopPerRow: number; rows: Rows }[] =>
   plan.steps.flatMap((step) => {
-    if (step.op === "linear" || step.op === "linearBackward") return [{ flopPerRow: 2 * sizeOf(step.w), rows: step.rows }];
+    if ("w" in step) return [{ flopPerRow: 2 * sizeOf(step.w), rows: step.rows }];
     return step.op === "weightGrad" ? [{ flopPerRow: 2 * sizeOf(step.dw), rows: step.rows }] : [];
   });
 
@@ -56,14 +58,15 @@ const adamNumbers = (vars: Vars): number[] => {
 };
 
 export const createWasmBackend = async (options: WasmOptions = {}): Promise<Backend> => {
-  const spawner = options.spawn && mayWait() ? options.spawn : findSpawner();
+  const available = options.spawn && mayWait() ? options.spawn : findSpawner();
+  const spawner = options.kernels ? undefined : available;
   const wanted = options.threads ?? Math.min(spawner?.cores() ?? 1, 4);
   if (!Number.isInteger(wanted) || wanted < 1) {
     throw new EngineError("bad-request", `createWasmBackend: threads is a positive integer, got ${wanted}`);
   }
   const { minThreadedFlop = 4e6 } = options;
   /** Dropped by dispose, so that the memory goes even if somebody keeps the backend. */
-  let machine: Machine | undefined = await startMachine(spawner ? wanted - 1 : 0, spawner, options.spawn !== undefined);
+  let machine: Machine | undefined = await startMachine(spawner ? wanted - 1 : 0, spawner, options.spawn !== undefined, options.kernels);
   let isBroken = false;
   const threadCount = machine.threads.length + 1;
   const control = machine.kernels.controlAddress() >>> 0;

@@ -7,7 +7,7 @@ import { encodePlan, scratchBytes } from "./encode.ts";
 import { ALIGNMENT } from "./memory.ts";
 
 /** The kernels' gemmScratch(). */
-const GEMM_SCRATCH = 139_392;
+const GEMM_SCRATCH = 401_664;
 
 /** Bytes of a tensor's values, for a matrix of weights with room for whole panels of 8 rows (assembly/panels.ts), and of its scales. */
 export const placeOf = (tensor: Tensor): { readonly values: number; readonly scales: number } => {

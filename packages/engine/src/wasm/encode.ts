@@ -59,7 +59,7 @@ const LOOSE = -1;
 
 /** The weight that a step reads as a matrix [O, I], if it is frozen: these lie in panels. Parts of weights stay rows. */
 export const panelledWeightOf = (step: Step): Tensor | undefined => {
-  const weight = step.op === "linear" || step.op === "linearBackward" ? step.w : step.op === "embed" ? step.table : undefined;
+  const weight = "w" in step ? step.w : step.op === "embed" ? step.table : undefined;
   return weight?.home === "weights" && !weight.view ? weight : undefined;
 };
 
@@ -204,13 +204,25 @@ const operandWords = (plan: Plan, step: Step, { of, scalesOf }: Addresses): numb
     case "gluBackward":
       return [of(step.gate), of(step.up), of(step.dy), axis(step.dy, 1), ACTIVATIONS[step.activation]];
     case "logprob":
-      return [...[step.z, step.target, step.inverseTemperature, step.logprob, step.entropy, step.lse].map(of), axis(step.z, 1)];
+      return [
+        ...[of(step.x), ...matrix(step.w), step.z ? of(step.z) : 0],
+        ...[step.parts, step.target, step.inverseTemperature, step.logprob, step.entropy, step.lse].map(of),
+        ...[axis(step.w, 1), axis(step.w, 0)],
+      ];
     case "tokenLoss":
       return [...[step.logprob, step.old, step.advantage, step.lossParams, step.tokenLoss, step.dLogprob].map(of), LOSSES[step.loss]];
     case "logprobBackward":
-      return [...[step.z, step.target, step.inverseTemperature, step.lse, step.dLogprob].map(of), axis(step.z, 1)];
+      return [
+        ...[of(step.x), ...matrix(step.w)],
+        ...[step.z, step.target, step.inverseTemperature, step.lse, step.dLogprob, step.dx].map(of),
+        ...[axis(step.w, 1), axis(step.w, 0), axis(step.z, 1)],
+      ];
     case "sample":
-      return [...[step.z, step.inverseTemperature, step.uniform, step.token, step.logprob].map(of), axis(step.z, 1)];
+      return [
+        ...[of(step.x), ...matrix(step.w), step.z ? of(step.z) : 0],
+        ...[step.parts, step.inverseTemperature, step.uniform, step.token, step.logprob].map(of),
+        ...[axis(step.w, 1), axis(step.w, 0)],
+      ];
     case "advance":
       return [
         ...[step.token, step.logprob, step.lanes, step.history, step.tokens, step.positions, step.slots, step.uniform].map(of),

@@ -24,13 +24,23 @@ export interface Machine {
   readonly threads: readonly Thread[];
 }
 
-const instantiate = async (base64: string, memory: WebAssembly.Memory): Promise<{ module: WebAssembly.Module; kernels: Kernels }> => {
-  const { module, instance } = await WebAssembly.instantiate(toBytes(base64), { env: { memory } });
-  return { module, kernels: instance.exports as unknown as Kernels };
+/** `kernels`: base64, or compiled already. */
+const instantiate = async (
+  kernels: string | WebAssembly.Module,
+  memory: WebAssembly.Memory,
+): Promise<{ module: WebAssembly.Module; kernels: Kernels }> => {
+  const module = typeof kernels === "string" ? await WebAssembly.compile(toBytes(kernels)) : kernels;
+  const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
+  return { module, kernels: exports as unknown as Kernels };
 };
 
 /** One thread more than `count` spawned ones. A place that refuses threads gets the single build, unless the caller brought the spawner. */
-export const startMachine = async (count: number, spawner: ThreadSpawner | undefined, isOwnSpawner: boolean): Promise<Machine> => {
+export const startMachine = async (
+  count: number,
+  spawner: ThreadSpawner | undefined,
+  isOwnSpawner: boolean,
+  compiled?: WebAssembly.Module,
+): Promise<Machine> => {
   if (count > 0 && spawner) {
     const memory = createMemory(true);
     const { module, kernels } = await instantiate(KERNELS.threaded, memory);
@@ -43,6 +53,6 @@ export const startMachine = async (count: number, spawner: ThreadSpawner | undef
       throw new EngineError("device", `wasm threads: ${count} start, got a failure; ask for one thread`, { cause: failed.reason });
   }
   const memory = createMemory(false);
-  const { kernels } = await instantiate(KERNELS.single, memory);
+  const { kernels } = await instantiate(compiled ?? KERNELS.single, memory);
   return { heap: createHeap(memory, kernels.heapAddress() >>> 0), kernels, threads: [] };
 };

@@ -13,8 +13,8 @@ export interface Shard {
   readonly first: number;
 }
 
-/** Shards begin at multiples of it: a block of the sum over rows (wgsl/gemm.ts), and a multiple of every vector's width. */
-const ROW_UNIT = 16;
+/** Shards begin at multiples of it: the columns of a tile of the head, blocks of the sum over rows (wgsl/gemm.ts). */
+const ROW_UNIT = 64;
 const SLICE = 1024;
 /** More slices than this would cost more in partial sums than they bring. */
 const MAX_SLICES = 16;

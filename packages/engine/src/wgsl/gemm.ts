@@ -71,6 +71,10 @@ export interface Gemm {
   readonly slice: string;
   /** Body of `fn store(m: u32, n: u32, z: u32, isFirst: bool, v: f32)`: v is a slice's part of C[m, n]; m and n may lie outside. */
   readonly store: string;
+  /** Tiles of C that a workgroup makes one after the other: `from` ≤ n0 < `to`, WGSL u32 expressions, uniform. Default: the one of group.x. */
+  readonly columns?: { readonly from: string; readonly to: string };
+  /** After a tile, for each 16 rows of it: WGSL in uniform control flow, which may read m16, the first of them, and n0, a column of it. `store` saw them before it. */
+  readonly after?: string;
   /** Tiles in f16 (needs shader-f16): half the workgroup memory, products of rounded factors. */
   readonly isHalf?: boolean;
 }
@@ -78,8 +82,8 @@ export interface Gemm {
 /** What the text of a gemm with isHalf begins with. */
 export const HALF_PRELUDE = "enable f16;\n";
 
-/** The WGSL of the product. Workgroups: x over n, y over m, z free. */
-export const gemm = ({ tile, a, b, depthFrom, depthTo, slice, store, isHalf = false }: Gemm): string => {
+/** The WGSL of the product. Workgroups: x over n, y over m, z free. The results are an array, so that the loop over them stays one. */
+export const gemm = ({ tile, a, b, depthFrom, depthTo, slice, store, columns, after, isHalf = false }: Gemm): string => {
   const { BM, BN, TM, TN } = tile;
   const [across, threads, TQ] = [BN / TN, threadsOf(tile), TN / 4];
   const four = isHalf ? "vec4h" : "vec4f";
@@ -94,9 +98,9 @@ fn main(${MAIN_ARGUMENTS}) {
   let tx = lane % ${across}u;
   let ty = lane / ${across}u;
   let m0 = group.y * ${BM}u;
-  let n0 = group.x * ${BN}u;
   let depthFrom = ${depthFrom};
   let depthTo = ${depthTo};
+  ${columns ? `for (var n0 = ${columns.from}; n0 < ${columns.to}; n0 += ${BN}u) {` : `let n0 = group.x * ${BN}u;`}
   for (var start = depthFrom; start < depthTo; start += ${slice}) {
     let end = min(start + ${slice}, depthTo);
     ${each((i, j) => `var c${i}_${j} = vec4f();`)}
@@ -114,12 +118,16 @@ fn main(${MAIN_ARGUMENTS}) {
       ${each((i, j) => `c${i}_${j} += block${i}_${j};`)}
       workgroupBarrier();
     }
-    // An array, so that the loop stays one.
     var results = array<vec4f, ${TM * TQ}>(${times(TM, (i) => times(TQ, (j) => `c${i}_${j}`, ", "), ", ")});
+    ${after ? `for (var m16 = m0; m16 < min(m0 + ${BM}u, params.rows); m16 += params.block) {` : ""}
     for (var i = 0u; i < params.block * ${(TM * TN) / BLOCK}u; i++) {
-      store(m0 + ty * ${TM}u + i / ${TN}u, n0 + tx * ${TN}u + i % ${TN}u, group.z, start == depthFrom, results[i / 4u][i % 4u]);
+      let m = m0 + ty * ${TM}u + i / ${TN}u;
+      ${after ? "if (m - m16 >= params.block) { continue; }" : ""}
+      store(m, n0 + tx * ${TN}u + i % ${TN}u, group.z, start == depthFrom, results[i / 4u][i % 4u]);
     }
+    ${after ? `${after}\n    }` : ""}
   }
+  ${columns ? "}" : ""}
 }
 `;
 };

@@ -83,9 +83,9 @@ export const wideElementOf = (format: WeightFormat): Element => (isPacked(format
 
 /**
  * sixteen_NAME(row, column): columns column … column + 15, a multiple of 16, of a matrix bound as wideElementOf(format), whose width is a
- * multiple of 16 (packed: of 32). Row and column lie inside.
+ * multiple of 16 (packed: of 32), as is `offset`. Row and column lie inside.
  */
-export const sixteenReader = ({ name, columns, format, scaleWord = "0u" }: Matrix): string => {
+export const sixteenReader = ({ name, columns, format, offset, scaleWord = "0u" }: Matrix): string => {
   const word = (index: string): string => `word_${name}(${index})`;
   const quads = [0, 4, 8, 12];
   const quad = !isPacked(format)
@@ -102,7 +102,7 @@ fn four_${name}(words: vec4u, e: u32${format === "q8" || format === "q4" ? ", sc
     return `${scale}return array<vec4f, 4>(${quads.map((q) => `four_${name}(${at(q)}, e + ${q}u${scale ? ", scale" : ""})`).join(", ")});`;
   };
   return `${quad}fn sixteen_${name}(row: u32, column: u32) -> array<vec4f, 4> {
-  let e = row * ${columns} + column;
+  let e = row * ${columns}${offset ? ` + ${offset}` : ""} + column;
   ${read()}
 }
 `;

@@ -17,23 +17,25 @@ export interface Skinny {
   /** WGSL u32 expression, a multiple of 16, and `store`: as in gemm.ts. */
   readonly slice: string;
   readonly store: string;
+  /** As in gemm.ts; `after` comes after 64 columns, for the rows from m16 on. Default: the columns of one workgroup. */
+  readonly columns?: { readonly from: string; readonly to: string };
+  readonly after?: string;
 }
 
 const PITCH = SKINNY.lanes + 1;
 
 /** Workgroups: x and y over columns (folded), z over rows. */
-export const skinny = ({ a, w, slice, store }: Skinny): string => `${sixteenReader(a)}${sixteenReader(w)}
+export const skinny = ({ a, w, slice, store, columns, after }: Skinny): string => `${sixteenReader(a)}${sixteenReader(w)}
 fn store(m: u32, n: u32, z: u32, isFirst: bool, v: f32) {
   ${store}
 }
 var<workgroup> sums: array<f32, ${SKINNY.rows * SKINNY.columns * PITCH}>;
 @compute @workgroup_size(${SKINNY.lanes})
 fn main(${MAIN_ARGUMENTS}) {
-  let n0 = (group.y * groups.x + group.x) * ${SKINNY.columns}u;
-  if (n0 >= ${w.rows}) { return; }
   let m0 = group.z * ${SKINNY.rows}u;
   let rows = min(${SKINNY.rows}u, ${a.rows} - m0);
   let depth = ${a.columns};
+  ${columns ? `for (var n0 = ${columns.from}; n0 < ${columns.to}; n0 += ${SKINNY.columns}u) {` : `let n0 = (group.y * groups.x + group.x) * ${SKINNY.columns}u;\n  if (n0 >= ${w.rows}) { return; }`}
   for (var start = 0u; start < depth; start += ${slice}) {
     let end = min(start + ${slice}, depth);
     var total = 0.0;
@@ -58,5 +60,6 @@ fn main(${MAIN_ARGUMENTS}) {
     }
     if (lane < rows * ${SKINNY.columns}u) { store(m0 + lane / ${SKINNY.columns}u, n0 + lane % ${SKINNY.columns}u, 0u, start == 0u, total); }
   }
+  ${columns ? `if (n0 % 64u != ${64 - SKINNY.columns}u) { continue; }\n  let m16 = m0;\n  ${after}\n  }` : ""}
 }
 `;

@@ -24,17 +24,18 @@ import { type Compacted, type LogContents, noteRecord, rewriteAll } from "./comp
 import { namingFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
+import { type LogIo, platformIo } from "./logFile.ts";
 import type { StoredResource } from "./logRecord.ts";
 import { type LogState, openLogState } from "./logState.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
-import { createSegmentLog, type LogFolders, type LogIo, platformIo } from "./segmentLog.ts";
+import { createSegmentLog, type LogFolders } from "./segmentLog.ts";
 import { createSharing, type Transact } from "./sharing.ts";
 import { createSlabCopy } from "./slab.ts";
 import { type Verification, verifyFolder } from "./verify.ts";
 
 export type { Compacted } from "./compaction.ts";
 export { type Listener, type ListenOptions, listen } from "./listen.ts";
-export { type LogIo, platformIo } from "./segmentLog.ts";
+export { type LogIo, platformIo } from "./logFile.ts";
 export type { Verification } from "./verify.ts";
 
 export interface FileStoreOptions extends StoreOptions {
@@ -215,15 +216,18 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       }
     };
 
+    const sharing = createSharing(transact, (ms) => state.log.idleFor(ms));
     const backend: Backend = {
       checksFiles: true, // loadBlob does
       givesOwnSpans: true, // decoded for each reader
       copyArray: createSlabCopy(),
-      ...createSharing(transact, (ms) => state.log.idleFor(ms)),
+      transact: sharing.transact,
+      gather: sharing.gather,
       putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
       getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
       states: () => stateInTurn(() => stateNames(inside("state"))),
       close: async () => {
+        sharing.end();
         try {
           await inTurn(() => stateInTurn(() => state.close()));
         } finally {

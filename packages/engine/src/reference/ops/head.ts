@@ -1,4 +1,4 @@
-// Above the logits: log-prob and entropy of a target, the token losses, the way back to the logits, and sampling.
+// The head: log-prob and entropy of a target, the token losses, the way back to what the head was given, and sampling.
 // Formulas and sources of the losses: docs/architecture.md, "Losses".
 
 import { rowCount } from "../../plan/rowCount.ts";
@@ -6,12 +6,23 @@ import { LANE, LANE_WIDTH, type LossName } from "../../plan/step.ts";
 import { uniform } from "../../random.ts";
 import type { Operations, Values } from "../operation.ts";
 
-/** log Σ_j exp(inverse·z_j) over one row of V logits. */
-const logSumExp = (z: Values, row: number, vocab: number, inverse: number): number => {
+/** z = x·wᵀ of one row of x. */
+const logitsOf = (x: Values, w: Values, row: number, width: number): Float64Array => {
+  const z = new Float64Array(w.length / width);
+  for (let j = 0; j < z.length; j++) {
+    let sum = 0;
+    for (let d = 0; d < width; d++) sum += x[row * width + d]! * w[j * width + d]!;
+    z[j] = sum;
+  }
+  return z;
+};
+
+/** log Σ_j exp(inverse·z_j). */
+const logSumExp = (z: Values, inverse: number): number => {
   let max = Number.NEGATIVE_INFINITY;
-  for (let j = 0; j < vocab; j++) max = Math.max(max, inverse * z[row + j]!);
+  for (const logit of z) max = Math.max(max, inverse * logit);
   let sum = 0;
-  for (let j = 0; j < vocab; j++) sum += Math.exp(inverse * z[row + j]! - max);
+  for (const logit of z) sum += Math.exp(inverse * logit - max);
   return max + Math.log(sum);
 };
 
@@ -50,22 +61,24 @@ const tokenLossOf = (
 
 export const headOperations: Operations<"logprob" | "tokenLoss" | "logprobBackward" | "sample" | "advance"> = {
   logprob: (step, valuesOf, vars) => {
-    const vocab = step.z.shape[1]!;
-    const [z, target, inverses] = [valuesOf(step.z), valuesOf(step.target), valuesOf(step.inverseTemperature)];
+    const [vocab, width] = step.w.shape as [number, number];
+    const [x, w, kept] = [valuesOf(step.x), valuesOf(step.w), step.z && valuesOf(step.z)];
+    const [target, inverses] = [valuesOf(step.target), valuesOf(step.inverseTemperature)];
     const [logprob, entropy, lse] = [valuesOf(step.logprob), valuesOf(step.entropy), valuesOf(step.lse)];
     const n = rowCount(step.rows, vars);
     for (let r = 0; r < n; r++) {
-      const [row, inverse] = [r * vocab, inverses[r]!];
-      const total = logSumExp(z, row, vocab, inverse);
+      const [z, inverse] = [logitsOf(x, w, r, width), inverses[r]!];
+      kept?.set(z, r * vocab);
+      const total = logSumExp(z, inverse);
       let mean = 0;
-      for (let j = 0; j < vocab; j++) {
-        const p = Math.exp(inverse * z[row + j]! - total);
+      for (const logit of z) {
+        const p = Math.exp(inverse * logit - total);
         // A logit of −∞ has no mass; 0·∞ would make NaN of it.
-        if (p > 0) mean += p * inverse * z[row + j]!;
+        if (p > 0) mean += p * inverse * logit;
       }
       lse[r] = total;
       entropy[r] = total - mean;
-      logprob[r] = inverse * z[row + target[r]!]! - total;
+      logprob[r] = inverse * z[target[r]!]! - total;
     }
   },
 
@@ -82,42 +95,50 @@ export const headOperations: Operations<"logprob" | "tokenLoss" | "logprobBackwa
   },
 
   logprobBackward: (step, valuesOf, vars) => {
-    const vocab = step.z.shape[1]!;
-    const [z, target, inverses] = [valuesOf(step.z), valuesOf(step.target), valuesOf(step.inverseTemperature)];
+    const [vocab, width] = step.w.shape as [number, number];
+    const [x, w, dx, kept] = [valuesOf(step.x), valuesOf(step.w), valuesOf(step.dx), valuesOf(step.z)];
+    const [target, inverses] = [valuesOf(step.target), valuesOf(step.inverseTemperature)];
     const [lse, dLogprob] = [valuesOf(step.lse), valuesOf(step.dLogprob)];
     const n = rowCount(step.rows, vars);
     for (let r = 0; r < n; r++) {
-      const [row, inverse] = [r * vocab, inverses[r]!];
+      const isKept = step.z.shape[1] === vocab;
+      const z = isKept ? kept.subarray(r * vocab, (r + 1) * vocab) : logitsOf(x, w, r, width);
+      const inverse = inverses[r]!;
+      const sums = new Float64Array(width);
       for (let j = 0; j < vocab; j++) {
-        const p = Math.exp(inverse * z[row + j]! - lse[r]!);
-        z[row + j] = dLogprob[r]! * inverse * ((j === target[r] ? 1 : 0) - p);
+        const p = Math.exp(inverse * z[j]! - lse[r]!);
+        const dz = dLogprob[r]! * inverse * ((j === target[r] ? 1 : 0) - p);
+        for (let d = 0; d < width; d++) sums[d]! += dz * w[j * width + d]!;
       }
+      dx.set(sums, r * width);
     }
   },
 
   sample: (step, valuesOf, vars) => {
-    const vocab = step.z.shape[1]!;
-    const [z, inverses, uniform] = [valuesOf(step.z), valuesOf(step.inverseTemperature), valuesOf(step.uniform)];
+    const [vocab, width] = step.w.shape as [number, number];
+    const [x, w, kept] = [valuesOf(step.x), valuesOf(step.w), step.z && valuesOf(step.z)];
+    const [inverses, uniform] = [valuesOf(step.inverseTemperature), valuesOf(step.uniform)];
     const [token, logprob] = [valuesOf(step.token), valuesOf(step.logprob)];
     const n = rowCount(step.rows, vars);
     for (let r = 0; r < n; r++) {
-      const row = r * vocab;
+      const z = logitsOf(x, w, r, width);
+      kept?.set(z, r * vocab);
       const isGreedy = inverses[r] === 0;
       const inverse = isGreedy ? 1 : inverses[r]!;
-      const total = logSumExp(z, row, vocab, inverse);
+      const total = logSumExp(z, inverse);
       let picked = 0;
       if (isGreedy) {
-        for (let j = 1; j < vocab; j++) if (z[row + j]! > z[row + picked]!) picked = j;
+        for (let j = 1; j < vocab; j++) if (z[j]! > z[picked]!) picked = j;
       } else {
         let sum = 0;
         for (let j = 0; j < vocab && !(sum > uniform[r]!); j++) {
-          const p = Math.exp(inverse * z[row + j]! - total);
+          const p = Math.exp(inverse * z[j]! - total);
           sum += p;
           if (p > 0) picked = j;
         }
       }
       token[r] = picked;
-      logprob[r] = inverse * z[row + picked]! - total;
+      logprob[r] = inverse * z[picked]! - total;
     }
   },
 

@@ -257,7 +257,7 @@ export function gemm(
 }
 
 /** Rows mBegin … mEnd − 1, columns nBegin (a multiple of 8) … nEnd − 1. */
-function gemmPiece(
+export function gemmPiece(
   scratch: usize,
   mBegin: i32, mEnd: i32, nBegin: i32, nEnd: i32, depth: i32,
   a: usize, aRow: usize, aDepth: usize,

@@ -7,8 +7,8 @@
 import { advance } from "./advance";
 import { attention, attentionBackwardKv, attentionBackwardQ, attentionCached, attentionDelta } from "./attention";
 import { ADAM, control, CONTROL_BYTES, PROGRAM, ROWS, THREADS } from "./control";
-import { BACKWARD, BY_COLUMN, BY_DEPTH, gemm, GEMM_SCRATCH } from "./gemm";
-import { logprob, logprobBackward, sample, tokenLoss } from "./head";
+import { BACKWARD, BY_COLUMN, BY_DEPTH, gemm } from "./gemm";
+import { HEAD_SCRATCH, logprob, logprobBackward, sample, tokenLoss } from "./head";
 import { toPanels } from "./panels";
 import { embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rmsNorm, rmsNormBackward, rope, scatterRows } from "./rows";
 import { adamW, copy, sumSquares, zero } from "./state";
@@ -26,8 +26,9 @@ export function heapAddress(): usize {
   return control() + CONTROL_BYTES;
 }
 
+/** Of a thread, in bytes: the GEMM's blocks and the head's tile. */
 export function gemmScratch(): i32 {
-  return GEMM_SCRATCH;
+  return HEAD_SCRATCH;
 }
 
 /** n = clamp(vars[count] − base, 0, capacity). */
@@ -90,10 +91,10 @@ function runStep(opcode: i32, s: usize, n: i32, thread: i32, threads: i32, scrat
     case 14: gluBackward(s, n, thread, threads); break;
     case 15: gatherRows(s, n, thread, threads); break;
     case 16: scatterRows(s, n, rowCount(word(s, 4), word(s, 5), word(s, 6)), thread, threads); break;
-    case 17: logprob(s, n, thread, threads); break;
+    case 17: logprob(s, n, thread, threads, scratch); break;
     case 18: tokenLoss(s, n, thread, threads); break;
-    case 19: logprobBackward(s, n, thread, threads); break;
-    case 20: sample(s, n, thread, threads); break;
+    case 19: logprobBackward(s, n, thread, threads, scratch); break;
+    case 20: sample(s, n, thread, threads, scratch); break;
     case 21: sumSquares(s, thread); break;
     case 22: adamW(s, thread, threads, control() + ADAM); break;
     case 23: zero(s, thread, threads); break;

@@ -17,14 +17,14 @@ export const advance = (step: Extract<Step, { op: "advance" }>): Dispatch[] => {
     kernel({
       label: "advance",
       bindings: {
-        picked: { tensor: token, as: "i32" },
-        logprob: { tensor: logprob, as: "f32" },
-        lanes: { tensor: lanes, as: "i32" },
-        history: { tensor: history, as: "f32" },
-        tokens: { tensor: tokens, as: "i32" },
-        positions: { tensor: positions, as: "i32" },
-        slots: { tensor: slots, as: "i32" },
-        uniforms: { tensor: uniform, as: "f32" },
+        picked: token,
+        logprob,
+        lanes,
+        history,
+        tokens,
+        positions,
+        slots,
+        uniforms: uniform,
       },
       body: `${PCG}${flat(
         "params.rows",

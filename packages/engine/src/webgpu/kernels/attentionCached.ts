@@ -102,12 +102,12 @@ ${reductions(lanes, how)}${byRow(
     label: `attentionCached ${lanes}${type === "f16" ? " f16" : ""}${isCut ? " spans" : ""}${suffix}`,
     prelude,
     bindings: {
-      q: { tensor: q, as: "f32" },
-      kCache: { tensor: kCache, as: "f32" },
-      vCache: { tensor: vCache, as: "f32" },
-      slots: { tensor: slots, as: "i32" },
-      positions: { tensor: positions, as: "i32" },
-      ...(isCut ? { scratch: { tensor: SCRATCH, as: "f32" } } : { o: { tensor: o, as: "f32" } }),
+      q,
+      kCache,
+      vCache,
+      slots,
+      positions,
+      ...(isCut ? { scratch: SCRATCH } : { o }),
     },
     body,
     sizes,
@@ -123,9 +123,9 @@ ${reductions(lanes, how)}${byRow(
     kernel({
       label: "attentionCached sum",
       bindings: {
-        scratch: { tensor: SCRATCH, as: "f32" },
-        positions: { tensor: positions, as: "i32" },
-        o: { tensor: o, as: "f32" },
+        scratch: SCRATCH,
+        positions,
+        o,
       },
       body: flat(
         "params.rows * params.H * params.C",

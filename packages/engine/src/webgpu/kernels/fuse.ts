@@ -7,11 +7,10 @@
 //   attentionDelta, BackwardQ, BackwardKv           → three  (lse and delta are interleaved on the way)
 
 import { type Rows, type Step, sizeOf } from "../../plan/step.ts";
-import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
 import { attentionBackwardKv, attentionBackwardQ, attentionDelta } from "./attentionBackward.ts";
-import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel } from "./kernel.ts";
+import { columnsOf, type Dispatch, flat, flatGroups, kernel } from "./kernel.ts";
 import { lower } from "./lower.ts";
-import { NORM_THREADS } from "./norm.ts";
+import { NORM_THREADS, normed } from "./norm.ts";
 import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
@@ -44,15 +43,15 @@ const ropes = (q: Of<"rope">, k: Of<"rope">, append?: Of<"kvAppend">): Dispatch 
   return kernel({
     label: append ? "rope q k append" : "rope q k",
     bindings: {
-      q: { tensor: q.x, as: "f32" },
-      k: { tensor: k.x, as: "f32" },
-      table: { tensor: table, as: "f32" },
-      positions: { tensor: positions, as: "i32" },
+      q: q.x,
+      k: k.x,
+      table,
+      positions,
       ...(append && {
-        v: { tensor: append.v, as: "f32" },
-        slots: { tensor: append.slots, as: "i32" },
-        kCache: { tensor: append.kCache, as: "f32" },
-        vCache: { tensor: append.vCache, as: "f32" },
+        v: append.v,
+        slots: append.slots,
+        kCache: append.kCache,
+        vCache: append.vCache,
       }),
     },
     body: flat(
@@ -86,38 +85,13 @@ const ropes = (q: Of<"rope">, k: Of<"rope">, append?: Of<"kvAppend">): Dispatch 
 };
 
 /** y = rope(norm(x)), head by head: one workgroup a row and head. */
-const normRope = (norm: Of<"rmsNorm">, rope: Of<"rope">, target: Target): Dispatch => {
-  const { rows, x, gain, y, rstd, eps } = norm;
-  const { table, positions, direction } = rope;
-  const { how, prelude, suffix } = reductionsFor("rmsNorm", target);
-  const D = sizeOf(gain);
-  const groups = columnsOf(x) / D;
-  return kernel({
-    label: `rmsNorm rope${suffix}`,
-    prelude,
-    bindings: {
-      x: { tensor: x, as: "f32" },
-      gain: { tensor: gain, as: "f32" },
-      table: { tensor: table, as: "f32" },
-      positions: { tensor: positions, as: "i32" },
-      y: { tensor: y, as: "f32" },
-      rstd: { tensor: rstd, as: "f32" },
-    },
-    body:
-      reductions(NORM_THREADS, how) +
-      byRow(
-        NORM_THREADS,
-        `let unit = row * params.groups + group.z;
-  let first = unit * params.D;
-  let half = params.D / 2u;
+const normRope = (norm: Of<"rmsNorm">, { table, positions, direction }: Of<"rope">, target: Target): Dispatch =>
+  normed(norm, target, {
+    label: "rmsNorm rope",
+    bindings: { table, positions },
+    numbers: { direction },
+    text: `let half = params.D / 2u;
   let angle = u32(positions[row]) * params.D;
-  var squares = 0.0;
-  for (var d = lane; d < params.D; d += ${NORM_THREADS}u) {
-    let v = x[first + d];
-    squares += v * v;
-  }
-  let r = inverseSqrt(sumOf(squares, lane) / f32(params.D) + params.normEps);
-  if (lane == 0u) { rstd[unit] = r; }
   for (var d = lane; d < half; d += ${NORM_THREADS}u) {
     let x0 = x[first + d] * r * gain[d];
     let x1 = x[first + half + d] * r * gain[half + d];
@@ -126,15 +100,7 @@ const normRope = (norm: Of<"rmsNorm">, rope: Of<"rope">, target: Target): Dispat
     y[first + d] = x0 * cosine - x1 * sine;
     y[first + half + d] = x1 * cosine + x0 * sine;
   }`,
-        how,
-      ),
-    sizes: { D, groups },
-    numbers: { normEps: eps, direction },
-    rows,
-    groups: (n) => foldedGroups(n, groups),
-    work: 5 * D * groups,
   });
-};
 
 const isPair = (a: Step | undefined, b: Step | undefined): boolean =>
   a?.op === "rope" &&

@@ -1,74 +1,138 @@
-// From logits to numbers that learn: logprob, tokenLoss, logprobBackward, sample. Formulas stand at the ops (plan/step.ts).
-// Logits are most of what a head moves beside its weight, so they are read once, neighbours by neighbours: each lane keeps the largest
-// scaled logit x = i·z that it has seen, and sums relative to it. In the end all are shifted to the row's maximum, so that
-// lse = max + log Σ eˣ and entropy = log Σ eˣ − Σ x·eˣ / Σ eˣ lose nothing when the logits are large.
+// The head without logits: logprob, tokenLoss, logprobBackward. Formulas stand at the ops (plan/step.ts).
+//   forward:  product whose tiles of 64 columns end as sums (wgsl/tileSums.ts), 512 runs of tiles a row → one reduction a row
+//   backward: product whose results end as dz, a slice of the vocabulary at a time → dx += dz·w
+// A product sums its depth in one piece here, so that logits made again are those of the forward, bit for bit.
 
-import type { Step } from "../../plan/step.ts";
+import { HEAD_SLICE, type Step, type Tensor } from "../../plan/step.ts";
 import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
+import { FOLD, KEEP, PARTS, TILE, tileSums } from "../../wgsl/tileSums.ts";
+import { shardsOf } from "../shards.ts";
 import { byRow, columnsOf, type Dispatch, flat, flatGroups, foldedGroups, kernel } from "./kernel.ts";
+import { type Ending, multiply, type Product, STORE_PLACE } from "./linear.ts";
 import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
-const THREADS = 256;
+/** Tiles of a run, runs, and columns of `parts` in vec4. */
+export const runsOf = ({ w, parts }: Of<"logprob"> | Of<"sample">): { runTiles: number; runs: number; runPitch: number } => {
+  const [tiles, runPitch] = [Math.ceil(w.shape[0]! / TILE), columnsOf(parts) / 4];
+  const runTiles = Math.ceil(tiles / runPitch);
+  return { runTiles, runs: Math.ceil(tiles / runTiles), runPitch };
+};
 
-/** Below every logit, and its difference to any of them is finite. */
-const LOWEST = "-1.0e38";
+/** Rows firstRow … firstRow + count − 1 of a weight, of which the first is row wFirst of `shard`. */
+interface Part {
+  readonly shard: Tensor;
+  readonly wFirst: number;
+  readonly firstRow: number;
+  readonly count: number;
+}
+
+/** Rows from … to − 1 of a weight, shard by shard. */
+const partsOf = (w: Tensor, from: number, to: number, target: Target): Part[] =>
+  shardsOf(w, target.bindingBytes).flatMap(({ tensor, first }) => {
+    const firstRow = Math.max(from, first);
+    const count = Math.min(to, first + tensor.shape[0]!) - firstRow;
+    return count > 0 ? [{ shard: tensor, wFirst: firstRow - first, firstRow, count }] : [];
+  });
+
+/** x·wᵀ over such rows, ending in something else than y. */
+const logits = (
+  { op, rows, x, w }: Of<"logprob"> | Of<"sample"> | Of<"logprobBackward">,
+  { shard, wFirst, count }: Part,
+  y: Pick<Product, "y" | "yWidth" | "yFirst">,
+  ending: Ending,
+  target: Target,
+): Dispatch[] => {
+  const K = w.shape[1]!;
+  const product = { rows, a: x, w: shard, wFirst, accumulate: false, scale: 1, aWidth: K, aFirst: 0, N: count, K, slice: K };
+  return multiply({ op: "linear", ...product, ...y, head: { op, ending } }, target);
+};
+
+/** Sums of all tiles of all rows into step.parts. */
+export const sumLogits = (step: Of<"logprob"> | Of<"sample">, target: Target): Dispatch[] => {
+  const { op, w, z, parts, inverseTemperature } = step;
+  const { runTiles, runPitch } = runsOf(step);
+  return partsOf(w, 0, w.shape[0]!, target).flatMap((part) => {
+    const { firstRow: column, count } = part;
+    const [tileFirst, tileEnd] = [column / TILE, Math.ceil((column + count) / TILE)];
+    const runFirst = Math.floor(tileFirst / runTiles);
+    const run = "(params.runFirst + group.x)";
+    const inside = (tile: string): string =>
+      `(clamp(${tile} * params.runTiles, params.tileFirst, params.tileEnd) - params.tileFirst) * ${TILE}u`;
+    const ending: Ending = {
+      label: ` ${op}${z ? " kept" : ""}`,
+      bindings: {
+        inverseTemperature,
+        ...(op === "logprob" && { chosen: step.target }),
+        ...(z && { logits: z }),
+        parts: { tensor: parts, as: PARTS },
+      },
+      sizes: { column, runTiles, runPitch, runFirst, tileFirst, tileEnd },
+      store: `${KEEP}${z ? `\n${STORE_PLACE}\n  logits[e] = v;` : ""}`,
+      tiles: {
+        text: (threads, rows) =>
+          tileSums(
+            threads,
+            rows,
+            op === "logprob"
+              ? { inverse: "inverseTemperature[row]", wanted: "u32(chosen[row])" }
+              : { inverse: "select(inverseTemperature[row], 1.0, inverseTemperature[row] == 0.0)", wanted: "0xffffffffu" },
+          ),
+        groups: Math.ceil(tileEnd / runTiles) - runFirst,
+        columns: { from: inside(run), to: inside(`(${run} + 1u)`) },
+        after: `sumTile(m16, n0 / ${TILE}u * ${TILE}u, ${run}, lane);`,
+      },
+    };
+    return logits(step, part, { y: z ?? parts, yWidth: w.shape[0]!, yFirst: column }, ending, target);
+  });
+};
+
+export const SUM_THREADS = 64;
+/** Runs that a lane folds: all lanes together the most that there are. */
+export const LANE_RUNS = 8;
+
+/** Sets `sum`, of this lane's runs, and of the row: largest, down (sum.x − largest), total and logTotal. */
+export const ROW_SUMS: string = `var sum = NOTHING;
+  for (var run = ${LANE_RUNS}u * lane; run < min(${LANE_RUNS}u * (lane + 1u), params.runs); run++) { sum = fold(sum, parts[row * params.runPitch + run]); }
+  let largest = maxOf(sum.x, lane);
+  let down = sum.x - largest;
+  let total = sumOf(sum.y * exp(down), lane);
+  let logTotal = log(total);`;
 
 export const logprob = (step: Of<"logprob">, target: Target): Dispatch[] => {
-  const { rows, z, target: chosen, inverseTemperature, logprob, entropy, lse } = step;
+  const { rows, parts, target: chosen, logprob, entropy, lse } = step;
   const { how, prelude, suffix } = reductionsFor("logprob", target);
-  const V = columnsOf(z);
   return [
+    ...sumLogits(step, target),
     kernel({
       label: `logprob${suffix}`,
       prelude,
       bindings: {
-        z: { tensor: z, as: "f32" },
-        chosen: { tensor: chosen, as: "i32" },
-        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-        logprob: { tensor: logprob, as: "f32" },
-        entropy: { tensor: entropy, as: "f32" },
-        lse: { tensor: lse, as: "f32" },
+        parts: { tensor: parts, as: PARTS },
+        chosen,
+        logprob,
+        entropy,
+        lse,
       },
       body:
-        reductions(THREADS, how) +
+        FOLD +
+        reductions(SUM_THREADS, how) +
         byRow(
-          THREADS,
-          `let inverse = inverseTemperature[row];
-  // mass = Σ e^d and moment = Σ d·e^d of this lane's logits, d = x − top.
-  var top = ${LOWEST};
-  var mass = 0.0;
-  var moment = 0.0;
-  for (var j = lane; j < params.V; j += ${THREADS}u) {
-    let x = inverse * z[row * params.V + j];
-    let d = x - top;
-    let e = exp(-abs(d));
-    if (d > 0.0) {
-      moment = (moment - d * mass) * e;
-      mass = mass * e + 1.0;
-      top = x;
-    } else {
-      mass += e;
-      moment += d * e;
-    }
-  }
-  let largest = maxOf(top, lane);
-  let down = top - largest;
-  let total = sumOf(mass * exp(down), lane);
-  let totalMoment = sumOf((moment + down * mass) * exp(down), lane);
+          SUM_THREADS,
+          `${ROW_SUMS}
+  let moment = sumOf(fma(down, sum.y, sum.z) * exp(down), lane);
   if (lane == 0u) {
-    let logTotal = log(total);
     lse[row] = largest + logTotal;
-    entropy[row] = logTotal - totalMoment / total;
-    logprob[row] = inverse * z[row * params.V + u32(chosen[row])] - largest - logTotal;
+    entropy[row] = logTotal - moment / total;
+    logprob[row] = parts[row * params.runPitch + u32(chosen[row]) / ${TILE}u / params.runTiles].w - largest - logTotal;
   }`,
           how,
         ),
       rows,
       groups: (n) => foldedGroups(n),
-      sizes: { V },
-      work: 10 * V,
+      sizes: runsOf(step),
+      work: 10 * columnsOf(parts),
     }),
   ];
 };
@@ -95,12 +159,12 @@ export const tokenLoss = (step: Of<"tokenLoss">): Dispatch[] => {
     kernel({
       label: `tokenLoss ${loss}`,
       bindings: {
-        logprob: { tensor: logprob, as: "f32" },
-        ...(hasRatio && { old: { tensor: old, as: "f32" } }),
-        advantage: { tensor: advantage, as: "f32" },
-        ...(loss === "ppoClip" && { lossParams: { tensor: lossParams, as: "f32" } }),
-        tokenLoss: { tensor: tokenLoss, as: "f32" },
-        dLogprob: { tensor: dLogprob, as: "f32" },
+        logprob,
+        ...(hasRatio && { old }),
+        advantage,
+        ...(loss === "ppoClip" && { lossParams }),
+        tokenLoss,
+        dLogprob,
       },
       body: flat(
         "params.rows",
@@ -121,145 +185,62 @@ export const tokenLoss = (step: Of<"tokenLoss">): Dispatch[] => {
   ];
 };
 
-export const logprobBackward = (step: Of<"logprobBackward">): Dispatch[] => {
-  const { rows, z, target, inverseTemperature, lse, dLogprob } = step;
-  const V = columnsOf(z);
+/** logits[e] = dz of logit v, row m, column params.column + n. */
+const GRADIENT = `let inverse = inverseTemperature[m];
+  let isTarget = select(0.0, 1.0, params.column + n == u32(chosen[m]));
+  logits[e] = dLogprob[m] * inverse * (isTarget - exp(inverse * v - lse[m]));`;
+
+export const logprobBackward = (step: Of<"logprobBackward">, target: Target): Dispatch[] => {
+  const { rows, w, z, target: chosen, inverseTemperature, lse, dLogprob, dx } = step;
+  const [V, D] = w.shape as [number, number];
+  const S = columnsOf(z);
+  const bindings = {
+    chosen,
+    inverseTemperature,
+    lse,
+    dLogprob,
+    logits: z,
+  } as const;
+  /** The logits of the forward become their gradient in place. */
+  const kept = kernel({
+    label: "logit gradient",
+    bindings,
+    body: flat(
+      "params.rows * params.V",
+      `let e = i;
+  let m = i / params.V;
+  let n = i % params.V;
+  let v = logits[e];
+  ${GRADIENT}`,
+    ),
+    rows,
+    groups: (n) => flatGroups(n * V),
+    sizes: { V, column: 0 },
+    work: 5 * V,
+  });
+  const slices = Array.from({ length: Math.ceil(V / S) }, (_, i) => partsOf(w, i * S, Math.min((i + 1) * S, V), target));
   return [
-    kernel({
-      label: "logprobBackward",
-      bindings: {
-        z: { tensor: z, as: "f32" },
-        chosen: { tensor: target, as: "i32" },
-        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-        lse: { tensor: lse, as: "f32" },
-        dLogprob: { tensor: dLogprob, as: "f32" },
-      },
-      body: flat(
-        "params.rows * params.V",
-        `let row = i / params.V;
-  let inverse = inverseTemperature[row];
-  let isTarget = select(0.0, 1.0, i % params.V == u32(chosen[row]));
-  z[i] = dLogprob[row] * inverse * (isTarget - exp(inverse * z[i] - lse[row]));`,
+    ...(S === V ? [kept] : []),
+    ...slices.flatMap((parts, i) => [
+      ...parts.flatMap((part) => {
+        const ending: Ending = {
+          label: " gradient",
+          bindings,
+          sizes: { column: part.firstRow },
+          store: `${STORE_PLACE}\n  ${GRADIENT}`,
+        };
+        return S === V ? [] : logits(step, part, { y: z, yWidth: S, yFirst: part.firstRow - i * S }, ending, target);
+      }),
+      ...parts.flatMap(({ shard, wFirst, firstRow, count }) =>
+        multiply(
+          {
+            op: "linearBackward",
+            ...{ rows, a: z, aWidth: S, aFirst: firstRow - i * S, w: shard, wFirst, y: dx, yWidth: D, yFirst: 0 },
+            ...{ N: D, K: count, slice: HEAD_SLICE, scale: 1, accumulate: firstRow > 0 },
+          },
+          target,
+        ),
       ),
-      rows,
-      groups: (n) => flatGroups(n * V),
-      sizes: { V },
-      work: 5 * V,
-    }),
-  ];
-};
-
-/** Ranges of tokens whose mass is summed while all logits are read, by as many lanes each. */
-const RANGES = 16;
-
-/**
- * Inverse CDF in three levels: the masses of 16 ranges of tokens come from the one reading of all logits; the range in which the sum passes
- * u·total is read again, one part a lane; lane 0 walks the ranges, then its parts, then the tokens of one part. All are in token order, so
- * the walk is the CDF's. Rounding at the end of a walk takes the last one with mass.
- */
-export const sample = ({ rows, z, inverseTemperature, uniform, token, logprob }: Of<"sample">, target: Target): Dispatch[] => {
-  const { how, prelude, suffix } = reductionsFor("sample", target);
-  const V = columnsOf(z);
-  const range = Math.ceil(V / RANGES);
-  const part = Math.ceil(range / THREADS);
-  return [
-    kernel({
-      label: `sample${suffix}`,
-      prelude,
-      bindings: {
-        z: { tensor: z, as: "f32" },
-        inverseTemperature: { tensor: inverseTemperature, as: "f32" },
-        uniform_: { tensor: uniform, as: "f32" },
-        token: { tensor: token, as: "i32" },
-        logprob: { tensor: logprob, as: "f32" },
-      },
-      body: `var<workgroup> masses: array<f32, ${THREADS}>;
-var<workgroup> tops: array<f32, ${THREADS}>;
-var<workgroup> topAt: array<u32, ${THREADS}>;
-var<workgroup> pickedRange: u32;
-${reductions(THREADS, how)}${byRow(
-  THREADS,
-  `let asked = inverseTemperature[row];
-  let isGreedy = asked == 0.0;
-  let inverse = select(asked, 1.0, isGreedy);
-  let first = row * params.V;
-  let perRange = ${THREADS / RANGES}u;
-  let begin = lane / perRange * params.range;
-  let end = min(begin + params.range, params.V);
-  // This lane's part of its range: the largest x, where it was first, and Σ e^(x − top).
-  var top = ${LOWEST};
-  var at = params.V;
-  var mass = 0.0;
-  for (var j = begin + lane % perRange; j < end; j += perRange) {
-    let x = inverse * z[first + j];
-    let e = exp(-abs(x - top));
-    if (x > top) {
-      mass = mass * e + 1.0;
-      top = x;
-      at = j;
-    } else { mass += e; }
-  }
-  tops[lane] = top;
-  topAt[lane] = at;
-  let largest = maxOf(top, lane);
-  masses[lane] = mass * exp(top - largest);
-  workgroupBarrier();
-  var total = 0.0;
-  var below = 0.0;
-  var goal = 0.0;
-  if (lane == 0u) {
-    for (var i = 0u; i < ${THREADS}u; i++) { total += masses[i]; }
-    goal = uniform_[row] * total;
-    var sum = 0.0;
-    var picked = 0u;
-    for (var r = 0u; r < ${RANGES}u; r++) {
-      var own = 0.0;
-      for (var i = 0u; i < perRange; i++) { own += masses[r * perRange + i]; }
-      if (own > 0.0) { picked = r; below = sum; }
-      sum += own;
-      if (sum > goal) { break; }
-    }
-    pickedRange = picked;
-  }
-  let rangeBegin = workgroupUniformLoad(&pickedRange) * params.range;
-  let rangeEnd = min(rangeBegin + params.range, params.V);
-  let partBegin = rangeBegin + lane * params.part;
-  var own = 0.0;
-  for (var j = partBegin; j < min(partBegin + params.part, rangeEnd); j++) { own += exp(inverse * z[first + j] - largest); }
-  masses[lane] = own;
-  workgroupBarrier();
-  if (lane > 0u) { return; }
-  var chosen = params.V;
-  if (isGreedy) {
-    for (var i = 0u; i < ${THREADS}u; i++) {
-      if (tops[i] == largest) { chosen = min(chosen, topAt[i]); }
-    }
-  } else {
-    var sum = below;
-    var picked = 0u;
-    for (var i = 0u; i < ${THREADS}u; i++) {
-      if (masses[i] > 0.0) { picked = i; below = sum; }
-      sum += masses[i];
-      if (sum > goal) { break; }
-    }
-    chosen = rangeBegin + picked * params.part;
-    sum = below;
-    for (var j = chosen; j < min(rangeBegin + (picked + 1u) * params.part, rangeEnd); j++) {
-      let e = exp(inverse * z[first + j] - largest);
-      if (e > 0.0) { chosen = j; }
-      sum += e;
-      if (sum > goal) { break; }
-    }
-  }
-  chosen = min(chosen, params.V - 1u);
-  token[row] = i32(chosen);
-  logprob[row] = inverse * z[first + chosen] - largest - log(total);`,
-  how,
-)}`,
-      rows,
-      groups: (n) => foldedGroups(n),
-      sizes: { V, range, part },
-      work: 10 * V,
-    }),
+    ]),
   ];
 };

@@ -40,8 +40,8 @@ export interface Dispatch {
   readonly scratchBytes: number;
 }
 
-/** binding name in the WGSL text → what it is. */
-export type Bindings = Readonly<Record<string, Binding>>;
+/** Binding name in the WGSL text → what it is; a tensor alone is bound as what it holds, f32 or i32. */
+export type Bindings = Readonly<Record<string, Tensor | Binding>>;
 
 export interface Binding {
   readonly tensor: Tensor;
@@ -119,7 +119,10 @@ export const kernel = ({
   sizes = {},
   numbers = {},
 }: KernelParts): Dispatch => {
-  const list = Object.entries(bindings);
+  const list = Object.entries(bindings).map(([name, bound]): [string, Binding] => [
+    name,
+    "tensor" in bound ? bound : { tensor: bound, as: bound.dtype === "i32" ? "i32" : "f32" },
+  ]);
   const access = list.map(([, binding]) => accessOf(binding)).join("");
   const declarations = list.map(
     ([name, { as }], i) =>

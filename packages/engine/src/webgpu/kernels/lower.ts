@@ -5,12 +5,13 @@ import { advance } from "./advance.ts";
 import { attention } from "./attention.ts";
 import { attentionBackwardKv, attentionBackwardQ, attentionDelta } from "./attentionBackward.ts";
 import { attentionCached } from "./attentionCached.ts";
-import { logprob, logprobBackward, sample, tokenLoss } from "./head.ts";
+import { logprob, logprobBackward, tokenLoss } from "./head.ts";
 import type { Dispatch } from "./kernel.ts";
 import { linear, linearBackward } from "./linear.ts";
 import { rmsNorm, rmsNormBackward } from "./norm.ts";
 import { adamW, sumSquares } from "./optimizer.ts";
 import { copy, embed, gatherRows, glu, gluBackward, kvAppend, kvCopy, rope, scatterRows, zero } from "./rows.ts";
+import { sample } from "./sample.ts";
 import { PORTABLE, type Target } from "./target.ts";
 import { weightGrad } from "./weightGrad.ts";
 

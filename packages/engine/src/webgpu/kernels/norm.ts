@@ -3,7 +3,7 @@
 
 import { type Step, sizeOf } from "../../plan/step.ts";
 import { reductions, reductionsFor } from "../../wgsl/reduce.ts";
-import { byRow, columnsOf, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
+import { type Bindings, byRow, columnsOf, type Dispatch, foldedGroups, kernel } from "./kernel.ts";
 import type { Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
@@ -16,40 +16,52 @@ const PLACE = `let unit = row * params.groups + group.z;
   let first = unit * params.D;
   `;
 
-export const rmsNorm = ({ rows, x, gain, residual, y, rstd, eps }: Of<"rmsNorm">, target: Target): Dispatch[] => {
+interface Ending {
+  readonly label: string;
+  readonly bindings?: Bindings;
+  readonly numbers?: Readonly<Record<string, number>>;
+  /** WGSL: y from x, with r, first and lane. */
+  readonly text: string;
+}
+
+/** rstd, and what `ending` makes of the row. */
+export const normed = ({ rows, x, gain, y, rstd, eps }: Of<"rmsNorm">, target: Target, ending: Ending): Dispatch => {
   const { how, prelude, suffix } = reductionsFor("rmsNorm", target);
   const D = sizeOf(gain);
   const groups = columnsOf(x) / D;
-  return [
-    kernel({
-      label: `rmsNorm${residual ? " residual" : ""}${suffix}`,
-      prelude,
-      bindings: {
-        x: { tensor: x, as: "f32" },
-        gain: { tensor: gain, as: "f32" },
-        ...(residual && { residual: { tensor: residual, as: "f32" } }),
-        y: { tensor: y, as: "f32" },
-        rstd: { tensor: rstd, as: "f32" },
-      },
-      body:
-        reductions(NORM_THREADS, how) +
-        byRow(
-          NORM_THREADS,
-          `${PLACE}var squares = 0.0;
+  return kernel({
+    label: ending.label + suffix,
+    prelude,
+    bindings: { x, gain, ...ending.bindings, y, rstd },
+    body:
+      reductions(NORM_THREADS, how) +
+      byRow(
+        NORM_THREADS,
+        `${PLACE}var squares = 0.0;
   for (var d = lane; d < params.D; d += ${NORM_THREADS}u) {
     let v = x[first + d];
     squares += v * v;
   }
   let r = inverseSqrt(sumOf(squares, lane) / f32(params.D) + params.normEps);
   if (lane == 0u) { rstd[unit] = r; }
-  for (var d = lane; d < params.D; d += ${NORM_THREADS}u) { y[first + d] = ${residual ? "residual[first + d] + " : ""}x[first + d] * r * gain[d]; }`,
-          how,
-        ),
-      sizes: { D, groups },
-      numbers: { normEps: eps },
-      rows,
-      groups: (n) => foldedGroups(n, groups),
-      work: 3 * D * groups,
+  ${ending.text}`,
+        how,
+      ),
+    sizes: { D, groups },
+    numbers: { normEps: eps, ...ending.numbers },
+    rows,
+    groups: (n) => foldedGroups(n, groups),
+    work: 4 * D * groups,
+  });
+};
+
+export const rmsNorm = (step: Of<"rmsNorm">, target: Target): Dispatch[] => {
+  const { residual } = step;
+  return [
+    normed(step, target, {
+      label: `rmsNorm${residual ? " residual" : ""}`,
+      ...(residual && { bindings: { residual } }),
+      text: `for (var d = lane; d < params.D; d += ${NORM_THREADS}u) { y[first + d] = ${residual ? "residual[first + d] + " : ""}x[first + d] * r * gain[d]; }`,
     }),
   ];
 };
@@ -63,11 +75,11 @@ export const rmsNormBackward = ({ rows, x, gain, rstd, dy, dx, accumulate }: Of<
       label: `rmsNormBackward${suffix}`,
       prelude,
       bindings: {
-        x: { tensor: x, as: "f32" },
-        gain: { tensor: gain, as: "f32" },
-        rstd: { tensor: rstd, as: "f32" },
-        dy: { tensor: dy, as: "f32" },
-        dx: { tensor: dx, as: "f32" },
+        x,
+        gain,
+        rstd,
+        dy,
+        dx,
       },
       body:
         reductions(NORM_THREADS, how) +

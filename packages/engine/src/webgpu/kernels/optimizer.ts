@@ -15,7 +15,7 @@ export const sumSquares = ({ x, sum }: Of<"sumSquares">): Dispatch[] => {
   return [
     kernel({
       label: "sumSquares parts",
-      bindings: { x: { tensor: x, as: "f32" }, scratch: { tensor: SCRATCH, as: "f32" } },
+      bindings: { x, scratch: SCRATCH },
       body: `${reductions(THREADS)}@compute @workgroup_size(${THREADS})
 fn main(${MAIN_ARGUMENTS}) {
   var part = 0.0;
@@ -31,7 +31,7 @@ fn main(${MAIN_ARGUMENTS}) {
     }),
     kernel({
       label: "sumSquares",
-      bindings: { scratch: { tensor: SCRATCH, as: "f32" }, sum: { tensor: sum, as: "f32" } },
+      bindings: { scratch: SCRATCH, sum },
       body: `${reductions(THREADS)}@compute @workgroup_size(${THREADS})
 fn main(${MAIN_ARGUMENTS}) {
   var part = 0.0;
@@ -57,10 +57,10 @@ export const adamW = ({ p, g, m, v, sumSquares }: Of<"adamW">): Dispatch[] => {
     kernel({
       label: "adamW",
       bindings: {
-        p: { tensor: p, as: "f32" },
-        g: { tensor: g, as: "f32" },
-        m: { tensor: m, as: "f32" },
-        v: { tensor: v, as: "f32" },
+        p,
+        g,
+        m,
+        v,
         squares: { tensor: sumSquares, as: "u32" },
       },
       body: flat(

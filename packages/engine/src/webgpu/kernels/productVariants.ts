@@ -56,6 +56,8 @@ export interface ProductShape {
   readonly slices: number;
   /** The weight lies along the depth (forward), so that skinny.ts can read it. */
   readonly isAlongDepth: boolean;
+  /** What becomes of the results is more than a sum (head.ts): whole sums of 64 columns, in f32. */
+  readonly isHead?: boolean;
 }
 
 /** Where nothing asks for a larger one. Narrow results (LoRA ranks) get narrow tiles. */
@@ -64,9 +66,13 @@ const smallTile = (m: number, n: number): string => (n <= 16 ? "64x16" : m <= 16
 /** On a processor every load and barrier is an instruction, and few threads keep it busy: many results each. */
 const softwareTile = (m: number, n: number): string => (n <= 16 ? "64x8 8x8" : m <= 16 ? "8x64 8x8" : "64x64 16x8");
 
-const defaultName = ({ problem: { rows }, isSoftware, n, depth, slices, isAlongDepth }: ProductShape, canBeSkinny: boolean): string => {
-  if (isSoftware) return softwareTile(rows, n);
+const defaultName = (
+  { problem: { rows }, isSoftware, n, depth, slices, isAlongDepth, isHead }: ProductShape,
+  canBeSkinny: boolean,
+): string => {
+  if (isSoftware) return softwareTile(rows, isHead ? 64 : n);
   if (canBeSkinny && isAlongDepth && rows <= SKINNY_ROWS && depth >= SKINNY_DEPTH) return "skinny";
+  if (isHead) return groupsOf(TILES["64x64"]!, rows, n) >= ENOUGH_GROUPS ? "64x64 wide" : "16x64 wide";
   const small = smallTile(rows, n);
   const [many, few] = [groupsOf(TILES[small]!, rows, n), groupsOf(TILES["64x64"]!, rows, n)];
   if (small === "32x32" && few >= ENOUGH_GROUPS) return "64x64 wide";
@@ -80,24 +86,25 @@ const known = new Map<string, readonly ProductVariant[]>();
 
 /** Everything that can do the job, the one that suits the shape first. */
 export const productCandidates = (shape: ProductShape): readonly ProductVariant[] => {
-  const { problem, isSoftware, n, depth, slices } = shape;
-  const key = `${problemKey(problem)} ${isSoftware} ${n} ${depth} ${slices}`;
+  const { problem, isSoftware, n, depth, slices, isHead } = shape;
+  const key = `${problemKey(problem)} ${isSoftware} ${n} ${depth} ${slices} ${isHead}`;
   const found = known.get(key) ?? listCandidates(shape);
   known.set(key, found);
   return found;
 };
 
 const listCandidates = (shape: ProductShape): readonly ProductVariant[] => {
-  const { problem, n, depth, slices, isAlongDepth } = shape;
+  const { problem, n, depth, slices, isAlongDepth, isHead } = shape;
   const canBeSkinny = isAlongDepth && depth % BLOCK === 0 && (!isPacked(problem.format) || depth % (2 * BLOCK) === 0);
   const all: ProductVariant[] = canBeSkinny ? [{ name: "skinny", kind: "skinny" }] : [];
-  const canSplit = slices > 1 && slices * problem.rows * n * 4 <= MAX_SPLIT_BYTES;
+  const canSplit = !isHead && slices > 1 && slices * problem.rows * n * 4 <= MAX_SPLIT_BYTES;
   for (const [name, size] of Object.entries(TILES)) {
+    if (isHead && (size.BN !== 64 || size.BM > 64)) continue;
     for (const isWide of [false, true]) {
       for (const isSplit of canSplit && isWide ? [false, true] : [false]) {
         const full = `${name}${isWide ? " wide" : ""}${isSplit ? " split" : ""}`;
         all.push({ name: full, kind: "tile", tile: size, isWide, isSplit, isHalf: false });
-        if (isWide && !isSplit)
+        if (isWide && !isSplit && !isHead)
           all.push({
             name: `${full} f16`,
             kind: "tile",

@@ -20,8 +20,8 @@ export const embed = ({ rows, table, tokens, y, scale }: Of<"embed">, target: Ta
       label: `embed ${format}`,
       bindings: {
         table: { tensor, as: elementOf(format) },
-        tokens: { tensor: tokens, as: "i32" },
-        y: { tensor: y, as: "f32" },
+        tokens,
+        y,
       },
       body:
         reader(matrix) +
@@ -50,7 +50,7 @@ export const gatherRows = ({ rows, x, index, y }: Of<"gatherRows">): Dispatch[] 
   return [
     kernel({
       label: "gatherRows",
-      bindings: { x: { tensor: x, as: "f32" }, index: { tensor: index, as: "i32" }, y: { tensor: y, as: "f32" } },
+      bindings: { x, index, y },
       body: flat("params.rows * params.D", "y[i] = x[u32(index[i / params.D]) * params.D + i % params.D];"),
       rows,
       sizes: { D },
@@ -66,7 +66,7 @@ export const scatterRows = ({ rows, outRows, dy, index, dx }: Of<"scatterRows">)
   return [
     kernel({
       label: "scatterRows zero",
-      bindings: { dx: { tensor: dx, as: "f32" } },
+      bindings: { dx },
       body: flat("params.rows * params.D", "dx[i] = 0.0;"),
       rows,
       sizes: { D },
@@ -75,7 +75,7 @@ export const scatterRows = ({ rows, outRows, dy, index, dx }: Of<"scatterRows">)
     }),
     kernel({
       label: "scatterRows",
-      bindings: { dy: { tensor: dy, as: "f32" }, index: { tensor: index, as: "i32" }, dx: { tensor: dx, as: "f32" } },
+      bindings: { dy, index, dx },
       body: flat("params.rows * params.D", "dx[u32(index[i / params.D]) * params.D + i % params.D] = dy[i];"),
       rows: outRows,
       sizes: { D },
@@ -91,12 +91,12 @@ export const kvAppend = ({ rows, k, v, slots, positions, kCache, vCache }: Of<"k
     kernel({
       label: "kvAppend",
       bindings: {
-        k: { tensor: k, as: "f32" },
-        v: { tensor: v, as: "f32" },
-        slots: { tensor: slots, as: "i32" },
-        positions: { tensor: positions, as: "i32" },
-        kCache: { tensor: kCache, as: "f32" },
-        vCache: { tensor: vCache, as: "f32" },
+        k,
+        v,
+        slots,
+        positions,
+        kCache,
+        vCache,
       },
       body: flat(
         "params.rows * params.W",
@@ -120,9 +120,9 @@ export const kvCopy = ({ rows, from, to, length, kCache, vCache }: Of<"kvCopy">)
     kernel({
       label: "kvCopy",
       bindings: {
-        source: { tensor: from, as: "i32" },
-        goal: { tensor: to, as: "i32" },
-        length: { tensor: length, as: "i32" },
+        source: from,
+        goal: to,
+        length,
         kCache: { tensor: kCache, as: "u32" },
         vCache: { tensor: vCache, as: "u32" },
       },
@@ -181,9 +181,9 @@ export const rope = ({ rows, x, table, positions, heads, direction }: Of<"rope">
     kernel({
       label: "rope",
       bindings: {
-        x: { tensor: x, as: "f32" },
-        table: { tensor: table, as: "f32" },
-        positions: { tensor: positions, as: "i32" },
+        x,
+        table,
+        positions,
       },
       body: flat(
         "params.rows * params.pairs",
@@ -222,7 +222,7 @@ export const glu = ({ rows, gate, up, y, activation }: Of<"glu">): Dispatch[] =>
   return [
     kernel({
       label: "glu",
-      bindings: { gate: { tensor: gate, as: "f32" }, up: { tensor: up, as: "f32" }, y: { tensor: y, as: "f32" } },
+      bindings: { gate, up, y },
       body:
         sigmoid +
         flat(
@@ -245,7 +245,7 @@ export const gluBackward = ({ rows, gate, up, dy, activation }: Of<"gluBackward"
   return [
     kernel({
       label: "gluBackward",
-      bindings: { gate: { tensor: gate, as: "f32" }, up: { tensor: up, as: "f32" }, dy: { tensor: dy, as: "f32" } },
+      bindings: { gate, up, dy },
       body:
         sigmoid +
         flat(

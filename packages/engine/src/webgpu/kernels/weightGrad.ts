@@ -39,7 +39,7 @@ export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target:
     bindings: {
       dy: { tensor: dy, as: elementOf("f32", wideA) },
       x: { tensor: x, as: elementOf("f32", wideB) },
-      scratch: { tensor: SCRATCH, as: "f32" },
+      scratch: SCRATCH,
     },
     body: bodyOf(label, () =>
       gemm({
@@ -61,7 +61,7 @@ export const weightGrad = ({ rows, dy, x, dw, scale }: Of<"weightGrad">, target:
   });
   const sum = kernel({
     label: "weightGrad sum",
-    bindings: { scratch: { tensor: SCRATCH, as: "f32" }, dw: { tensor: dw, as: "f32" } },
+    bindings: { scratch: SCRATCH, dw },
     body: flat(
       "params.size",
       `let slices = (params.rows - 1u) / params.sliceRows + 1u;
