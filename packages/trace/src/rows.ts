@@ -93,8 +93,6 @@ export interface Backend {
   readonly checksFiles?: boolean;
   /** All or nothing, one after the other. A body may run a second time when the connection was lost under it. */
   transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
-  /** Where appends may share a transaction: a relaxed one of `spans` spans, whose body writes nothing before its last rule is checked. */
-  append?<T>(spans: number, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   /** Where appends are gathered to one command: those of a transaction are run at once, and `tell` is told once they are committed. */
   gather?(request: AppendRequest, run: RunAppends, tell: (events: readonly StoreEvent[]) => void): Promise<void>;
   /** Its spans are made for whoever reads them: they need no copy. */

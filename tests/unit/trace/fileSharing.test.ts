@@ -59,23 +59,6 @@ test("what is asked for in one turn is one write; one that breaks a rule fails a
   await again.close();
 });
 
-test("what is asked first is done first, whatever shares with what", async () => {
-  const store = await openFileStore(join(root, "order"));
-  const attempt = await begin(store, "a");
-  const first = store.append([spanOf(attempt, "x")]);
-  const ended = store.finish(attempt, { status: "succeeded" });
-  const second = store.append([spanOf(attempt, "y")]);
-  const stats = store.stats();
-  const forgotten = store.forget("a");
-  const late = store.append([spanOf(attempt, "z")]).catch((error) => error.code);
-  expect((await stats).spans).toBe(2);
-  expect(await Promise.all([first, second])).toEqual([undefined, undefined]);
-  expect((await ended).status).toBe("succeeded");
-  expect(await forgotten).toBe(true);
-  expect(await late).toBe("unknown");
-  await store.close();
-});
-
 test("a crowd takes turns with the disk, every write a part of it; what was asked for before close is done", async () => {
   const written: number[] = [];
   const io: LogIo = {
