@@ -1,7 +1,10 @@
-// A tab's half of the IndexedDB figures: our store, Dexie and idb, each keeping spans under their key in a database of its own.
+// A tab's half of the IndexedDB figures. Our store promises that a span's attempt is there, that its id is kept once, that spans
+// have one order, and that an append is a heartbeat. Dexie and idb do the same job, written by hand as well as we can, in one
+// transaction an append; and they do less: each span put under its key, read in the order of keys.
+// All relaxed, the same spans with typed arrays, databases of their own.
 import type { Span } from "@fulgurite/trace";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
-import Dexie from "dexie";
+import Dexie, { type Table } from "dexie";
 import { openDB } from "idb";
 import { spanOf } from "./span.ts";
 
@@ -13,8 +16,19 @@ interface Contestant {
 
 const opened = new Map<string, Promise<Contestant>>();
 
-const openings: Record<string, (name: string) => Promise<Contestant & { attempt?: { rolloutId: string; id: string } }>> = {
-  ours: async (name) => {
+const ATTEMPT = { rolloutId: "r", id: "a" };
+const SPANS_OF_ROLLOUT: [lower: [string, number], upper: [string, number]] = [
+  ["r", 0],
+  ["r", Number.POSITIVE_INFINITY],
+];
+const SPAN_KEY = ["rolloutId", "attemptId", "id"];
+
+const noAttempt = (): never => {
+  throw new Error("an attempt that is there, got none; run it by hand");
+};
+
+const openings = {
+  ours: async (name: string): Promise<Contestant> => {
     const store = await openIndexedDbStore(name);
     await store.enqueue([{ id: "r", input: null }]);
     const [claim] = await store.claim("bench");
@@ -28,31 +42,92 @@ const openings: Record<string, (name: string) => Promise<Contestant & { attempt?
       },
     };
   },
-  dexie: async (name) => {
-    const database = new Dexie(name);
+  dexie: async (name: string): Promise<Contestant> => {
+    const database = new Dexie(name, { chromeTransactionDurability: "relaxed" });
+    database.version(1).stores({ spans: "[rolloutId+attemptId+id],[rolloutId+seq]", attempts: "[rolloutId+id]", counters: "" });
+    const [spans, attempts, counters] = ["spans", "attempts", "counters"].map((table) => database.table(table)) as [Table, Table, Table];
+    await attempts.put({ ...ATTEMPT, status: "running", lastHeartbeatMs: 0 });
+    return {
+      append: (span) =>
+        database.transaction("rw", [spans, attempts, counters], async () => {
+          const [attempt, known, last = 0] = await Promise.all([
+            attempts.get<object>(["r", "a"]),
+            spans.where(":id").equals(["r", "a", span.id]).count(),
+            counters.get<number>("spanSeq"),
+          ]);
+          if (attempt === undefined) noAttempt();
+          await Promise.all([
+            ...(known === 0 ? [spans.add({ ...span, seq: last + 1 }), counters.put(last + 1, "spanSeq")] : []),
+            attempts.put({ ...attempt, lastHeartbeatMs: Date.now() }),
+          ]);
+        }),
+      scan: async () =>
+        (
+          await spans
+            .where("[rolloutId+seq]")
+            .between(...SPANS_OF_ROLLOUT)
+            .toArray()
+        ).length,
+    };
+  },
+  idb: async (name: string): Promise<Contestant> => {
+    const database = await openDB(name, 1, {
+      upgrade: (upgraded) => {
+        upgraded.createObjectStore("spans", { keyPath: SPAN_KEY }).createIndex("byRollout", ["rolloutId", "seq"]);
+        upgraded.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
+        upgraded.createObjectStore("counters");
+      },
+    });
+    await database.put("attempts", { ...ATTEMPT, status: "running", lastHeartbeatMs: 0 });
+    return {
+      append: async (span) => {
+        const transaction = database.transaction(["spans", "attempts", "counters"], "readwrite", { durability: "relaxed" });
+        const [spans, attempts, counters] = [
+          transaction.objectStore("spans"),
+          transaction.objectStore("attempts"),
+          transaction.objectStore("counters"),
+        ];
+        const [attempt, known, last = 0] = await Promise.all([
+          attempts.get<object>(["r", "a"]),
+          spans.getKey(["r", "a", span.id]),
+          counters.get<number>("spanSeq"),
+        ]);
+        if (attempt === undefined) noAttempt();
+        const writes = [
+          ...(known === undefined ? [spans.add({ ...span, seq: last + 1 }), counters.put(last + 1, "spanSeq")] : []),
+          attempts.put({ ...attempt, lastHeartbeatMs: Date.now() }),
+        ];
+        transaction.commit();
+        await Promise.all([...writes, transaction.done]);
+      },
+      scan: async () => (await database.getAllFromIndex("spans", "byRollout", IDBKeyRange.bound(...SPANS_OF_ROLLOUT))).length,
+    };
+  },
+  dexiePut: async (name: string): Promise<Contestant> => {
+    const database = new Dexie(name, { chromeTransactionDurability: "relaxed" });
     database.version(1).stores({ spans: "[rolloutId+attemptId+id]" });
     const spans = database.table("spans");
     return { append: (span) => spans.put(span), scan: async () => (await spans.toArray()).length };
   },
-  idb: async (name) => {
-    const database = await openDB(name, 1, {
-      upgrade: (upgraded) => void upgraded.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] }),
-    });
+  idbPut: async (name: string): Promise<Contestant> => {
+    const database = await openDB(name, 1, { upgrade: (upgraded) => void upgraded.createObjectStore("spans", { keyPath: SPAN_KEY }) });
     return {
       append: async (span) => {
         const transaction = database.transaction("spans", "readwrite", { durability: "relaxed" });
-        await Promise.all([transaction.store.put(span), transaction.done]);
+        const put = transaction.store.put(span);
+        transaction.commit();
+        await Promise.all([put, transaction.done]);
       },
       scan: async () => (await database.getAll("spans")).length,
     };
   },
 };
 
-export type Kind = "ours" | "dexie" | "idb";
+export type Kind = keyof typeof openings;
 
 const contestant = (kind: Kind, name: string): Promise<Contestant> => {
   const key = `${kind}-${name}`;
-  const known = opened.get(key) ?? openings[kind]!(key);
+  const known = opened.get(key) ?? openings[kind](key);
   opened.set(key, known);
   return known;
 };

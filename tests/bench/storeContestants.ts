@@ -1,5 +1,5 @@
 // Three ways to keep spans on a disk so that what was answered survives a power cut: our files, SQLite and LMDB. Each keeps a
-// span under its key once, in order, as the same line of JSON, and answers when it is on disk.
+// span under its key once, in order, and answers when it is on disk; the peers as a line of JSON.
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Span, Store, StoreItem } from "@fulgurite/trace";
@@ -20,7 +20,7 @@ export interface Peer extends Contestant {
 const base64 = (array: Int32Array | Float32Array): string =>
   Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
 
-/** What a peer is given to keep: the text that our own log line holds. */
+/** What a peer is given to keep: JSON with the arrays in base64, as most callers would write it. */
 export const toText = (span: Span): string =>
   JSON.stringify(span, (_name, value) =>
     value instanceof Int32Array ? { $i32: base64(value) } : value instanceof Float32Array ? { $f32: base64(value) } : value,

@@ -107,9 +107,73 @@ test("a database of the first version is upgraded with all that is in it, and ca
   await store.close();
 });
 
+/** What version 2 made, and what it left. */
+const openSecondVersion = async (name: string): Promise<IDBDatabase> => {
+  const request = indexedDB.open(`fulgurite/${name}`, 2);
+  request.onupgradeneeded = () => {
+    const db = request.result;
+    const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
+    rollouts.createIndex("bySeq", "seq", { unique: true });
+    rollouts.createIndex("byStatus", ["status", "seq"]);
+    const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
+    attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
+    attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
+    const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
+    spans.createIndex("bySeq", "seq", { unique: true });
+    spans.createIndex("byRollout", ["rolloutId", "seq"]);
+    spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
+    db.createObjectStore("resources", { keyPath: ["name", "version"] });
+    db.createObjectStore("states").put(Uint8Array.of(7), "cursor");
+    const counters = db.createObjectStore("counters");
+    counters.put(9, "rolloutSeq"); // what came after seq 4 was forgotten
+    counters.put(20, "spanSeq");
+    const config = { timeoutMs: 1_000, maxAttempts: 2, retryOn: ["unresponsive"] };
+    const rollout = { id: "a", seq: 4, input: 1, mode: "train", status: "running", config, metadata: {}, attempts: 1, createdAtMs: 1 };
+    rollouts.put(rollout);
+    attempts.put({ rolloutId: "a", id: "t", sequence: 1, status: "running", workerId: "w", startedAtMs: 5, lastHeartbeatMs: 6 });
+    for (const [id, seq] of [
+      ["s2", 7],
+      ["s1", 8],
+    ] as const)
+      spans.put({ ...spanOf({ rolloutId: "a", id: "t" }, id, { tokens: Int32Array.of(seq) }), seq });
+  };
+  return ask(request);
+};
+
+test("a database of the second version is upgraded where it lies: rows, seqs and what runs go on", async () => {
+  const name = newName();
+  (await openSecondVersion(name)).close();
+  const store = await openIndexedDbStore(name, { clock: () => 50 });
+  const found = [];
+  for await (const span of store.spans({ rolloutId: "a" })) found.push(`${span.id}@${span.seq} ${span.attributes.tokens}`);
+  expect(found).toEqual(["s2@7 7", "s1@8 8"]);
+  expect(await store.getState("cursor")).toEqual(Uint8Array.of(7));
+  const attempt = { rolloutId: "a", id: "t" };
+  await store.append([spanOf(attempt, "s1"), spanOf(attempt, "s3")]);
+  expect((await store.attempts("a"))[0]).toMatchObject({ status: "running", startedAtMs: 5, lastHeartbeatMs: 50 });
+  const seqs = [];
+  for await (const { id, seq } of store.spans({ rolloutId: "a", attemptId: "t" })) seqs.push(`${id}@${seq}`);
+  expect(seqs).toEqual(["s2@7", "s1@8", "s3@21"]);
+  expect((await store.enqueue([{ id: "b", input: 1 }]))[0]!.seq).toBe(10);
+  expect(await store.requeueStale(51)).toBe(1);
+  await store.close();
+});
+
+test("a tab of the second version is refused, and writes nothing that nobody would count", async () => {
+  const name = newName();
+  const old = await openSecondVersion(name);
+  old.onversionchange = () => old.close();
+  const store = await openIndexedDbStore(name);
+  const again = await ask(indexedDB.open(`fulgurite/${name}`)); // as that release does when it finds a newer version
+  const stores = ["rollouts", "attempts", "spans", "resources", "counters"];
+  expect(() => again.transaction(stores, "readwrite")).toThrow(expect.objectContaining({ name: "NotFoundError" }));
+  again.close();
+  await store.close();
+});
+
 test("a resource of the second version, which had no manifest, is given that of its bytes, and everything can be done with it", async () => {
   const name = newName();
-  await (await openIndexedDbStore(name)).close(); // the second version made the stores that there are now
+  (await openSecondVersion(name)).close();
   const db = await ask(indexedDB.open(`fulgurite/${name}`));
   const rows = db.transaction("resources", "readwrite").objectStore("resources");
   const old = { name: "p", kind: "lora", metadata: { step: 1 }, createdAtMs: 5 };
@@ -247,23 +311,6 @@ test("an append has resolved only when its transaction has completed", async () 
   await store.close();
 });
 
-test("what was asked for first is done first, whether it shares or not", async () => {
-  const store = await openIndexedDbStore(newName());
-  const attempt = await begin(store, "a");
-  const first = store.append([spanOf(attempt, "x")]);
-  const ended = store.finish(attempt, { status: "succeeded" });
-  const second = store.append([spanOf(attempt, "y")]);
-  const stats = store.stats();
-  const forgotten = store.forget("a");
-  const late = store.append([spanOf(attempt, "z")]).catch((error) => error.code);
-  expect((await stats).spans).toBe(2);
-  expect(await Promise.all([first, second])).toEqual([undefined, undefined]);
-  expect((await ended).status).toBe("succeeded");
-  expect(await forgotten).toBe(true);
-  expect(await late).toBe("unknown");
-  await store.close();
-});
-
 test("of appends that share, one that breaks a rule fails alone", async () => {
   const store = await openIndexedDbStore(newName());
   const attempt = await begin(store, "a");
@@ -278,20 +325,22 @@ test("of appends that share, one that breaks a rule fails alone", async () => {
   await store.close();
 });
 
-/** Puts of values that say `heavy` find no room; so does what is refused when its transaction commits. */
+/** Values that say `heavy` find no room; so does what is refused when its transaction commits. */
 const fillDisk = (at: "request" | "commit") => {
-  const real = IDBObjectStore.prototype.put;
-  vi.spyOn(IDBObjectStore.prototype, "put").mockImplementation(function (this: IDBObjectStore, ...args) {
-    const isHeavy = JSON.stringify(args[0])?.includes("heavy") ?? false;
-    if (isHeavy && at === "request") throw new DOMException("no room", "QuotaExceededError");
-    if (isHeavy) {
-      Object.defineProperty(this.transaction, "error", { value: new DOMException("no room", "QuotaExceededError") });
-      const request = real.apply(this, args);
-      this.transaction.abort();
-      return request;
-    }
-    return real.apply(this, args);
-  });
+  for (const method of ["add", "put"] as const) {
+    const real = IDBObjectStore.prototype[method];
+    vi.spyOn(IDBObjectStore.prototype, method).mockImplementation(function (this: IDBObjectStore, ...args) {
+      const isHeavy = JSON.stringify(args[0])?.includes("heavy") ?? false;
+      if (isHeavy && at === "request") throw new DOMException("no room", "QuotaExceededError");
+      if (isHeavy) {
+        Object.defineProperty(this.transaction, "error", { value: new DOMException("no room", "QuotaExceededError") });
+        const request = real.apply(this, args);
+        this.transaction.abort();
+        return request;
+      }
+      return real.apply(this, args);
+    });
+  }
 };
 
 test("on a full disk the call without room is told so by code, those that shared its transaction are stored", async () => {
@@ -327,9 +376,10 @@ test("a disk without room for a byte still forgets, and no seq is given again", 
   const store = await openIndexedDbStore(newName());
   await store.append([spanOf(await begin(store, "a"), "x")]);
   await store.cancel("a");
-  vi.spyOn(IDBObjectStore.prototype, "put").mockImplementation(() => {
-    throw new DOMException("no room", "QuotaExceededError");
-  });
+  for (const method of ["add", "put"] as const)
+    vi.spyOn(IDBObjectStore.prototype, method).mockImplementation(() => {
+      throw new DOMException("no room", "QuotaExceededError");
+    });
   for (const write of [
     () => store.enqueue([{ id: "b", input: 1 }]),
     () => store.publish({ name: "p", kind: "prompt", files: {} }),
@@ -359,15 +409,138 @@ test("close waits for the appends that were asked for before it", async () => {
   await again.close();
 });
 
+// ---- what an append goes by without reading ------------------------------------------------------------------------------------
+
+/** Every row that there is, as text. */
+const everything = async (name: string): Promise<string> => {
+  const db = await ask(indexedDB.open(`fulgurite/${name}`));
+  const rows = await Promise.all([...db.objectStoreNames].map((store) => ask(db.transaction(store).objectStore(store).getAll())));
+  db.close();
+  return JSON.stringify(rows);
+};
+
+const openTwo = async (): Promise<{ name: string; store: Store; other: Store; time: { now: number } }> => {
+  const name = newName();
+  const time = { now: 1_000 };
+  const options = { clock: () => time.now };
+  return { name, time, store: await openIndexedDbStore(name, options), other: await openIndexedDbStore(name, options) };
+};
+
+test("who is alone appends by one transaction that reads nothing; who is not, finds out, and reads until alone again", async () => {
+  const { store, other } = await openTwo();
+  const attempt = await begin(store, "a");
+  const reads = (["get", "getKey", "getAll"] as const).map((method) => vi.spyOn(IDBObjectStore.prototype, method));
+  const count = countTransactions();
+  let [transactions, requests] = [0, 0];
+  const costOf = async (act: () => Promise<unknown>): Promise<string> => {
+    await act();
+    const before = [transactions, requests] as const;
+    transactions = count();
+    requests = reads.reduce((sum, spy) => sum + spy.mock.calls.length, 0);
+    return `${transactions - before[0]} transactions, ${requests - before[1] > 0 ? "reading" : "blind"}`;
+  };
+  let next = 0;
+  const append = () => store.append([spanOf(attempt, `s${next++}`)]);
+  expect(await costOf(append)).toBe("1 transactions, blind");
+  expect(await costOf(append)).toBe("1 transactions, blind");
+  await costOf(() => other.append([spanOf(attempt, "other")]));
+  expect(await costOf(append)).toBe("2 transactions, reading"); // the first of them was undone
+  expect(await costOf(append)).toBe("1 transactions, reading");
+  expect(await costOf(append)).toBe("1 transactions, blind");
+  expect(await idsOf(other, "a")).toEqual(["s0", "s1", "other", "s2", "s3", "s4"]);
+  await store.close();
+  await other.close();
+});
+
+test("two objects that append at once give every seq once, and lose nothing", async () => {
+  const { store, other } = await openTwo();
+  const attempt = await begin(store, "a");
+  await Promise.all(
+    range(40).map(async (index) => {
+      const one = index % 2 === 0 ? store : other;
+      for (const turn of range(1 + (index % 5))) await one.append([spanOf(attempt, `${index}-${turn}`)]);
+    }),
+  );
+  await Promise.all(
+    range(40).map((index) => (index % 2 === 0 ? other : store).append(["last", "0"].map((end) => spanOf(attempt, `${index}-${end}`)))),
+  );
+  const ids = await idsOf(store, "a");
+  expect(ids.length).toBe(160); // by seq: one given twice would leave fewer
+  expect(new Set(ids).size).toBe(160);
+  await store.close();
+  await other.close();
+});
+
+test("what another object ended stays ended, and what it forgot is unknown, whatever this one remembers", async () => {
+  const { store, other, time } = await openTwo();
+  const attempt = await begin(store, "a");
+  await store.append([spanOf(attempt, "s0")]);
+  time.now = 2_000;
+  await other.finish(attempt, { status: "succeeded" });
+  time.now = 3_000;
+  await store.append([spanOf(attempt, "late")]);
+  expect(await other.attempts("a")).toMatchObject([{ status: "succeeded", lastHeartbeatMs: 1_000, endedAtMs: 2_000 }]);
+  const second = await begin(store, "b");
+  await store.append([spanOf(second, "s0")]);
+  await other.cancel("b");
+  await other.forget("b");
+  for (const id of ["s1", "s2"]) {
+    await expect(store.append([spanOf(second, id)])).rejects.toMatchObject({ code: "unknown" });
+    await store.enqueue([{ id, input: 1 }]); // it writes by itself again
+  }
+  await expect(store.append([spanOf(second, "s3")])).rejects.toMatchObject({ code: "unknown" });
+  expect(await idsOf(store, "b")).toEqual([]);
+  expect((await store.stats()).spans).toBe(2);
+  await store.close();
+  await other.close();
+});
+
+test("an append is a heartbeat that others see, also when it was one of hundreds; the ended are not remembered", async () => {
+  const { name, store, other, time } = await openTwo();
+  const attempt = await begin(store, "a");
+  const quiet = await begin(store, "b");
+  for (const index of range(100)) {
+    time.now += 1;
+    await store.append([spanOf(attempt, `s${index}`)]);
+  }
+  expect((await other.attempts("a"))[0]!.lastHeartbeatMs).toBe(1_100);
+  expect(await other.requeueStale(1_100)).toBe(1); // the quiet one
+  expect((await store.attempts("b")).map(({ status }) => status)).toEqual(["unresponsive"]);
+  const db = await ask(indexedDB.open(`fulgurite/${name}`));
+  expect(await ask(db.transaction("turns").objectStore("turns").count())).toBeLessThanOrEqual(32);
+  db.close();
+  await store.close();
+  const again = await openIndexedDbStore(name, { clock: () => time.now });
+  await again.heartbeat(attempt);
+  expect((await again.attempts("a"))[0]).toMatchObject({ status: "running", lastHeartbeatMs: 1_100 });
+  expect((await again.finish(attempt, { status: "succeeded" })).status).toBe("succeeded");
+  expect((await again.attempts("a"))[0]!.lastHeartbeatMs).toBe(1_100);
+  await again.forget("a");
+  expect(await everything(name)).toContain(quiet.id);
+  expect(await everything(name)).not.toContain(attempt.id);
+  await again.close();
+  await other.close();
+});
+
+test("an append that is undone because a span is there already is done again with what is new in it, alone and among others", async () => {
+  const store = await openIndexedDbStore(newName());
+  const attempt = await begin(store, "a");
+  await store.append([spanOf(attempt, "x")]);
+  await store.append([spanOf(attempt, "x"), spanOf(attempt, "y")]);
+  await Promise.all([["z"], ["x"], ["z", "y"], ["w"]].map((ids) => store.append(ids.map((id) => spanOf(attempt, id)))));
+  expect(await idsOf(store, "a")).toEqual(["x", "y", "z", "w"]);
+  await store.close();
+});
+
 test("the browser is asked once to keep the data, and its answer is reported", async () => {
   const storageOf = (isKept: boolean, answer: boolean) => {
     const persist = vi.fn(async () => answer);
     return { storage: { persisted: async () => isKept, persist }, persist };
   };
   for (const [isKept, answer, text, asked] of [
-    [false, true, "does not delete it", 1],
+    [false, true, "got yes", 1],
     [false, false, "got no; the browser may delete it", 1],
-    [true, false, "does not delete it", 0],
+    [true, false, "got yes", 0],
   ] as const) {
     const { storage, persist } = storageOf(isKept, answer);
     vi.stubGlobal("navigator", { storage });

@@ -23,11 +23,9 @@ export const spoilIndexedDb: Spoil = (store, { resource, path }) =>
 
 /** Of every database: there is one quota for all. */
 export const fillIndexedDb: NonNullable<StoreCase["fillDisk"]> = () => {
-  const { put } = IDBObjectStore.prototype;
-  IDBObjectStore.prototype.put = () => {
+  const { add, put } = IDBObjectStore.prototype;
+  IDBObjectStore.prototype.add = IDBObjectStore.prototype.put = () => {
     throw new DOMException("no room", "QuotaExceededError");
   };
-  return () => {
-    IDBObjectStore.prototype.put = put;
-  };
+  return () => Object.assign(IDBObjectStore.prototype, { add, put });
 };

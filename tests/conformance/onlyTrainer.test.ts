@@ -1,6 +1,6 @@
 // One trainer at a time: by the browser's own locks where there are some, and by locks of the test's everywhere.
 import { asOnlyTrainer } from "@fulgurite/trace";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 
 /** Web Locks as far as they are used here. */
 const createLocks = (): Pick<LockManager, "request"> => {
@@ -97,6 +97,20 @@ describe.each(kinds)("$kind", ({ locks, skip }) => {
   });
 });
 
-test("where there are no locks nobody is asked", async () => {
-  expect(await asOnlyTrainer("a", async () => 1, { locks: undefined })).toBe(1);
+test("where the platform has no locks it is refused by code, and what to do is said; nobody is asked only on demand", async () => {
+  vi.stubGlobal("navigator", {});
+  try {
+    let ran = 0;
+    const body = async () => ++ran;
+    const refused = await asOnlyTrainer("a", body).catch((error) => error);
+    expect([refused.name, refused.code]).toEqual(["TraceError", "no-locks"]);
+    expect(refused.message).toContain("https");
+    expect(refused.message).toContain('locks: "none"');
+    expect(ran).toBe(0);
+    expect(await asOnlyTrainer("a", body, { locks: "none" })).toBe(1);
+    await expect(asOnlyTrainer("a", body, { locks: "none", signal: AbortSignal.abort(new Error("enough")) })).rejects.toThrow("enough");
+    expect(ran).toBe(1);
+  } finally {
+    vi.unstubAllGlobals();
+  }
 });

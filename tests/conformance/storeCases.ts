@@ -10,6 +10,8 @@ export interface StoreCase {
   readonly persists: boolean;
   /** Two objects may have one store open at once. */
   readonly shared: boolean;
+  /** Calls may overtake each other on their way to it. */
+  readonly isFarAway?: boolean;
   /** Opens the store of that name: a new one, or what was stored before under it. */
   readonly open: (name: string, options: StoreOptions) => Promise<Store>;
   /** Flips a bit in a file of a resource's only version, behind the store's back. */
@@ -55,7 +57,7 @@ const openOverHttp: StoreCase["open"] = async (name, options) => {
 };
 
 export const storeCases: StoreCase[] = [
-  { name: "HTTP", persists: true, shared: true, open: openOverHttp },
+  { name: "HTTP", persists: true, shared: true, isFarAway: true, open: openOverHttp },
   { name: "memory", persists: false, shared: false, open: async (_name, options) => createMemoryStore(options) },
   ...(await here()),
 ];

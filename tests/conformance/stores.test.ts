@@ -532,6 +532,24 @@ describeStores((storeCase, test_, where) => {
     expect(await collect(store.spans({ rolloutId: "a", attemptId: attempt.id, after: 3 }))).toEqual([]);
   });
 
+  const ordered = where(!storeCase.isFarAway, "calls overtake each other on their way");
+
+  ordered("what was asked for first is done first, whatever shares a transaction with what", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    const first = store.append([span("a", attempt.id, "x")]);
+    const ended = store.finish(attempt, { status: "succeeded" });
+    const second = store.append([span("a", attempt.id, "y")]);
+    const stats = store.stats();
+    const forgotten = store.forget("a");
+    const late = codeOf(store.append([span("a", attempt.id, "z")]));
+    expect((await stats).spans).toBe(2);
+    expect(await Promise.all([first, second])).toEqual([undefined, undefined]);
+    expect((await ended).status).toBe("succeeded");
+    expect(await forgotten).toBe(true);
+    expect(await late).toBe("unknown");
+  });
+
   test_("a closed store says so, and closing twice is closing", async () => {
     const { store } = await openWorld(storeCase);
     await store.close();

@@ -1,4 +1,5 @@
 // A disk that fails when told to.
+import type { FileHandle } from "node:fs/promises";
 import { type LogIo, platformIo } from "@fulgurite/trace/node";
 
 /** What the disk does instead of its work, and what the caller hears. */
@@ -18,11 +19,22 @@ export const createFailingIo = (
   let call = 0;
   let fired = 0;
   const synced = new Map<number, number>();
+  /** By descriptor: what stood where something was written since the last sync. */
+  const unsynced = new Map<number, { readonly position: number; readonly bytes: Buffer }[]>();
+  const noteUnsynced = async (handle: FileHandle, position: number, length: number): Promise<void> => {
+    const { bytesRead, buffer } = await handle.read(Buffer.alloc(length), 0, length, position);
+    unsynced.set(handle.fd, [...(unsynced.get(handle.fd) ?? []), { position, bytes: buffer.subarray(0, bytesRead) }]);
+  };
+  const dropUnsynced = async (handle: FileHandle): Promise<void> => {
+    for (const { position, bytes } of (unsynced.get(handle.fd) ?? []).reverse()) await handle.write(bytes, 0, bytes.length, position);
+    await handle.truncate(synced.get(handle.fd) ?? 0);
+  };
   const io: LogIo = {
     ...platformIo,
     write: async (handle, bytes, position) => {
       call += 1;
       const fault = faultAt(call).find(isWrite);
+      await noteUnsynced(handle, position, bytes.length);
       const share = { nothing: 0, half: bytes.length >> 1, all: bytes.length, zeros: bytes.length }[fault?.landed ?? "all"];
       if (share > 0) await handle.write(fault?.landed === "zeros" ? new Uint8Array(share) : bytes, 0, share, position);
       if (fault === undefined) return;
@@ -34,10 +46,11 @@ export const createFailingIo = (
       const fault = faultAt(call).find(isSync);
       if (fault !== undefined) {
         fired += 1;
-        if (fault.unsynced === "dropped") await handle.truncate(synced.get(handle.fd) ?? 0);
+        if (fault.unsynced === "dropped") await dropUnsynced(handle);
         throw failure(fault.code);
       }
       await handle.datasync();
+      unsynced.delete(handle.fd);
       synced.set(handle.fd, (await handle.stat()).size);
     },
   };

@@ -116,7 +116,7 @@ test("a flipped bit is reported, costs only its own record, and the file as it w
   const records = recordsOf(bytes);
   // what every record begins and ends with, and every seventh byte
   const ats = Array.from(bytes.keys()).filter(
-    (at) => at % 7 === 0 || records.some(({ start, end }) => (at < start + 24 ? at >= start : at === end - 1 || at === end)),
+    (at) => at % 7 === 0 || records.some(({ start, end }) => (at < start + 28 ? at >= start : at === end - 1 || at === end)),
   );
   const lengthOfLast = records.at(-1)!.start + 8;
   for (const at of ats) {
@@ -137,6 +137,54 @@ test("a flipped bit is reported, costs only its own record, and the file as it w
       expect(readFileSync(join(folder, "quarantine", kept[0]!)).equals(flipped), `bit of byte ${at}`).toBe(true);
     }
     await store.close();
+  }
+});
+
+test("of a write that a crash cut in its midst stays what comes before the part that is missing; of one that was acknowledged, all that is whole", async () => {
+  const folder = newFolder();
+  const { store } = await open(folder);
+  await store.enqueue([{ id: "r", input: 0 }]);
+  const [claim] = await store.claim("w");
+  const path = join(folder, "log", FIRST);
+  const write = (prefix: string) =>
+    Promise.all(
+      Array.from({ length: 40 }, (_, index) => store.append([span(claim!.attempt.id, `${prefix}${index}`, { text: "x".repeat(400) })])),
+    );
+  await write("a");
+  const crashed = readFileSync(path); // zeros are written ahead
+  const length = crashed.findLastIndex((byte) => byte !== 0) + 1;
+  expect(length).toBeLessThan(crashed.length);
+  await write("b");
+  await store.close();
+  const later = readFileSync(path);
+  expect(later.subarray(0, length).equals(crashed.subarray(0, length))).toBe(true);
+
+  const PAGE = 4096;
+  const spans = recordsOf(crashed.subarray(0, length)).slice(3);
+  expect(spans.length).toBe(40);
+  const all = [...spans.keys()].map((index) => `a${index}`);
+  for (let at = PAGE; at < length; at += PAGE) {
+    const withHole = (bytes: Buffer): Buffer => Buffer.from(bytes).fill(0, at, at + PAGE);
+    const torn = await recover(folder, withHole(crashed));
+    expect(torn.found, `page at ${at}`).toEqual({ rollouts: 1, attempts: 1, spans: all.filter((_, index) => spans[index]!.end < at) });
+    expect(torn.reports.length, `page at ${at}`).toBe(1);
+    expect((await torn.store.stats()).spans).toBe(torn.found.spans.length);
+    await torn.store.append([span(claim!.attempt.id, "new")]);
+    await torn.store.close();
+    const again = await open(folder);
+    expect((await collect(again.store.spans({ rolloutId: "r" }))).map(({ id }) => id)).toEqual([...torn.found.spans, "new"]);
+    expect(again.reports).toEqual([]);
+    await again.store.close();
+
+    // a later write is there: this one was acknowledged, and its page is damaged
+    const damaged = await recover(folder, withHole(later));
+    const alive = recordsOf(later)
+      .slice(3)
+      .map(({ start, end }) => end < at || start >= at + PAGE);
+    expect(damaged.found.spans, `page at ${at}`).toEqual(
+      [...all, ...all.map((id) => id.replace("a", "b"))].filter((_, index) => alive[index]),
+    );
+    await damaged.store.close();
   }
 });
 

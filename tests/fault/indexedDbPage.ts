@@ -125,23 +125,24 @@ const strike = (blow: Blow, at: number, times: number): (() => number) => {
     struck += 1;
     return true;
   };
-  const { put } = IDBObjectStore.prototype;
+  const { add, put } = IDBObjectStore.prototype;
   const { transaction } = IDBDatabase.prototype;
+  const struckAt = (write: typeof put): typeof put =>
+    function (this: IDBObjectStore, ...args) {
+      const due = isDue();
+      if (due && blow === "quota") throw new DOMException("injected", "QuotaExceededError");
+      const request = write.apply(this, args);
+      if (due) this.transaction.abort();
+      return request;
+    };
   if (blow === "close")
     IDBDatabase.prototype.transaction = function (...args) {
       if (isDue()) this.close();
       return transaction.apply(this, args);
     };
-  else
-    IDBObjectStore.prototype.put = function (...args) {
-      const due = isDue();
-      if (due && blow === "quota") throw new DOMException("injected", "QuotaExceededError");
-      const request = put.apply(this, args);
-      if (due) this.transaction.abort();
-      return request;
-    };
+  else Object.assign(IDBObjectStore.prototype, { add: struckAt(add), put: struckAt(put) });
   return () => {
-    IDBObjectStore.prototype.put = put;
+    Object.assign(IDBObjectStore.prototype, { add, put });
     IDBDatabase.prototype.transaction = transaction;
     return struck;
   };

@@ -104,7 +104,7 @@ const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
     : [];
 
 /** One text for all: the lengths stand before, so that no two lists are alike. */
-const keyOf = (rolloutId: string, attemptId: string, id = ""): string =>
+export const keyOf = (rolloutId: string, attemptId: string, id = ""): string =>
   `${rolloutId.length} ${attemptId.length} ${rolloutId}${attemptId}${id}`;
 
 /** Those that are not there yet, once. */

@@ -6,7 +6,8 @@ export type TraceErrorCode =
   | "unknown" // no such rollout, attempt or resource
   | "status" // a change that the status tables forbid
   | "conflict" // a published version with other content
-  | "locked" // another process has the folder open for writing
+  | "locked" // another process has the folder open for writing, or another tab trains
+  | "no-locks" // nobody can be asked whether another trains
   | "corrupt" // stored bytes that are not what was written
   | "storage" // the platform refused: I/O, a lost connection
   | "full" // no room for this call; what was stored stays, reading and forgetting go on

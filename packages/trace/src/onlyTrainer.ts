@@ -1,5 +1,6 @@
 // One trainer of a run at a time over all tabs and workers of an origin: two would overwrite each other's checkpoints. By Web
 // Locks, which a browser gives on when a tab is gone, however it went. Claims need none: a store's transaction is their lock.
+// Not a lease: without Web Locks nobody can be asked, and it says so instead of guessing by clocks.
 
 import { TraceError } from "./errors.ts";
 
@@ -8,19 +9,27 @@ export interface OnlyTrainerOptions {
   readonly wait?: boolean; // false
   /** Ends the waiting. */
   readonly signal?: AbortSignal;
-  /** Default: the platform's. Where there are none (Node 20, pages without https) nobody is asked: a folder has one process anyway. */
-  readonly locks?: Pick<LockManager, "request"> | undefined;
+  /**
+   * Default: the platform's. "none": nobody is asked, because there is nobody (a folder has one process, a page may be the only
+   * one), or because the caller sees to it.
+   */
+  readonly locks?: Pick<LockManager, "request"> | "none" | undefined;
 }
 
 /**
  * Runs `body` while nobody else of this origin trains under this name, and gives its answer.
- * @throws TraceError "locked" when somebody does; the signal's reason; what `body` throws.
+ * @throws TraceError "locked" when somebody does; "no-locks" where the platform has no Web Locks (pages without https, Node before
+ * 24) and none are given; the signal's reason; what `body` throws.
  */
 export const asOnlyTrainer = async <T>(name: string, body: () => Promise<T>, options: OnlyTrainerOptions = {}): Promise<T> => {
-  const { wait = false, signal } = options;
+  const { wait = false, signal, locks = (globalThis.navigator as Partial<Navigator> | undefined)?.locks } = options;
   signal?.throwIfAborted();
-  const locks = "locks" in options ? options.locks : (globalThis.navigator as Partial<Navigator> | undefined)?.locks;
-  if (locks === undefined) return body();
+  if (locks === "none") return body();
+  if (locks === undefined)
+    throw new TraceError(
+      "no-locks",
+      `${name}: Web Locks must be here, got none; open it over https, or give locks: "none" if nobody else trains`,
+    );
   const how: LockOptions = wait ? { ...(signal === undefined ? {} : { signal }) } : { ifAvailable: true };
   return locks.request(`fulgurite/${name}/trainer`, how, async (lock) => {
     if (lock === null)

@@ -21,6 +21,8 @@ export type Soon<T> = T | Promise<T>;
 /** The rows as one transaction sees them. Nothing but these methods may be awaited inside it: IndexedDB would commit early. */
 export interface Rows {
   rollout(id: string): Soon<Rollout | undefined>;
+  /** Many in that order, where that costs less than one by one. */
+  rolloutsOf?(ids: readonly string[]): Promise<(Rollout | undefined)[]>;
   /** The next `limit` rollouts after (or, newest first, before) a seq, in that order. Absent seq: from the end that comes first. */
   rollouts(order: "oldest" | "newest", fromSeq: number | undefined, limit: number): Promise<Rollout[]>;
   /** Queued rollouts by seq. */
@@ -91,8 +93,6 @@ export interface Backend {
   readonly checksFiles?: boolean;
   /** All or nothing, one after the other. A body may run a second time when the connection was lost under it. */
   transact<T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
-  /** Where appends may share a transaction: a relaxed one of `spans` spans, whose body writes nothing before its last rule is checked. */
-  append?<T>(spans: number, body: (transaction: Transaction) => Promise<T>): Promise<T>;
   /** Where appends are gathered to one command: those of a transaction are run at once, and `tell` is told once they are committed. */
   gather?(request: AppendRequest, run: RunAppends, tell: (events: readonly StoreEvent[]) => void): Promise<void>;
   /** Its spans are made for whoever reads them: they need no copy. */

@@ -25,7 +25,7 @@ export interface StoreOptions {
   readonly redact?: Redact;
 }
 
-const SPANS_A_PAGE = 64;
+const SPANS_A_PAGE = 128;
 const RESOURCES_A_PAGE = 64;
 
 /** The listeners' half, for what happens elsewhere: hints from other tabs go in by `emit`; `announce` sends ours out. */
@@ -121,15 +121,10 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     return { broken: await commands.append(transaction, commitTo(transaction, events), requests, clock()), events };
   };
 
-  const append = async (request: AppendRequest): Promise<void> => {
-    guardOpen();
-    if (backend.gather !== undefined) return backend.gather(request, runAppends, tell);
-    const alone = async (transaction: Transaction): Promise<readonly StoreEvent[]> => {
-      const { broken, events } = await runAppends(transaction, [request]);
-      if (broken[0] !== undefined) throw broken[0];
-      return events;
-    };
-    tell(await (backend.append === undefined ? backend.transact("relaxed", alone) : backend.append(request.spans.length, alone)));
+  const appendAlone = async (request: AppendRequest): Promise<void> => {
+    const { broken, events } = await backend.transact("relaxed", (transaction) => runAppends(transaction, [request]));
+    if (broken[0] !== undefined) throw broken[0];
+    tell(events);
   };
 
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
@@ -157,7 +152,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     append: async (spans) => {
       const kept = keptSpans(spans, options.redact, backend.copyArray);
       const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
-      await append({ spans: kept, refs });
+      guardOpen();
+      await (backend.gather?.({ spans: kept, refs }, runAppends, tell) ?? appendAlone({ spans: kept, refs }));
       redacted += spans.length - kept.length;
     },
     heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
@@ -175,12 +171,17 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     rollouts: (query) => rolloutsOf(read, query),
     attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
     async *spans(query) {
-      let seq = query.after ?? 0;
-      for (;;) {
-        const page = await read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
+      const pageAfter = (seq: number) => {
+        const page = read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
+        page.catch(() => {}); // whoever stops before it comes does not hear of its failure
+        return page;
+      };
+      for (let next = pageAfter(query.after ?? 0); ; ) {
+        const page = await next;
+        const isLast = page.length < SPANS_A_PAGE;
+        if (!isLast) next = pageAfter(page.at(-1)?.seq as number); // read while this one is used
         for (const span of page) yield backend.givesOwnSpans ? span : copySpan(span);
-        if (page.length < SPANS_A_PAGE) return;
-        seq = page.at(-1)?.seq as number;
+        if (isLast) return;
       }
     },
     publish: async (resource) => {

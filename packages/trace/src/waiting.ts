@@ -21,17 +21,24 @@ export interface WaitingOptions {
   readonly hasOtherWriters: boolean;
 }
 
+/** So many are read at once. */
+const IDS_A_LOOK = 1024;
+
 const liveIds = (rollouts: readonly Rollout[]): string[] => rollouts.filter(({ status }) => !isTerminal(status)).map(({ id }) => id);
 
 export const createWaitFor = ({ name, read, watch, timer, closing, closedError, hasOtherWriters }: WaitingOptions): Store["waitFor"] => {
   const rolloutsOf = (ids: readonly string[]): Promise<Rollout[]> =>
     read(async (rows) => {
       const found: Rollout[] = [];
-      for (const id of ids) {
-        const rollout = await rows.rollout(id);
-        if (rollout === undefined)
-          throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
-        found.push(rollout);
+      for (let from = 0; from < ids.length; from += IDS_A_LOOK) {
+        const some = ids.slice(from, from + IDS_A_LOOK);
+        const many = rows.rolloutsOf && (await rows.rolloutsOf(some));
+        for (const [at, id] of some.entries()) {
+          const rollout = many ? many[at] : await rows.rollout(id);
+          if (rollout === undefined)
+            throw new TraceError("unknown", `waitFor: rollout ${id} must be in store ${name}, got none; enqueue it first`);
+          found.push(rollout);
+        }
       }
       return found;
     });

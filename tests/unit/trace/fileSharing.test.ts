@@ -1,5 +1,5 @@
 // Appends of a file store that share a transaction and a write of the disk.
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AttemptRef, Span, Store } from "@fulgurite/trace";
@@ -59,19 +59,35 @@ test("what is asked for in one turn is one write; one that breaks a rule fails a
   await again.close();
 });
 
-test("what is asked first is done first, whatever shares with what", async () => {
-  const store = await openFileStore(join(root, "order"));
+test("a crowd takes turns with the disk, every write a part of it; what was asked for before close is done", async () => {
+  const written: number[] = [];
+  const io: LogIo = {
+    ...platformIo,
+    write: (handle, bytes, position) => {
+      written.push(bytes.length);
+      return platformIo.write(handle, bytes, position);
+    },
+  };
+  const folder = join(root, "crowd");
+  const store = await openFileStore(folder, { io, clock: () => 1 });
   const attempt = await begin(store, "a");
-  const first = store.append([spanOf(attempt, "x")]);
-  const ended = store.finish(attempt, { status: "succeeded" });
-  const second = store.append([spanOf(attempt, "y")]);
-  const stats = store.stats();
-  const forgotten = store.forget("a");
-  const late = store.append([spanOf(attempt, "z")]).catch((error) => error.code);
-  expect((await stats).spans).toBe(2);
-  expect(await Promise.all([first, second])).toEqual([undefined, undefined]);
-  expect((await ended).status).toBe("succeeded");
-  expect(await forgotten).toBe(true);
-  expect(await late).toBe("unknown");
-  await store.close();
+  let next = 0;
+  const ids = Array.from({ length: 2_000 }, (_, index) => `s${index}`);
+  const writer = async (): Promise<void> => {
+    for (let index = next++; index < ids.length; index = next++) await store.append([spanOf(attempt, ids[index]!)]);
+  };
+  written.length = 0;
+  await Promise.all(Array.from({ length: 64 }, writer));
+  expect(written.length).toBeLessThan(2_000 / 8);
+  const last = Array.from({ length: 64 }, (_, index) => store.append([spanOf(attempt, `last${index}`)]));
+  const closed = store.close();
+  expect((await Promise.allSettled(last)).filter(({ status }) => status === "rejected")).toEqual([]);
+  await closed;
+  expect(readdirSync(join(folder, "log"))).toEqual(["0000000000000001.log"]); // nothing was written after it was closed
+  const again = await openFileStore(folder);
+  const found = await idsOf(again, "a");
+  expect(found.length).toBe(2_064);
+  expect(new Set(found)).toEqual(new Set([...ids, ...last.map((_, index) => `last${index}`)]));
+  expect(found.slice(-64)).toEqual(last.map((_, index) => `last${index}`));
+  await again.close();
 });

@@ -43,6 +43,7 @@ export const STATUSES: Readonly<Record<TraceErrorCode, number>> = {
   "too-large": 413,
   corrupt: 500,
   locked: 503,
+  "no-locks": 503,
   closed: 503,
   timeout: 504,
   storage: 507,

@@ -1,100 +1,70 @@
 // When transactions begin, so that many small appends cost one commit:
 //
 //   - what one store object was asked first it does first; reads wait for the writes before them, not for each other
-//   - appends asked for in the same moment, or while an earlier write is on its way, share one transaction: at most 64 spans
+//   - appends asked for in one turn, or while an earlier write is on its way, share one transaction and one command: at most 64 spans
 //   - an append that breaks a rule fails alone; if the transaction itself fails, each of its appends is tried alone, in order,
 //     so that every caller hears of its own failure and of no other's
 //
 // Resolved still means committed: nobody is told earlier, the sharers are told together.
 
-import { TraceError } from "../errors.ts";
-import type { Durability, Transaction } from "../rows.ts";
-import { type Member, runMembers } from "../sharedTransaction.ts";
+import { createQueue } from "../memory.ts";
+import type { AppendRequest, Backend, Durability, RunAppends, Transaction } from "../rows.ts";
+
+export type Mode = "read" | "append" | Durability;
 
 /** One transaction: all or nothing. */
-export type RunTransaction = <T>(mode: "read" | Durability, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
+export type RunTransaction = <T>(mode: Mode, body: (transaction: Transaction) => Promise<T>) => Promise<T>;
 
-export interface InOrder {
-  read<T>(body: (transaction: Transaction) => Promise<T>): Promise<T>;
-  write<T>(durability: Durability, body: (transaction: Transaction) => Promise<T>): Promise<T>;
-  /** A relaxed write of `spans` spans that may share its transaction. Its body writes nothing before its last rule is checked. */
-  append<T>(spans: number, body: (transaction: Transaction) => Promise<T>): Promise<T>;
+export interface InOrder extends Required<Pick<Backend, "transact" | "gather">> {
   /** Resolves when all that was asked for is settled. */
   settled(): Promise<void>;
 }
 
 const GROUP_SPANS = 64;
 
-interface Group {
-  readonly members: Member[];
-  spans: number;
+interface Member {
+  readonly request: AppendRequest;
+  readonly resolve: () => void;
+  readonly reject: (error: unknown) => void;
 }
 
-/** A message to oneself: unlike a timer of 0 ms it is not slowed down in a tab that nobody sees. */
-const nextMacrotask = (): Promise<void> =>
-  new Promise((resolve) => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
-    };
-    port2.postMessage(null);
-  });
-
-/** A request failed, and with it the transaction. */
-const isOfRequest = (error: unknown): boolean => !(error instanceof TraceError);
-
-const runGroup = async (run: RunTransaction, members: readonly Member[]): Promise<void> => {
-  if (members.length > 1)
-    try {
-      const tell = await run("relaxed", (transaction) => runMembers(transaction, members, isOfRequest));
-      for (const told of tell) told();
-      return;
-    } catch {
-      // nothing of it is stored; whose failure it is, each finds out alone
-    }
-  for (const { body, resolve, reject } of members) await run("relaxed", body).then(resolve, reject);
-};
-
 export const createInOrder = (run: RunTransaction): InOrder => {
-  let last: Promise<unknown> = Promise.resolve(); // never rejects
-  let open: Group | undefined;
+  const inTurn = createQueue();
+  let open: { readonly members: Member[]; spans: number } | undefined;
 
-  const inTurn = <T>(act: () => Promise<T>): Promise<T> => {
-    const mine = last.then(act);
-    last = mine.catch(() => {});
-    return mine;
-  };
-
-  const beginGroup = (): Group => {
-    const group: Group = { members: [], spans: 0 };
-    const moment = nextMacrotask();
-    void inTurn(async () => {
-      await moment;
-      if (open === group) open = undefined;
-      await runGroup(run, group.members);
-    });
-    return group;
+  const append = async (members: readonly Member[], how: RunAppends, tell: Parameters<InOrder["gather"]>[2]): Promise<void> => {
+    const requests = members.map(({ request }) => request);
+    try {
+      const { broken, events } = await run("append", (transaction) => how(transaction, requests));
+      tell(events);
+      for (const [index, { resolve, reject }] of members.entries())
+        if (broken[index] === undefined) resolve();
+        else reject(broken[index]);
+    } catch (error) {
+      // nothing of it is stored; whose failure it is, each finds out alone
+      if (members.length > 1) for (const member of members) await append([member], how, tell);
+      else members[0]?.reject(error);
+    }
   };
 
   return {
-    read: (body) => {
+    transact: (mode, body) => {
       open = undefined;
-      return last.then(() => run("read", body));
+      return mode === "read" ? inTurn(async () => {}).then(() => run(mode, body)) : inTurn(() => run(mode, body));
     },
-    write: (durability, body) => {
-      open = undefined;
-      return inTurn(() => run(durability, body));
-    },
-    append: <T>(spans: number, body: (transaction: Transaction) => Promise<T>) =>
-      new Promise<T>((resolve, reject) => {
-        if (open === undefined || open.spans + spans > GROUP_SPANS) open = beginGroup();
-        open.spans += spans;
-        open.members.push({ body, resolve: resolve as (answer: unknown) => void, reject });
+    gather: (request, how, tell) =>
+      new Promise((resolve, reject) => {
+        if (open === undefined || open.spans + request.spans.length > GROUP_SPANS) {
+          const group = { members: [], spans: 0 };
+          open = group;
+          void inTurn(async () => {
+            if (open === group) open = undefined;
+            await append(group.members, how, tell);
+          });
+        }
+        open.spans += request.spans.length;
+        open.members.push({ request, resolve, reject });
       }),
-    settled: async () => {
-      open = undefined;
-      await last;
-    },
+    settled: () => inTurn(async () => {}),
   };
 };

@@ -8,12 +8,14 @@
 // like others. Not a quota manager: nothing is thrown out to make room.
 
 import { TraceError } from "../errors.ts";
-import type { Backend } from "../rows.ts";
+import type { Backend, Rows } from "../rows.ts";
 import { createStore, type Hints, type StoreOptions } from "../store.ts";
 import type { Store, StoreEvent } from "../vocabulary.ts";
 import { createConnection } from "./connection.ts";
-import { createInOrder, type RunTransaction } from "./inOrder.ts";
-import { createIndexedDbRows, ROW_STORES } from "./rows.ts";
+import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
+import { ask, committed } from "./requests.ts";
+import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
+import { type Known, learn } from "./turns.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
   /** Hears what a person should know: another tab blocks an upgrade, the answer to `persist`. Default: console.warn. */
@@ -29,38 +31,56 @@ interface TabMessage {
   readonly events: readonly StoreEvent[];
 }
 
+/** A message costs as much as a fifth of an append: those of one frame of a screen share one. Tabs that nobody sees tell within a second. */
+const HINT_EVERY_MS = 16;
+
 const isTabMessage = (data: unknown): data is TabMessage => {
   const message = data as Partial<TabMessage> | null;
   return message?.magic === "fulgurite-hints" && message.v === 1;
 };
 
 const openHints = (channelName: string): Hints & { close(): void } => {
-  const channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
+  let channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
   // Node's channel keeps the process alive unless told; browsers' has no such method
   (channel as unknown as { unref?(): void } | undefined)?.unref?.();
-  let isOpen = true;
+  let events: StoreEvent[] = [];
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const tell = () => {
+    channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
+    events = [];
+    timer = undefined;
+  };
   return {
     hasOtherWriters: true,
-    announce: (events) => {
-      if (isOpen) channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
+    announce: (more) => {
+      events.push(...more);
+      timer ??= setTimeout(tell, HINT_EVERY_MS);
     },
     connect: (emit) => {
       if (channel) channel.onmessage = ({ data }) => isTabMessage(data) && emit(data.events);
     },
     close: () => {
-      isOpen = false;
+      clearTimeout(timer);
+      tell();
       channel?.close();
+      channel = undefined;
     },
   };
 };
 
+/** The answer, or which guess was wrong. */
+type Tried<T> = { readonly answer: T } | keyof Guess;
+
+/** What a transaction may be told for spans that are there already; an append on a full disk may have nothing else either. */
+const isOfSpans = (error: unknown, mode: Mode): boolean =>
+  error instanceof Error && (error.name === "ConstraintError" || (mode === "append" && error.name === "QuotaExceededError"));
+
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
   const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
+  const answer = isKept === undefined ? "no such promise here" : "no";
   onReport(
-    isKept
-      ? `${databaseName}: persistent; the browser does not delete it unless the user does`
-      : `${databaseName}: persistent storage was asked for, got ${isKept === undefined ? "no such promise here" : "no"}; the browser may delete it when disks run short, so export what matters`,
+    `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : `${answer}; the browser may delete it when disks run short, so export what matters`}`,
   );
 };
 
@@ -89,45 +109,67 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
   if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
   const hints = openHints(databaseName);
 
+  /** Of the handle that it was learnt through: another may lead to another database. */
+  let memory: { readonly db: IDBDatabase; readonly known: Known; readonly isShared: boolean } | undefined;
+
+  const transact = async <T>(db: IDBDatabase, mode: Mode, guess: Guess, body: (rows: Rows) => Promise<T>): Promise<Tried<T>> => {
+    const transaction =
+      mode === "read"
+        ? db.transaction(ROW_STORES)
+        : db.transaction(ROW_STORES, "readwrite", { durability: mode === "strict" ? mode : "relaxed" });
+    const done = committed(transaction);
+    done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
+    try {
+      const rows = createIndexedDbRows(transaction, guess);
+      const answer = await body(rows);
+      const lesson = await rows.end();
+      if (lesson === "wrong") {
+        transaction.abort();
+        return "known";
+      }
+      transaction.commit();
+      await done;
+      if (lesson !== undefined) {
+        const known = memory?.db === db ? memory.known : undefined;
+        memory = { db, isShared: known !== undefined && known.turn !== lesson.before.turn, known: learn(known, lesson) };
+      }
+      return { answer };
+    } catch (error) {
+      try {
+        transaction.abort();
+      } catch {
+        // it ended before: the first error is the one to tell
+      }
+      const cause = transaction.error ?? error;
+      if (guess.isNew && isOfSpans(cause, mode)) return "isNew";
+      if (!(error instanceof TraceError)) memory = undefined;
+      throw orFull(databaseName, cause);
+    }
+  };
+
   const run: RunTransaction = (mode, body) =>
     connection.use(async (db) => {
-      const transaction =
-        mode === "read" ? db.transaction(ROW_STORES, "readonly") : db.transaction(ROW_STORES, "readwrite", { durability: mode });
-      transaction.done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
-      try {
-        const rows = createIndexedDbRows(transaction);
-        const answer = await body(rows);
-        await rows.keepSeqs();
-        transaction.commit();
-        await transaction.done;
-        return answer;
-      } catch (error) {
-        try {
-          transaction.abort();
-        } catch {
-          // it ended before: the first error is the one to tell
-        }
-        throw orFull(databaseName, transaction.error ?? error);
-      }
+      const known = mode === "append" && memory?.db === db && !memory.isShared ? memory.known : undefined;
+      let tried = await transact(db, mode, { known, isNew: true }, body);
+      if (tried === "known") tried = await transact(db, mode, { isNew: true }, body);
+      if (tried === "isNew") tried = await transact(db, mode, { isNew: false }, body);
+      return (tried as Exclude<typeof tried, keyof Guess>).answer; // nothing is guessed any more
     });
   const inOrder = createInOrder(run);
 
   const backend: Backend = {
-    transact: (mode, body) => (mode === "read" ? inOrder.read(body) : inOrder.write(mode, body)),
-    append: inOrder.append,
+    givesOwnSpans: true, // cloned by the platform for each reader
+    ...inOrder,
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });
-        transaction.done.catch(() => {}); // as above
-        try {
-          await transaction.store.put(bytes, stateName);
-          await transaction.done;
-        } catch (error) {
+        const put = async () => ask(transaction.objectStore("states").put(bytes, stateName));
+        await Promise.all([put(), committed(transaction)]).catch((error) => {
           throw orFull(databaseName, transaction.error ?? error);
-        }
+        });
       }),
-    getState: (stateName) => connection.use((db) => db.get("states", stateName)),
-    states: () => connection.use((db) => db.getAllKeys("states")),
+    getState: (stateName) => connection.use((db) => ask(db.transaction("states").objectStore("states").get(stateName))),
+    states: () => connection.use((db) => ask(db.transaction("states").objectStore("states").getAllKeys() as IDBRequest<string[]>)),
     close: async () => {
       await inOrder.settled();
       hints.close();

@@ -1,43 +1,58 @@
-// The object stores of a database `fulgurite/<name>`. Migrations only add, so that an older tab can go on reading.
+// The object stores of a database `fulgurite/<name>`. Version 3 took the counters away, so that releases of version 2, which
+// leave no turns, are refused by name (NotFoundError) instead of writing what nobody counts. Later migrations only add, so that
+// an older tab can go on.
 
-import type { DBSchema, IDBPDatabase } from "idb";
-import type { Attempt, Resource, Rollout, StoredSpan } from "../vocabulary.ts";
+import { ask } from "./requests.ts";
+import type { Turn } from "./turns.ts";
 
-export const SCHEMA_VERSION = 2;
+/*
+ * store      key                         value       indexes
+ * rollouts   id                          Rollout     bySeq seq (unique) · byStatus [status, seq]
+ * attempts   [rolloutId, id]             Attempt     bySequence [rolloutId, sequence] (unique) · byHeartbeat [status, lastHeartbeatMs]
+ * spans      [rolloutId, attemptId, id]  StoredSpan  byRollout [rolloutId, seq]
+ * resources  [name, version]             Resource
+ * states     its name                    Uint8Array
+ * turns      turn (given by the store)   Turn
+ *
+ * While an attempt runs, its last heartbeat may be a turn's.
+ */
+export const SCHEMA_VERSION = 3;
 
-export interface StoreSchema extends DBSchema {
-  rollouts: { key: string; value: Rollout; indexes: { bySeq: number; byStatus: [string, number] } };
-  attempts: {
-    key: [string, string]; // rollout, attempt
-    value: Attempt;
-    indexes: { bySequence: [string, number]; byHeartbeat: [string, number] };
-  };
-  spans: {
-    key: [string, string, string]; // rollout, attempt, span
-    value: StoredSpan;
-    indexes: { bySeq: number; byRollout: [string, number]; byAttempt: [string, string, number] };
-  };
-  resources: { key: [string, number]; value: Resource }; // name, version
-  states: { key: string; value: Uint8Array };
-  counters: { key: "rolloutSeq" | "spanSeq"; value: number }; // the last that were given
-}
-
-export type StoreDatabase = IDBPDatabase<StoreSchema>;
-
-export const upgrade = (db: StoreDatabase, oldVersion: number): void => {
-  if (oldVersion < 1) {
+const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise<void> => {
+  const { db } = transaction;
+  if (oldVersion === 0) {
     const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
     rollouts.createIndex("bySeq", "seq", { unique: true });
     rollouts.createIndex("byStatus", ["status", "seq"]);
     const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
     attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
     attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
-    const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
-    spans.createIndex("bySeq", "seq", { unique: true });
-    spans.createIndex("byRollout", ["rolloutId", "seq"]);
-    spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
+    db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] }).createIndex("byRollout", ["rolloutId", "seq"]);
     db.createObjectStore("resources", { keyPath: ["name", "version"] });
     db.createObjectStore("states");
   }
-  if (oldVersion < 2) db.createObjectStore("counters");
+  const turns = oldVersion < 3 ? db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true }) : undefined;
+  if (turns && oldVersion > 0) {
+    const spans = transaction.objectStore("spans");
+    const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
+    /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
+    const lastOf = async (rows: IDBObjectStore, counter: string): Promise<number> => {
+      const last = await ask(rows.index("bySeq").openKeyCursor(null, "prev"));
+      return Math.max((await ask(counters.get(counter))) ?? 0, (last?.key as number | undefined) ?? 0);
+    };
+    const rolloutSeq = await lastOf(transaction.objectStore("rollouts"), "rolloutSeq");
+    await ask(turns.add({ rolloutSeq, spanSeq: await lastOf(spans, "spanSeq"), beats: [] } satisfies Turn));
+    for (const name of ["bySeq", "byAttempt"]) spans.deleteIndex(name);
+    db.deleteObjectStore("counters");
+  }
 };
+
+/** All or nothing: what fails here leaves the older version, and fails the opening. */
+export const upgrade = (transaction: IDBTransaction, oldVersion: number): void =>
+  void migrate(transaction, oldVersion).catch(() => {
+    try {
+      transaction.abort();
+    } catch {
+      // it ended by itself: the opening tells why
+    }
+  });

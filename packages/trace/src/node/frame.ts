@@ -4,10 +4,11 @@
 //          4     u32       CRC-32 (IEEE 802.3) of the bytes from 8 on, begun with the mark read as u32 big-endian
 //          8     u32       n: so long is the record, all of it
 //         12     u32       j: so long is its JSON
-//         16     u8        kind: its place in KINDS, from 1
-//         17     7 bytes   seq
-//         24     j bytes   JSON of the record's data, UTF-8
-//         24+j             typed arrays of a span's attributes, one after the other, in the order in which the JSON names them
+//         16    u8        kind: its place in KINDS, from 1
+//         17    u24       so many records came before it in the same write
+//         20    f64       seq
+//         28    j bytes   JSON of the record's data, UTF-8
+//         28+j            typed arrays of a span's attributes, one after the other, in the order in which the JSON names them
 //        n-1     1 byte    0x0a: zeros behind a record are none of it
 //
 //   An attribute that is a typed array is in the JSON {"$i32":[w,count]}, then elements of w bytes: 1 to 3 unsigned, 4 signed, the
@@ -24,10 +25,10 @@ import type { Attributes, Json, StoredSpan } from "../vocabulary.ts";
 import { NEWLINE } from "./lines.ts";
 import { type Dropped, guardRecord, KINDS, type LogData, type LogRecord } from "./logRecord.ts";
 
-const HEADER = 24;
+const HEADER = 28;
 const CHECKED_FROM = 8;
 const FIRST_BYTES = 2 ** 16;
-const KNOWN_NAMES = 4096;
+const KNOWN_TEXTS = 1024;
 
 export const newMark = (): number => (randomBytes(4).readUInt32BE() | 0x80000000) >>> 0;
 
@@ -52,9 +53,10 @@ export type Unwritten = AllNamed<
 export class FrameBuffer {
   readonly mark: number;
   length = 0;
+  count = 0;
   #bytes: Buffer = Buffer.allocUnsafeSlow(FIRST_BYTES);
-  /** JSON of attribute names, most of which come with every span. */
-  readonly #names: Map<string, string> = new Map();
+  /** JSON of the texts that come again and again: names of attributes and of spans, ids of rollouts and attempts. */
+  readonly #known: Map<string, string> = new Map();
   readonly #arrays: (Int32Array | Float32Array)[] = [];
   readonly #widths: number[] = [];
 
@@ -75,8 +77,15 @@ export class FrameBuffer {
     return this.#bytes.length;
   }
 
+  /** All that was added, and zeros. */
+  withZeros(count: number): Buffer {
+    this.#reserve(count);
+    return this.#bytes.fill(0, this.length, this.length + count).subarray(0, this.length + count);
+  }
+
   clear(): void {
     this.length = 0;
+    this.count = 0;
   }
 
   /** Returns how many bytes it takes. */
@@ -113,13 +122,13 @@ export class FrameBuffer {
     bytes.writeUInt32LE(byteLength, start + 8);
     bytes.writeUInt32LE(jsonLength, start + 12);
     bytes[start + 16] = KINDS.indexOf(record.kind) + 1;
-    bytes.writeUInt32LE(seq % 2 ** 32, start + 17);
-    const high = Math.floor(seq / 2 ** 32);
-    bytes[start + 21] = high;
-    bytes[start + 22] = high >> 8;
-    bytes[start + 23] = high >> 16;
+    bytes[start + 17] = this.count;
+    bytes[start + 18] = this.count >> 8;
+    bytes[start + 19] = this.count >> 16;
+    bytes.writeDoubleLE(seq, start + 20);
     bytes.writeUInt32LE(crc32(bytes.subarray(start + CHECKED_FROM, at), this.mark), start + 4);
     this.length = at;
+    this.count += 1;
     return byteLength;
   }
 
@@ -135,8 +144,8 @@ export class FrameBuffer {
   #spanText(span: StoredSpan): string {
     const parent = span.parentId === undefined ? "" : `"parentId":${JSON.stringify(span.parentId)},`;
     return (
-      `{"rolloutId":${JSON.stringify(span.rolloutId)},"attemptId":${JSON.stringify(span.attemptId)},"id":${JSON.stringify(span.id)},${parent}` +
-      `"name":${JSON.stringify(span.name)},"startMs":${span.startMs},"endMs":${span.endMs},"status":"${span.status}","seq":${span.seq},` +
+      `{"rolloutId":${this.#quoted(span.rolloutId)},"attemptId":${this.#quoted(span.attemptId)},"id":${JSON.stringify(span.id)},${parent}` +
+      `"name":${this.#quoted(span.name)},"startMs":${span.startMs},"endMs":${span.endMs},"status":"${span.status}","seq":${span.seq},` +
       `"attributes":{${this.#attributesText(span.attributes)}}}`
     );
   }
@@ -146,29 +155,29 @@ export class FrameBuffer {
     for (const name of Object.keys(attributes)) {
       const value = attributes[name] as Attributes[string];
       if (text !== "") text += ",";
-      text += this.#nameText(name);
+      text += this.#quoted(name);
       if (value instanceof Int32Array) {
         const width = widthOf(value);
         this.#arrays.push(value);
         this.#widths.push(width);
-        text += `{"$i32":[${width},${value.length}]}`;
+        text += `:{"$i32":[${width},${value.length}]}`;
       } else if (value instanceof Float32Array) {
         this.#arrays.push(value);
         this.#widths.push(4);
-        text += `{"$f32":${value.length}}`;
-      } else text += isMarked(value) ? `{"$json":${JSON.stringify(value)}}` : JSON.stringify(value);
+        text += `:{"$f32":${value.length}}`;
+      } else text += isMarked(value) ? `:{"$json":${JSON.stringify(value)}}` : `:${JSON.stringify(value)}`;
     }
     return text;
   }
 
-  #nameText(name: string): string {
-    let text = this.#names.get(name);
-    if (text === undefined) {
-      if (this.#names.size >= KNOWN_NAMES) this.#names.clear();
-      text = `${JSON.stringify(name)}:`;
-      this.#names.set(name, text);
+  #quoted(text: string): string {
+    let json = this.#known.get(text);
+    if (json === undefined) {
+      if (this.#known.size >= KNOWN_TEXTS) this.#known.clear();
+      json = JSON.stringify(text);
+      this.#known.set(text, json);
     }
-    return text;
+    return json;
   }
 }
 
@@ -182,7 +191,7 @@ export const encodeFrame = (record: LogRecord, mark: number): Buffer => {
 // ---- finding --------------------------------------------------------------------------------------------------------------
 
 const lengthAt = (bytes: Buffer, at: number): number => bytes.readUInt32LE(at + 8);
-const seqAt = (bytes: Buffer, at: number): number => bytes.readUInt32LE(at + 17) + bytes.readUIntLE(at + 21, 3) * 2 ** 32;
+const seqAt = (bytes: Buffer, at: number): number => bytes.readDoubleLE(at + 20);
 
 const isWhole = (bytes: Buffer, at: number, byteLength: number): boolean =>
   crc32(bytes.subarray(at + CHECKED_FROM, at + byteLength), bytes.readUInt32BE(at)) === bytes.readUInt32LE(at + 4);
@@ -190,6 +199,8 @@ const isWhole = (bytes: Buffer, at: number, byteLength: number): boolean =>
 export interface Frame {
   readonly mark: number;
   readonly seq: number;
+  /** Of the first record of the same write. */
+  readonly firstSeq: number;
   readonly end: number;
 }
 
@@ -199,7 +210,9 @@ export const frameAt = (bytes: Buffer, at: number, mark?: number): Frame | undef
   const found = bytes.readUInt32BE(at);
   const byteLength = lengthAt(bytes, at);
   if ((mark !== undefined && found !== mark) || byteLength < HEADER || at + byteLength > bytes.length) return undefined;
-  return isWhole(bytes, at, byteLength) ? { mark: found, seq: seqAt(bytes, at), end: at + byteLength } : undefined;
+  if (!isWhole(bytes, at, byteLength)) return undefined;
+  const seq = seqAt(bytes, at);
+  return { mark: found, seq, firstSeq: seq - bytes.readUIntLE(at + 17, 3), end: at + byteLength };
 };
 
 /** Does what begins there, which is no whole frame, look as one does that was not written to its end? */
@@ -220,19 +233,25 @@ export const findFrame = (bytes: Buffer, from: number, mark?: number): number | 
 
 // ---- reading --------------------------------------------------------------------------------------------------------------
 
-/** What a whole frame says; a span's attributes are left as they are written. @throws as guardRecord. */
-export const outlineFrame = (frame: Buffer): LogRecord =>
-  guardRecord({
-    seq: seqAt(frame, 0),
-    kind: KINDS[(frame[16] as number) - 1],
-    data: JSON.parse(frame.toString("utf8", HEADER, HEADER + frame.readUInt32LE(12))),
-  });
+const recordOf = (frame: Buffer, json: string): LogRecord =>
+  guardRecord({ seq: seqAt(frame, 0), kind: KINDS[(frame[16] as number) - 1], data: JSON.parse(json) });
+
+/** The quotes of a text are escaped: what a user stored never looks so. */
+const ATTRIBUTES = Buffer.from(',"attributes":{');
+
+/** What a whole frame says; a span's attributes, which come last, are left out. @throws as guardRecord. */
+export const outlineFrame = (frame: Buffer): LogRecord => {
+  const end = HEADER + frame.readUInt32LE(12);
+  if (KINDS[(frame[16] as number) - 1] !== "span") return recordOf(frame, frame.toString("utf8", HEADER, end));
+  return recordOf(frame, `${frame.toString("utf8", HEADER, frame.indexOf(ATTRIBUTES, HEADER))},"attributes":{}}`);
+};
 
 /** undefined for a damaged frame. @throws as guardRecord; TraceError "corrupt" for arrays that are not of its length. */
 export const decodeFrame = (frame: Buffer): LogRecord | undefined => {
   if (frame.length < HEADER || lengthAt(frame, 0) !== frame.length || !isWhole(frame, 0, frame.length)) return undefined;
-  const record = outlineFrame(frame);
-  if (record.kind === "span") fillArrays(record.data, frame, HEADER + frame.readUInt32LE(12));
+  const end = HEADER + frame.readUInt32LE(12);
+  const record = recordOf(frame, frame.toString("utf8", HEADER, end));
+  if (record.kind === "span") fillArrays(record.data, frame, end);
   return record;
 };
 

@@ -34,6 +34,18 @@ const OPEN_FILES = 64;
 /** What lies this near is read in one go, and so much at most. */
 const GAP_BYTES = 4096;
 const RUN_BYTES = 2 ** 20;
+/** Whoever reads on from there, or nearly, reads all: so much is read ahead, and a few such parts are kept. */
+const NEAR_BYTES = 2 ** 16;
+const AHEAD_BYTES = 2 ** 19;
+const KEPT_PARTS = 4;
+
+/** A part of a file that does not change any more. */
+interface Part {
+  readonly file: string;
+  readonly offset: number;
+  readonly end: number;
+  readonly bytes: Promise<Buffer>;
+}
 
 const toRuns = (places: readonly Place[]): Run[] => {
   const runs: Run[] = [];
@@ -58,11 +70,14 @@ const toRuns = (places: readonly Place[]): Run[] => {
   return runs;
 };
 
-/** `onDamage` is told before the caller is. */
-export const createLogReader = (folder: string, onDamage: () => Promise<void>): LogReader => {
+/** `onDamage` is told before the caller is. `endOf`: where what was acknowledged in a file ends. */
+export const createLogReader = (folder: string, onDamage: () => Promise<void>, endOf: (name: string) => number): LogReader => {
   const files = new Map<string, OpenFile>(); // by last use
+  let parts: readonly Part[] = [];
+  let last = { file: "", end: 0 };
 
   const release: LogReader["release"] = async (name) => {
+    parts = parts.filter(({ file }) => file !== name);
     const file = files.get(name);
     files.delete(name);
     await file?.handle.then((handle) => handle.close());
@@ -94,9 +109,28 @@ export const createLogReader = (folder: string, onDamage: () => Promise<void>): 
     }
   };
 
-  const decoded = async (bytes: Buffer, { file, offset }: Place): Promise<LogRecord> => {
-    const record = decodeRecord(bytes);
-    if (record !== undefined) return record;
+  const partAt = async (file: string, offset: number, byteLength: number): Promise<Buffer> => {
+    const end = offset + byteLength;
+    const isNext = last.file === file && offset >= last.end && offset <= last.end + NEAR_BYTES;
+    last = { file, end };
+    let part = parts.find((known) => known.file === file && known.offset <= offset && end <= known.end);
+    if (part === undefined) {
+      const until = isNext ? Math.min(offset + AHEAD_BYTES, endOf(file)) : end;
+      if (until <= end) return bytesAt({ file, offset, byteLength });
+      const bytes = bytesAt({ file, offset, byteLength: until - offset });
+      const made: Part = { file, offset, end: until, bytes };
+      bytes.catch(() => {
+        parts = parts.filter((known) => known !== made); // whoever reads is told
+      });
+      parts = [made, ...parts.slice(0, KEPT_PARTS - 1)];
+      part = made;
+    }
+    return (await part.bytes).subarray(offset - part.offset, end - part.offset);
+  };
+
+  const decoded = (bytes: Buffer, place: Place): LogRecord | Promise<never> => decodeRecord(bytes) ?? refuse(place);
+
+  const refuse = async ({ file, offset }: Place): Promise<never> => {
     await onDamage();
     throw new TraceError(
       "corrupt",
@@ -105,18 +139,19 @@ export const createLogReader = (folder: string, onDamage: () => Promise<void>): 
   };
 
   const read: LogReader["read"] = async (place) =>
-    decoded(place.held?.slice(place.offset, place.byteLength) ?? (await bytesAt(place)), place);
+    decoded(place.held?.slice(place.offset, place.byteLength) ?? (await partAt(place.file, place.offset, place.byteLength)), place);
 
   const readRun = async ({ places, end }: Run): Promise<LogRecord[]> => {
     const first = places[0] as Place;
     if (places.length === 1) return [await read(first)];
-    const bytes = await bytesAt({ file: first.file, offset: first.offset, byteLength: end - first.offset });
-    return Promise.all(
-      places.map((place) => {
-        const from = place.offset - first.offset;
-        return decoded(bytes.subarray(from, from + place.byteLength), place);
-      }),
-    );
+    const bytes = await partAt(first.file, first.offset, end - first.offset);
+    const records: LogRecord[] = [];
+    for (const place of places) {
+      const from = place.offset - first.offset;
+      const record = decoded(bytes.subarray(from, from + place.byteLength), place);
+      records.push(record instanceof Promise ? await record : record);
+    }
+    return records;
   };
 
   return {

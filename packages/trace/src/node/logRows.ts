@@ -9,7 +9,7 @@ import type { LogIndex } from "./logIndex.ts";
 import type { LogRecord, StoredResource } from "./logRecord.ts";
 import type { Counts, LiveRow } from "./manifest.ts";
 import { ofResource, ofRollout, ownerOf, rolloutOf } from "./segmentFile.ts";
-import type { Place } from "./segmentIndex.ts";
+import type { Held, Place } from "./segmentIndex.ts";
 
 /** Rollouts that have ended and are in memory all the same: most are asked for soon, by those who waited. */
 const KEPT_ENDED = 512;
@@ -61,28 +61,65 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     for (const attempt of attempts) await memory.putAttempt(attempt);
   }
 
+  const placesOf = ({ record, attempts }: Held): Place[] => (record ? [record, ...attempts] : [...attempts]);
+
+  /** What the log says of a rollout, a part after the other. */
+  const folding = (owner: string): { add(records: readonly LogRecord[]): void; row(): LiveRow | undefined } => {
+    let record: Rollout | undefined;
+    const attempts = new Map<string, Attempt>();
+    return {
+      add: (records) => {
+        for (const found of records) {
+          if (ownerOf(found) !== owner) continue; // another's with the same key
+          if (found.kind === "rollout") {
+            if (found.data.status !== "cancelled") attempts.clear(); // they are of one that was lost
+            record = found.data;
+          }
+          if (found.kind === "attempt") attempts.set(found.data.id, found.data);
+        }
+      },
+      row: () => record && foldRow(record, [...attempts.values()]),
+    };
+  };
+
   /** What the log says of a rollout; `fromSeq`: its own, where it is known. */
   const rowOf = async (id: string, fromSeq?: number): Promise<LiveRow | undefined> => {
     const inMemory = memory.rollout(id);
     if (inMemory) return { rollout: inMemory, attempts: await memory.attempts(id) };
     const owner = ofRollout(id);
-    let record: Rollout | undefined;
-    const attempts = new Map<string, Attempt>();
+    const said = folding(owner);
     for await (const held of index().holdings(owner, fromSeq)) {
-      const places = [...(held.record ? [held.record] : []), ...held.attempts];
-      for (const found of await readAll(places)) {
-        if (ownerOf(found) !== owner) continue; // another's with the same key
-        if (found.kind === "rollout") {
-          if (found.data.status !== "cancelled") attempts.clear(); // they are of one that was lost
-          record = found.data;
-        }
-        if (found.kind === "attempt") attempts.set(found.data.id, found.data);
-      }
-      if (record === undefined) continue;
-      const row = foldRow(record, [...attempts.values()]);
-      if (isTerminal(row.rollout.status)) return row;
+      said.add(await readAll(placesOf(held)));
+      const row = said.row();
+      if (row && isTerminal(row.rollout.status)) return row;
     }
-    return record && foldRow(record, [...attempts.values()]);
+    return said.row();
+  };
+
+  /** The same of many. They are read in the order of the files, where what was written together lies together. */
+  const rolloutsOf = async (ids: readonly string[]): Promise<(Rollout | undefined)[]> => {
+    const absent = new Map<string, Place[][]>();
+    for (const id of ids) {
+      if (absent.has(id) || memory.rollout(id)) continue;
+      const parts: Place[][] = [];
+      for await (const held of index().holdings(ofRollout(id))) parts.push(placesOf(held));
+      absent.set(id, parts);
+    }
+    const places = [...absent.values()].flat(2);
+    places.sort((a, b) => (a.file === b.file ? a.offset - b.offset : a.file < b.file ? -1 : 1));
+    const records = await readAll(places);
+    const recordOf = new Map(places.map((place, at) => [place, records[at] as LogRecord]));
+    return ids.map((id) => {
+      const parts = absent.get(id);
+      if (parts === undefined) return memory.rollout(id);
+      const said = folding(ofRollout(id));
+      for (const part of parts) {
+        said.add(part.map((place) => recordOf.get(place) as LogRecord));
+        const rollout = said.row()?.rollout;
+        if (rollout && isTerminal(rollout.status)) return rollout;
+      }
+      return said.row()?.rollout;
+    });
   };
 
   const spans: Rows["spans"] = async ({ rolloutId, attemptId }, afterSeq, limit) => {
@@ -105,6 +142,7 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
   return {
     ...memory,
     counts,
+    rolloutsOf,
     rollout: (id) => memory.rollout(id) ?? rowOf(id).then((row) => row?.rollout),
     attempt: (ref) => memory.attempt(ref) ?? rowOf(ref.rolloutId).then((row) => row?.attempts.find(({ id }) => id === ref.id)),
     attempts: async (rolloutId) => [...((await rowOf(rolloutId))?.attempts ?? [])],

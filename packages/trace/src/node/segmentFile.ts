@@ -1,6 +1,7 @@
 // One file of the log: its name, what can be read of it, and what it holds.
 
 import { open } from "node:fs/promises";
+import { basename } from "node:path";
 import { decodeHeader, decodeOutline } from "./codec.ts";
 import { findFrame, frameAt, isTorn } from "./frame.ts";
 import { seqOfLine } from "./lineRecord.ts";
@@ -64,27 +65,42 @@ const scanLines = (bytes: Buffer, from: number, damagedBefore: number, voidFrom:
   return { records, damaged, end };
 };
 
-const scanFrames = (bytes: Buffer, from: number, damagedBefore: number, voidFrom: number, mark: number): Body => {
+const SECTOR_BYTES = 512;
+
+/** Is a sector among these bytes nothing but zeros? */
+const hasEmptySector = (bytes: Buffer, from: number, to: number): boolean => {
+  for (let at = Math.ceil(from / SECTOR_BYTES) * SECTOR_BYTES; at + SECTOR_BYTES <= to; at += SECTOR_BYTES)
+    if (bytes.subarray(at, at + SECTOR_BYTES).every((byte) => byte === 0)) return true;
+  return false;
+};
+
+const scanFrames = (bytes: Buffer, from: number, firstSeq: number, damagedBefore: number, voidFrom: number, mark: number): Body => {
   const records: Found[] = [];
   let pending = damagedBefore;
   let damaged = 0;
   let end = 0;
+  /** What was there when a place was met that the disk never wrote, and the first number that is missing. */
+  let unwritten: (Body & { readonly missing: number }) | undefined;
   for (let start = from; start < bytes.length; ) {
     const frame = frameAt(bytes, start, mark);
     if (frame === undefined) {
       pending += 1;
       const next = findFrame(bytes, start + 1, mark);
       if (next === undefined) break;
+      if (hasEmptySector(bytes, start, next))
+        unwritten ??= { records: [...records], damaged, end, missing: (records.at(-1)?.seq ?? firstSeq - 1) + 1 };
       start = next;
       continue;
     }
     if (frame.seq >= voidFrom) break;
+    if (unwritten !== undefined && frame.firstSeq > unwritten.missing) unwritten = undefined; // a later write came after it: it was written once
     records.push({ start, end: frame.end, next: frame.end, seq: frame.seq });
     damaged += pending;
     pending = 0;
     start = end = frame.end;
   }
-  return { records, damaged, end };
+  // a crash in the midst of the last write left later parts of it on the disk, and not this: none of it was acknowledged
+  return voidFrom === Number.POSITIVE_INFINITY && unwritten !== undefined ? unwritten : { records, damaged, end };
 };
 
 /** @throws TraceError "corrupt" for a whole header of another version. */
@@ -96,7 +112,9 @@ export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
   const first = header ? undefined : findFrame(bytes, 0);
   const mark = header ? header.mark : first === undefined ? undefined : frameAt(bytes, first)?.mark;
   const { records, damaged, end } =
-    mark === undefined ? scanLines(bytes, from, 0, voidFrom) : scanFrames(bytes, first ?? from, header ? 0 : 1, voidFrom, mark);
+    mark === undefined
+      ? scanLines(bytes, from, 0, voidFrom)
+      : scanFrames(bytes, first ?? from, firstSeqOf(basename(path)), header ? 0 : 1, voidFrom, mark);
   const whole = Math.max(from, end);
   let written = bytes.length;
   while (written > whole && bytes[written - 1] === 0) written -= 1;
@@ -112,7 +130,7 @@ export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
   };
 };
 
-/** Of a record that scan found; a span's attributes are left as they are written. @throws TraceError "corrupt" for a record of another version. */
+/** Of a record that scan found; a span's attributes are not decoded. @throws TraceError "corrupt" for a record of another version. */
 export const outlineAt = (bytes: Buffer, { start, end }: Pick<Found, "start" | "end">): LogRecord =>
   decodeOutline(bytes.subarray(start, end));
 

@@ -86,7 +86,7 @@ export class SegmentIndex {
 
   note(record: LogData | Dropped, seq: number, place: Place): void {
     if (record.kind === "span" && record.data.rolloutId === this.#last?.rolloutId) {
-      this.#noteSpan(this.#last.entry, record.data.attemptId, record.data.id, record.data.seq, place);
+      this.#noteSpan(this.#last.entry, { seq: record.data.seq, place, attemptId: record.data.attemptId, id: record.data.id });
       this.#raise(0, record.data.seq, seq);
       return;
     }
@@ -96,7 +96,7 @@ export class SegmentIndex {
       if (record.kind === "rollout" && record.data.status !== "cancelled") this.owners.delete(owner);
       const entry = this.#entry(owner);
       if (record.kind === "span") {
-        this.#noteSpan(entry, record.data.attemptId, record.data.id, record.data.seq, place);
+        this.#noteSpan(entry, { seq: record.data.seq, place, attemptId: record.data.attemptId, id: record.data.id });
         this.#last = { rolloutId: record.data.rolloutId, entry };
       } else if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
       else entry.record = place;
@@ -111,15 +111,15 @@ export class SegmentIndex {
     this.#raise(rolloutSeq, spanSeq, seq);
   }
 
-  #noteSpan(entry: Entry, attemptId: string, id: string, seq: number, place: Place): void {
-    let ids = entry.spanIds.get(attemptId);
+  #noteSpan(entry: Entry, span: IndexedSpan): void {
+    let ids = entry.spanIds.get(span.attemptId);
     if (ids === undefined) {
       ids = new Set();
-      entry.spanIds.set(attemptId, ids);
+      entry.spanIds.set(span.attemptId, ids);
     }
-    if (ids.has(id)) return;
-    ids.add(id);
-    entry.spans.push({ seq, place, attemptId, id });
+    if (ids.has(span.id)) return;
+    ids.add(span.id);
+    entry.spans.push(span);
   }
 
   /** A rollout that is written anew, to be cancelled, has a seq that was given before. */
@@ -149,7 +149,7 @@ export class SegmentIndex {
       mine.record = entry.record ?? mine.record;
       mine.rolloutSeq = entry.rolloutSeq || mine.rolloutSeq;
       for (const [id, place] of entry.attempts) mine.attempts.set(id, place);
-      for (const { seq, place, attemptId, id } of entry.spans) this.#noteSpan(mine, attemptId, id, seq, place);
+      for (const span of entry.spans) this.#noteSpan(mine, span);
     }
     for (const item of later.order) if (item.seq > (this.order.at(-1)?.seq ?? 0)) this.order.push(item);
     this.#raise(later.rolloutSeq, later.spanSeq, later.lastSeq);

@@ -1,5 +1,5 @@
 // Append-only files of records (codec.ts), named by the sequence number of their first record. A record is acknowledged when its
-// bytes are on disk (fdatasync); records that arrive during a sync, or together after one, share the next. A file that is left gets a sidecar.
+// bytes are on disk (fdatasync); records that arrive during a write share the next. A file that is left gets a sidecar.
 //
 // After a failed write or sync the kernel may have dropped the bytes and call the next sync a success, so the file is closed
 // for ever and the unacknowledged records go into a new one. Hence, when reading: what a file says from the next file's
@@ -7,29 +7,21 @@
 // when what failed is a full disk, nothing of the records stays: whoever opens the log again finds what was acknowledged.
 
 import { randomBytes } from "node:crypto";
-import { constants, copyFile, type FileHandle, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
+import { copyFile, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { createBlocks } from "./blocks.ts";
 import { encodeHeader } from "./codec.ts";
 import { fullDisk, isFull } from "./diskFull.ts";
-import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
+import { replaceFile, syncFolder } from "./durable.ts";
 import { FrameBuffer, newMark } from "./frame.ts";
+import { closeLogFile, type LogFile, type LogIo, openLogFile, startLogFile, writeFrames } from "./logFile.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
 import { createLogReader, type LogReader } from "./logReader.ts";
 import type { LogData, LogRecord } from "./logRecord.ts";
 import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
 import { type Place, SegmentIndex } from "./segmentIndex.ts";
 import { createSidecarFiles, indexBytes, type SidecarFiles } from "./sidecarFiles.ts";
-
-/** The calls that a disk can fail, replaceable so that tests can fail them. What is written is on disk once both have resolved. */
-export interface LogIo {
-  /** Of a file that was opened with LOG_FLAGS: where the system has O_DSYNC, this is all. */
-  write(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void>;
-  datasync(handle: FileHandle): Promise<void>;
-  /** Of what lies beside the log: sidecars and the manifest. */
-  replace(path: string, bytes: Uint8Array): Promise<void>;
-}
 
 export interface LogFolders {
   readonly log: string;
@@ -76,18 +68,6 @@ export interface SegmentLog {
   close(): Promise<void>;
 }
 
-/** Written and synced by one call to the system, which halves the time that an append waits: Linux has it, others sync after. */
-const DSYNC: number | undefined = constants.O_DSYNC;
-const LOG_FLAGS = constants.O_RDWR | (DSYNC ?? 0);
-
-export const platformIo: LogIo = {
-  write: writeAll,
-  datasync: async (handle) => {
-    if (DSYNC === undefined) await handle.datasync();
-  },
-  replace: replaceFile,
-};
-
 /** A batch that took more memory gives it back. */
 const SPARE_BYTES = 4 * 2 ** 20;
 
@@ -119,7 +99,7 @@ export const createSegmentLog = (
     settle(error?: unknown): void;
   }
   let mark = newMark();
-  let current: { readonly name: string; readonly handle: FileHandle; end: number } | undefined;
+  let current: LogFile | undefined;
   let active = new SegmentIndex();
   let written: Batch | undefined;
   let waiting: Batch | undefined;
@@ -132,7 +112,9 @@ export const createSegmentLog = (
     isDamaged = true;
     await unlink(join(folders.index, "manifest")).catch(() => {}); // there is none, or verify will tell
   };
-  const reader = createLogReader(folder, distrust);
+  const reader = createLogReader(folder, distrust, (name) =>
+    current?.name === name ? current.end : (index.segments.find((segment) => segment.name === name)?.end ?? 0),
+  );
   const sidecars = createSidecarFiles({ folders, blocks, reader, replace: io.replace, onReport, onDamage: distrust });
 
   const index = createLogIndex({
@@ -205,7 +187,7 @@ export const createSegmentLog = (
         await unlink(join(folder, name)); // its header was being written
       else if (next === undefined && found !== undefined) {
         mark = found;
-        current = { name, handle: await open(join(folder, name), LOG_FLAGS), end };
+        current = await openLogFile(folder, name, end);
       } else if (end > 0 && active.lastSeq >= firstSeqOf(name)) await seal(name, end); // one of version 1 is written no more
     }
   };
@@ -223,6 +205,8 @@ export const createSegmentLog = (
       setImmediate(resolve);
     });
   let writeMs = 0;
+  /** Until the disk has failed once: it may be full. */
+  let mayWriteAhead = true;
   /** Memory of batches that are on disk. */
   const spare: FrameBuffer[] = [];
 
@@ -235,38 +219,22 @@ export const createSegmentLog = (
     return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
   };
 
-  const startFile = async (firstSeq: number): Promise<NonNullable<typeof current>> => {
-    const name = nameOf(firstSeq);
-    // a file of this name can only hold records that were never acknowledged
-    await reader.release(name);
-    await unlink(join(folder, name)).catch((error) => {
-      if (!isMissing(error)) throw error;
-    });
-    const handle = await open(join(folder, name), LOG_FLAGS | constants.O_CREAT | constants.O_EXCL);
-    try {
-      const header = encodeHeader(firstSeq, clock(), mark);
-      await io.write(handle, header, 0);
-      await io.datasync(handle);
-      await syncFolder(folder);
-      return { name, handle, end: header.length };
-    } catch (error) {
-      await handle.close();
-      throw error;
-    }
+  const startFile = async (firstSeq: number): Promise<LogFile> => {
+    await reader.release(nameOf(firstSeq));
+    return startLogFile(folder, io, firstSeq, clock(), mark);
   };
 
-  const leaveFile = async (): Promise<typeof current> => {
+  const leaveFile = async (): Promise<LogFile | undefined> => {
     const left = current;
     current = undefined;
-    await left?.handle.close();
+    if (left !== undefined) await closeLogFile(left);
     return left;
   };
 
   const writeBatch = async ({ firstSeq, frames, places, index: added }: Batch): Promise<void> => {
     current ??= await startFile(firstSeq);
     const file = current;
-    await io.write(file.handle, frames.bytes, file.end);
-    await io.datasync(file.handle);
+    await writeFrames(file, io, frames, mayWriteAhead);
     for (const place of places) {
       place.held = undefined;
       place.file = file.name;
@@ -284,7 +252,7 @@ export const createSegmentLog = (
    * Another file takes over from one that failed, whose sidecar is made of what it says: a word that someone is gone may have
    * been on its way to it, and comes into the next.
    */
-  const writeElsewhere = async (batch: Batch, left: { readonly name: string; readonly end: number } | undefined): Promise<void> => {
+  const writeElsewhere = async (batch: Batch, left: LogFile | undefined): Promise<void> => {
     const next = await startFile(batch.firstSeq);
     if (left !== undefined && left.name !== next.name) {
       const path = join(folder, left.name);
@@ -300,7 +268,7 @@ export const createSegmentLog = (
   };
 
   /** Takes back what a full disk took in part: it was told to be nowhere. */
-  const undo = async (batch: Batch, left: { readonly name: string; readonly end: number } | undefined): Promise<void> => {
+  const undo = async (batch: Batch, left: LogFile | undefined): Promise<void> => {
     const second = await leaveFile().catch(() => undefined);
     const name = nameOf(batch.firstSeq);
     if (second === undefined || second.name === name) await unlink(join(folder, name)).catch(() => {}); // nothing in it was acknowledged
@@ -315,7 +283,7 @@ export const createSegmentLog = (
       woken = batch.callers;
       waiting = undefined;
       written = batch;
-      let left: typeof current;
+      let left: LogFile | undefined;
       try {
         if (failure) throw failure;
         try {
@@ -323,6 +291,8 @@ export const createSegmentLog = (
           await writeBatch(batch);
           writeMs = performance.now() - began;
         } catch (first) {
+          mayWriteAhead = false;
+          if (isFull(first)) await current?.handle.truncate(current.end).catch(() => {}); // gives the room back
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
           left = current;
           await leaveFile().catch(() => {}); // its descriptor is gone either way

@@ -20,8 +20,13 @@ export type Transact = <T>(
   callers?: () => number,
 ) => Promise<T>;
 
+export interface Sharing extends Required<Pick<Backend, "transact" | "gather">> {
+  /** What was asked for is done before whatever comes now. */
+  end(): void;
+}
+
 /** `isIdleFor`: has the disk nothing to do, and would it write in so many milliseconds? */
-export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boolean): Required<Pick<Backend, "transact" | "gather">> => {
+export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boolean): Sharing => {
   let open: Member[] | undefined;
   let msEach = 0;
 
@@ -61,18 +66,21 @@ export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boo
     return runGroup(members, ...how);
   };
 
+  const end = (): void => {
+    open = undefined;
+  };
+
   return {
+    end,
     transact: (mode, body) => {
-      open = undefined;
+      end();
       return transact(mode, body);
     },
     gather: (request, run, tell) =>
       new Promise<void>((resolve, reject) => {
         const member: Member = { request, resolve, reject };
         if (open) open.push(member);
-        else {
-          void begin([member], run, tell);
-        }
+        else void begin([member], run, tell);
       }),
   };
 };
