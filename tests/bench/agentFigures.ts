@@ -20,12 +20,19 @@ const ANSWER: Completion = {
 };
 const sampler: Sampler = { limits: { maxContext: 4096, vocabSize: format.vocabSize }, policyVersion: 1, generate: async () => ANSWER };
 
-const ask = async (openai: { readonly baseURL: string; readonly fetch: typeof fetch }): Promise<string> => {
+let asked = 0;
+/** Words that nobody said before. */
+const newQuestion = (): string => `What is ${++asked} times seven? Answer with the number alone.`;
+
+const ask = async (
+  openai: { readonly baseURL: string; readonly fetch: typeof fetch },
+  content = "What is six times seven? Answer with the number alone.",
+): Promise<string> => {
   const response = await openai.fetch(`${openai.baseURL}/chat/completions`, {
     method: "POST",
     body: JSON.stringify({
       model: "policy",
-      messages: [{ role: "user", content: "What is six times seven? Answer with the number alone." }],
+      messages: [{ role: "user", content }],
     }),
   });
   return ((await response.json()) as { choices: { message: { content: string } }[] }).choices[0]!.message.content;
@@ -42,7 +49,7 @@ const cpuTime = async (act: () => Promise<unknown>): Promise<number> => {
 };
 
 /** Microseconds a call, of `calls` calls in 64 attempts at once, until every span was appended. */
-const callTime = async (store: Store, calls: number): Promise<number> => {
+const callTime = async (store: Store, calls: number, question?: () => string): Promise<number> => {
   const endpoint = createEndpoint({ sampler, format, store });
   await store.enqueue(Array.from({ length: ATTEMPTS }, () => ({ input: null })));
   const claims = await store.claim("bench", ATTEMPTS);
@@ -50,7 +57,7 @@ const callTime = async (store: Store, calls: number): Promise<number> => {
     Promise.all(
       claims.map(async ({ attempt }) => {
         const opened = endpoint.open(attempt, { mode: "train", temperature: 1, maxTokens: 256, seed: 1 });
-        for (let call = 0; call < calls / ATTEMPTS; call++) await ask(opened.openai);
+        for (let call = 0; call < calls / ATTEMPTS; call++) await ask(opened.openai, question?.());
         const { captureFailures } = await opened.close();
         if (captureFailures > 0) throw new Error(`${captureFailures} calls were not captured; run it by hand`);
       }),
@@ -70,6 +77,7 @@ export const benchCapture = async (bench: Bench, root: string): Promise<void> =>
   await callTime(deaf(), calls); // the first calls are compiled
   const found = await inRounds(bench.isQuick ? 3 : 9, {
     files: () => callTime(store, calls),
+    filesOfNew: () => callTime(store, calls, newQuestion),
     deaf: () => callTime(deaf(), calls),
     bare: async () => {
       const prompt = format.encode("What is six times seven?");
@@ -82,6 +90,13 @@ export const benchCapture = async (bench: Bench, root: string): Promise<void> =>
   });
   bench.print({ name: "capture into files, a model call, CPU", ours: found.files - found.deaf, peer: null, peerName: null, unit: "µs" });
   bench.print({ name: "endpoint and capture, a model call, CPU", ours: found.files - found.bare, peer: null, peerName: null, unit: "µs" });
+  bench.print({
+    name: "endpoint and capture, each prompt new, CPU",
+    ours: found.filesOfNew - found.bare,
+    peer: null,
+    peerName: null,
+    unit: "µs",
+  });
   await store.close();
   remove(folder);
 };
@@ -109,9 +124,11 @@ export const benchRollouts = async (bench: Bench, root: string): Promise<void> =
   const found = await inRounds(bench.isQuick ? 2 : 5, {
     trivial: () => rate(async () => 1),
     asking: () => rate(async (_, { openai }) => ((await ask(openai)).includes("forty-two") ? 1 : 0)),
+    askingNew: () => rate(async (_, { openai }) => ((await ask(openai, newQuestion())).includes("forty-two") ? 1 : 0)),
   });
   bench.print({ name: "rollouts, an agent that only answers", ours: found.trivial, ...AGENT_LIGHTNING, unit: "rollouts/s" });
   bench.print({ name: "rollouts, an agent of one model call", ours: found.asking, ...AGENT_LIGHTNING, unit: "rollouts/s" });
+  bench.print({ name: "rollouts, one model call, each prompt new", ours: found.askingNew, ...AGENT_LIGHTNING, unit: "rollouts/s" });
   await store.close();
   remove(folder);
 };

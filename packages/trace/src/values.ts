@@ -50,12 +50,13 @@ export const copyJson = (value: unknown, where: string): Json => {
   return Object.freeze(mapped(value as Record<string, unknown>, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where))));
 };
 
-const copyMember = (name: string, value: unknown, where: string): Json =>
-  isSecretHeader(name, value, where)
-    ? REMOVED
-    : typeof value === "string" && isErrorText(name)
-      ? withoutSecrets(value)
-      : copyJson(value, `${where}.${name}`);
+const copyMember = (name: string, value: unknown, where: string): Json => {
+  if (isSecretHeader(name, value, where)) return REMOVED;
+  // nearly all members are one of these, and a path that nobody reads costs as much as they do
+  if (typeof value === "string") return isErrorText(name) ? withoutSecrets(value) : value;
+  if (Number.isFinite(value)) return (value as number) + 0;
+  return copyJson(value, `${where}.${name}`);
+};
 
 const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json>> => {
   const copy = copyJson(value, where);

@@ -22,8 +22,10 @@ export const classOf = (problem: Problem): string | undefined => {
 const LARGE_TILES: ReadonlySet<string> = new Set(["64x64 wide", "64x64 8x8 wide", "128x64 wide", "skinny"]);
 
 /** Candidates that may come to be used: the default, and what the tuner may pick. */
-export const shortlist = ({ sizes }: Problem, candidates: readonly Variant[]): readonly Variant[] =>
-  sizes.O ? candidates.filter(({ name }, i) => i === 0 || LARGE_TILES.has(name)) : candidates;
+export const shortlist = (problem: Problem, candidates: readonly Variant[]): readonly Variant[] =>
+  problem.op === "linear" || problem.op === "linearBackward"
+    ? candidates.filter(({ name }, i) => i === 0 || LARGE_TILES.has(name))
+    : candidates;
 
 export interface Seen {
   readonly problem: Problem;

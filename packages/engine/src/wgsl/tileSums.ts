@@ -22,13 +22,15 @@ fn fold(a: vec4f, b: vec4f) -> vec4f {
 
 /** As what the sums of a row are bound. */
 export const PARTS: Element = "vec4f";
+
 /** Body of `store` (gemm.ts): where a result waits for its sum. */
 export const KEEP: string = `zs[(m % 16u * 4u + n % ${TILE}u / 16u) * 17u + n % 16u] = v;`;
 
 /**
- * sumTile(m16, n0, run, lane): the 16 rows from m16 on, or as many as a workgroup has, columns n0 … n0 + 63 of the product, whose results KEEP has left, into the sums
- * `run` of the rows; a run's first tile begins it. In uniform control flow. `params.N` columns, the first of them is column params.column
- * of the vocabulary; a row's sums are read by the lane that wrote them; a run has params.runTiles tiles, a row params.runPitch sums. inverse and wanted: WGSL, of `row`.
+ * sumTile(m16, n0, run, lane), in uniform control flow: the 16 rows from m16 on, or as many as a workgroup has, columns n0 … n0 + 63 of the
+ * product, whose results KEEP has left, go into the sums `run` of the rows. A run's first tile begins it; a row's sums are read again by the
+ * lane that wrote them. The product has params.N columns, the first is column params.column of the vocabulary; a run has params.runTiles
+ * tiles, a row params.runPitch sums. inverse and wanted: WGSL, of `row`.
  */
 export const tileSums = (
   threads: number,

@@ -62,6 +62,8 @@ export const createBlocks = (): Blocks => {
   const held = new Map<string, Buffer>();
   let young = new Map<string, Buffer>();
   let old = new Map<string, Buffer>();
+  /** A search ends in one block. */
+  let last: { readonly path: string; readonly index: number; readonly part: Buffer } | undefined;
 
   const descriptorOf = (path: string): number => {
     let descriptor = files.get(path);
@@ -92,15 +94,18 @@ export const createBlocks = (): Blocks => {
   };
 
   const partAt = (path: string, index: number): Buffer => {
+    if (last?.index === index && last.path === path) return last.part;
     const key = `${index} ${path}`;
-    const known = young.get(key);
-    if (known) return known;
-    const part = old.get(key) ?? load(path, index);
-    if (young.size >= CACHED_BLOCKS) {
-      old = young;
-      young = new Map();
+    let part = young.get(key);
+    if (part === undefined) {
+      part = old.get(key) ?? load(path, index);
+      if (young.size >= CACHED_BLOCKS) {
+        old = young;
+        young = new Map();
+      }
+      young.set(key, part);
     }
-    young.set(key, part);
+    last = { path, index, part };
     return part;
   };
 
@@ -109,6 +114,7 @@ export const createBlocks = (): Blocks => {
     if (descriptor !== undefined) closeSync(descriptor);
     files.delete(path);
     held.delete(path);
+    last = undefined;
     for (const generation of [young, old]) for (const key of generation.keys()) if (key.endsWith(` ${path}`)) generation.delete(key);
   };
 
@@ -138,6 +144,7 @@ export const createBlocks = (): Blocks => {
       held.clear();
       young.clear();
       old.clear();
+      last = undefined;
     },
   };
 };

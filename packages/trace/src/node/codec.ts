@@ -23,7 +23,7 @@ export interface LogHeader {
 /** Its bytes, without a line's newline. undefined for damage. @throws TraceError "corrupt" for a whole record of no version. */
 export const decodeRecord = (bytes: Buffer): LogRecord | undefined => (isFrame(bytes) ? decodeFrame(bytes) : decodeLineRecord(bytes));
 
-/** What a whole record says; a span's attributes are left as they are written, which is most of the work. @throws as decodeRecord. */
+/** What a whole record says; a span's attributes are left out or as they are written: they are most of the work. @throws as decodeRecord. */
 export const decodeOutline = (bytes: Buffer): LogRecord => (isFrame(bytes) ? outlineFrame(bytes) : outlineLine(bytes));
 
 export const encodeHeader = (firstSeq: number, createdMs: number, mark: number | undefined): Buffer =>

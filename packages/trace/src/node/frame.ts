@@ -233,19 +233,25 @@ export const findFrame = (bytes: Buffer, from: number, mark?: number): number | 
 
 // ---- reading --------------------------------------------------------------------------------------------------------------
 
-/** What a whole frame says; a span's attributes are left as they are written. @throws as guardRecord. */
-export const outlineFrame = (frame: Buffer): LogRecord =>
-  guardRecord({
-    seq: seqAt(frame, 0),
-    kind: KINDS[(frame[16] as number) - 1],
-    data: JSON.parse(frame.toString("utf8", HEADER, HEADER + frame.readUInt32LE(12))),
-  });
+const recordOf = (frame: Buffer, json: string): LogRecord =>
+  guardRecord({ seq: seqAt(frame, 0), kind: KINDS[(frame[16] as number) - 1], data: JSON.parse(json) });
+
+/** The quotes of a text are escaped: what a user stored never looks so. */
+const ATTRIBUTES = Buffer.from(',"attributes":{');
+
+/** What a whole frame says; a span's attributes, which come last, are left out. @throws as guardRecord. */
+export const outlineFrame = (frame: Buffer): LogRecord => {
+  const end = HEADER + frame.readUInt32LE(12);
+  if (KINDS[(frame[16] as number) - 1] !== "span") return recordOf(frame, frame.toString("utf8", HEADER, end));
+  return recordOf(frame, `${frame.toString("utf8", HEADER, frame.indexOf(ATTRIBUTES, HEADER))},"attributes":{}}`);
+};
 
 /** undefined for a damaged frame. @throws as guardRecord; TraceError "corrupt" for arrays that are not of its length. */
 export const decodeFrame = (frame: Buffer): LogRecord | undefined => {
   if (frame.length < HEADER || lengthAt(frame, 0) !== frame.length || !isWhole(frame, 0, frame.length)) return undefined;
-  const record = outlineFrame(frame);
-  if (record.kind === "span") fillArrays(record.data, frame, HEADER + frame.readUInt32LE(12));
+  const end = HEADER + frame.readUInt32LE(12);
+  const record = recordOf(frame, frame.toString("utf8", HEADER, end));
+  if (record.kind === "span") fillArrays(record.data, frame, end);
   return record;
 };
 

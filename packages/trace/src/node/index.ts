@@ -16,7 +16,7 @@ import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { createQueue } from "../memory.ts";
-import type { Backend } from "../rows.ts";
+import type { Backend, Transaction } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { createBlobUses, keepState, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
@@ -26,6 +26,7 @@ import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogIo, platformIo } from "./logFile.ts";
 import type { StoredResource } from "./logRecord.ts";
+import type { LogRows } from "./logRows.ts";
 import { type LogState, openLogState } from "./logState.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders } from "./segmentLog.ts";
@@ -42,7 +43,7 @@ export interface FileStoreOptions extends StoreOptions {
   /** Hears what a person should know: torn or damaged files, and what was done. Default: console.warn. */
   readonly onReport?: (message: string) => void;
   /** A log file is followed by another from this size on. */
-  readonly rotateBytes?: number; // 64 MiB
+  readonly rotateBytes?: number; // 32 MiB
   /** The disk under the log. Default: the platform's. Tests fail it. */
   readonly io?: LogIo;
 }
@@ -151,7 +152,7 @@ export const verifyFileStore = async (folder: string, { signal }: { signal?: Abo
  * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; the platform's file errors.
  */
 export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
-  const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 64 * 2 ** 20, io = platformIo } = options;
+  const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 32 * 2 ** 20, io = platformIo } = options;
   const inside = (name: string) => join(folder, name);
   const lock = await namingFull(folder, "the lock of an open store", async () => {
     await makeSubfolders(folder);
@@ -183,17 +184,15 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
         // the next body may run while this one's records are on their way: that is the group commit
         const { answer, safe } = await inTurn(async () => {
           mine = state;
-          const { log, rows, add } = mine;
-          const answer = body({
-            ...rows,
-            log: (records) => {
-              hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-              return add(records, callers());
-            },
-          });
+          const { rows, add } = mine;
+          const log: Transaction["log"] = (records) => {
+            hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
+            return add(records, callers());
+          };
+          const answer = body(Object.assign(Object.create(rows) as LogRows, { log })); // to copy every method would cost more
           await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
           await rows.release();
-          const safe = log.settled();
+          const safe = mine.log.settled();
           safe.catch(() => {}); // awaited below, perhaps a moment after it failed
           return { answer, safe };
         });

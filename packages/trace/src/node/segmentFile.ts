@@ -130,7 +130,7 @@ export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
   };
 };
 
-/** Of a record that scan found; a span's attributes are left as they are written. @throws TraceError "corrupt" for a record of another version. */
+/** Of a record that scan found; a span's attributes are not decoded. @throws TraceError "corrupt" for a record of another version. */
 export const outlineAt = (bytes: Buffer, { start, end }: Pick<Found, "start" | "end">): LogRecord =>
   decodeOutline(bytes.subarray(start, end));
 

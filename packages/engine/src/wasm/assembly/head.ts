@@ -102,7 +102,7 @@ function takeTiles(
   const columns = tileColumns(vocab), tiles = (vocab + columns - 1) / columns;
   // About four pieces a thread, if rows are that many.
   const wanted = max((4 * threads) / tiles, 1);
-  const rows = min(min(TILE_ROWS, TILE_NUMBERS / columns), ((n + wanted - 1) / wanted + 3) & ~3);
+  const rows = min(min(TILE_ROWS, (TILE_NUMBERS / columns) & ~3), ((n + wanted - 1) / wanted + 3) & ~3);
   const blocks = (n + rows - 1) / rows, kept = address(s, 4), parts = address(s, 5);
   const cRow = (<usize>(kept ? vocab : columns)) << 2, partsRow = rowOf(vocab);
   for (let piece = nextPiece(-1, threads); piece < blocks * tiles; piece = nextPiece(piece, threads)) {

@@ -1,5 +1,5 @@
 // The head without logits: logprob, tokenLoss, logprobBackward. Formulas stand at the ops (plan/step.ts).
-//   forward:  product whose tiles of 64 columns end as sums (wgsl/tileSums.ts), 512 runs of tiles a row → one reduction a row
+//   forward:  product whose tiles of 64 columns end as sums (wgsl/tileSums.ts), at most 512 runs of tiles a row → one reduction a row
 //   backward: product whose results end as dz, a slice of the vocabulary at a time → dx += dz·w
 // A product sums its depth in one piece here, so that logits made again are those of the forward, bit for bit.
 
@@ -38,7 +38,7 @@ const partsOf = (w: Tensor, from: number, to: number, target: Target): Part[] =>
 
 /** x·wᵀ over such rows, ending in something else than y. */
 const logits = (
-  { op, rows, x, w }: Of<"logprob"> | Of<"sample"> | Of<"logprobBackward">,
+  { rows, x, w }: Of<"logprob"> | Of<"sample"> | Of<"logprobBackward">,
   { shard, wFirst, count }: Part,
   y: Pick<Product, "y" | "yWidth" | "yFirst">,
   ending: Ending,
@@ -46,7 +46,7 @@ const logits = (
 ): Dispatch[] => {
   const K = w.shape[1]!;
   const product = { rows, a: x, w: shard, wFirst, accumulate: false, scale: 1, aWidth: K, aFirst: 0, N: count, K, slice: K };
-  return multiply({ op: "linear", ...product, ...y, head: { op, ending } }, target);
+  return multiply({ op: "linear", ...product, ...y, ending }, target);
 };
 
 /** Sums of all tiles of all rows into step.parts. */
@@ -108,13 +108,7 @@ export const logprob = (step: Of<"logprob">, target: Target): Dispatch[] => {
     kernel({
       label: `logprob${suffix}`,
       prelude,
-      bindings: {
-        parts: { tensor: parts, as: PARTS },
-        chosen,
-        logprob,
-        entropy,
-        lse,
-      },
+      bindings: { parts: { tensor: parts, as: PARTS }, chosen, logprob, entropy, lse },
       body:
         FOLD +
         reductions(SUM_THREADS, how) +

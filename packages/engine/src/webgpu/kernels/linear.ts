@@ -13,7 +13,7 @@ import { SKINNY, skinny } from "../../wgsl/skinny.ts";
 import { shardsOf, sliceOf } from "../shards.ts";
 import { type Bindings, bodyOf, type Dispatch, flat, flatGroups, foldedGroups, type Groups, kernel, SCRATCH } from "./kernel.ts";
 import { type ProductVariant, productCandidates, rowClasses, type TileVariant } from "./productVariants.ts";
-import { chosen, type Problem, type Target } from "./target.ts";
+import { chosen, type Target } from "./target.ts";
 
 type Of<Name extends Step["op"]> = Extract<Step, { op: Name }>;
 
@@ -56,8 +56,8 @@ export interface Product {
   readonly K: number;
   readonly slice: number;
   readonly wFirst?: number;
-  /** For whom: its variants are chosen by themselves. With `ending`, which takes the place of everything that is said of y. */
-  readonly head?: { readonly op: Problem["op"]; readonly ending: Ending };
+  /** In the place of everything that is said of y. */
+  readonly ending?: Ending;
 }
 
 const NOTHING: Groups = [0, 0, 0];
@@ -87,7 +87,7 @@ export const STORE_PLACE = `if (m >= params.rows || n >= params.N) { return; }
   let e = m * params.pitch + params.first + n;`;
 
 const endingOf = (product: Product): Ending =>
-  product.head?.ending ?? {
+  product.ending ?? {
     label: suffix(product),
     bindings: endings(product),
     store: `${STORE_PLACE}
@@ -230,13 +230,13 @@ const skinnied = (product: Product, { from, to }: { from: number; to: number }):
 
 /** The product in the variants that its plan's row counts ask for. */
 export const multiply = (product: Product, target: Target): Dispatch[] => {
-  const { op, rows, w, N, K, slice, head } = product;
+  const { op, rows, w, N, K, slice } = product;
   const [O, I] = w.shape as [number, number];
   const isAlongDepth = op === "linear";
   const ranges: { variant: ProductVariant; from: number; to: number }[] = [];
   for (const { from, to } of rowClasses(rows.capacity, target.isSoftware)) {
-    const problem = { op: head?.op ?? op, rows: to, sizes: { O, I }, format: formatOf(w) } as const;
-    const isHead = head !== undefined;
+    const problem = { op, rows: to, sizes: { O, I }, format: formatOf(w) } as const;
+    const isHead = product.ending !== undefined;
     const shape = { problem, isSoftware: target.isSoftware, n: N, depth: K, slices: Math.ceil(K / slice), isAlongDepth, isHead };
     const variant = chosen(target, problem, productCandidates(shape));
     const last = ranges.at(-1);

@@ -24,11 +24,7 @@ const pickRun = (step: Of<"sample">, target: Target): Dispatch => {
   return kernel({
     label: `sample run${suffix}`,
     prelude,
-    bindings: {
-      parts: { tensor: parts, as: PARTS },
-      inverseTemperature,
-      uniform_: uniform,
-    },
+    bindings: { parts: { tensor: parts, as: PARTS }, inverseTemperature, uniform_: uniform },
     body: `${FOLD}var<workgroup> masses: array<f32, ${SUM_THREADS}>;
 ${reductions(SUM_THREADS, how)}${byRow(
   SUM_THREADS,
