@@ -1,4 +1,5 @@
-// What was worked out lately, by the text that it came of. What was asked for longest ago goes first.
+// What was worked out lately, by the text that it came of. Two halves: what is asked for comes into the fresh one, and when that is full
+// the other is let go. That costs a look-up; an order of all that is held would cost a deletion, an insertion and their rehashing each time.
 
 export interface Recent<T> {
   get(text: string): T | undefined;
@@ -6,28 +7,36 @@ export interface Recent<T> {
   set(text: string, value: T, size: number): void;
 }
 
-/** Holds at most `maxCharacters`, texts and values together. */
+/** Holds at most `maxCharacters`, texts and values together; nothing that is more than half of that. */
 export const createRecent = <T>(maxCharacters: number): Recent<T> => {
-  const held = new Map<string, { readonly value: T; readonly size: number }>();
-  let characters = 0;
+  type Half = Map<string, { readonly value: T; readonly size: number }>;
+  let fresh: Half = new Map();
+  let stale: Half = new Map();
+  let characters = 0; // in the fresh half
+
+  const keep = (text: string, value: T, size: number): void => {
+    const added = text.length + size;
+    if (added > maxCharacters / 2) return;
+    if (characters + added > maxCharacters / 2) {
+      stale = fresh;
+      fresh = new Map();
+      characters = 0;
+    }
+    fresh.set(text, { value, size });
+    characters += added;
+  };
+
   return {
     get(text) {
-      const found = held.get(text);
-      if (found === undefined) return undefined;
-      held.delete(text); // and to the end of the order
-      held.set(text, found);
-      return found.value;
+      const found = fresh.get(text);
+      if (found !== undefined) return found.value;
+      const old = stale.get(text);
+      if (old === undefined) return undefined;
+      keep(text, old.value, old.size);
+      return old.value;
     },
     set(text, value, size) {
-      const added = text.length + size;
-      if (added > maxCharacters || held.has(text)) return;
-      held.set(text, { value, size: added });
-      characters += added;
-      for (const [oldest, { size: freed }] of held) {
-        if (characters <= maxCharacters) break;
-        held.delete(oldest);
-        characters -= freed;
-      }
+      if (!fresh.has(text)) keep(text, value, size);
     },
   };
 };

@@ -97,7 +97,7 @@ test.each(tokenizers)("%s: a text's ids are the library's, whatever was encoded 
       expect([...format.encode(text)]).toEqual(ids.map((id: number | undefined) => id ?? 0));
       expect([...format.encode(text)]).toEqual(ids.map((id: number | undefined) => id ?? 0)); // as remembered
     }),
-    { numRuns: 400 },
+    { numRuns: 200 },
   );
 });
 
@@ -110,16 +110,6 @@ test("what is given out is the caller's: writing into it changes no later answer
     first.fill(7);
     expect([...encode("ab<|im_end|>")]).toEqual(kept);
   }
-});
-
-test("a long text is not kept, and has the same ids each time", () => {
-  const words = tiny((fields) => ({ ...fields, pre_tokenizer: { type: "ByteLevel", add_prefix_space: false } }));
-  const format = loadChatFormat({ tokenizer: words, tokenizerConfig: config, chatTemplate: CHATML });
-  const text = `${"xyz ".repeat(300_000)}<|im_end|>`;
-  const first = format.encode(text);
-  expect(first.length).toBe(1_200_001);
-  expect(first.at(-1)).toBe(format.stopTokens[0]);
-  expect(format.encode(text)).toEqual(first);
 });
 
 test("a conversation is rendered as the template says, also the second time; one that asks for the time is rendered anew", () => {

@@ -93,7 +93,7 @@ export class FrameBuffer {
     this.#arrays.length = 0;
     this.#widths.length = 0;
     const json = record.kind === "span" ? this.#spanText(record.data) : JSON.stringify(record.data);
-    let needed = HEADER + 3 * json.length + 4;
+    let needed = HEADER + (json.length < FIRST_BYTES ? 3 * json.length : Buffer.byteLength(json)) + 4;
     for (const array of this.#arrays) needed += array.byteLength;
     this.#reserve(needed);
     const bytes = this.#bytes;

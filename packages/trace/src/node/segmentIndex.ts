@@ -117,9 +117,9 @@ export class SegmentIndex {
       ids = new Set();
       entry.spanIds.set(span.attemptId, ids);
     }
-    if (ids.has(span.id)) return;
+    const known = ids.size;
     ids.add(span.id);
-    entry.spans.push(span);
+    if (ids.size > known) entry.spans.push(span);
   }
 
   /** A rollout that is written anew, to be cancelled, has a seq that was given before. */
