@@ -532,6 +532,27 @@ test("an append that is undone because a span is there already is done again wit
   await store.close();
 });
 
+test("what changes within a frame is told to other tabs in one message; closing tells the rest", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+  try {
+    const told: unknown[] = [];
+    vi.spyOn(BroadcastChannel.prototype, "postMessage").mockImplementation(({ events }) => void told.push(events));
+    const store = await openIndexedDbStore(newName());
+    const attempt = await begin(store, "a");
+    await store.append([spanOf(attempt, "x")]);
+    expect(told).toEqual([]);
+    vi.advanceTimersByTime(20);
+    const [queued, running] = ["queued", "running"].map((status) => ({ kind: "rollout", id: "a", status }));
+    expect(told).toEqual([[queued, running, { kind: "spans", rolloutId: "a", count: 1 }]]);
+    await store.cancel("a");
+    await store.close();
+    vi.advanceTimersByTime(20);
+    expect(told.slice(1)).toEqual([[{ kind: "rollout", id: "a", status: "cancelled" }]]);
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
 test("the browser is asked once to keep the data, and its answer is reported", async () => {
   const storageOf = (isKept: boolean, answer: boolean) => {
     const persist = vi.fn(async () => answer);

@@ -258,6 +258,26 @@ const fill = async (name: string, id: string, victim: string | undefined, refusa
   return { faults, acknowledged, claims: [], released, codes };
 };
 
+// ---- what no store can outlive ----------------------------------------------------------------------------------------------
+
+/** A database of the platform's own, without a store: what it loses is not a store's to keep. */
+const withMarks = async <T>(mode: IDBTransactionMode, act: (marks: IDBObjectStore) => IDBRequest<T>): Promise<T> => {
+  const opening = indexedDB.open("marks");
+  opening.onupgradeneeded = () => void opening.result.createObjectStore("marks");
+  const db = await new Promise<IDBDatabase>((resolve, reject) => {
+    opening.onsuccess = () => resolve(opening.result);
+    opening.onerror = () => reject(opening.error);
+  });
+  const transaction = db.transaction("marks", mode, { durability: "strict" });
+  const request = act(transaction.objectStore("marks"));
+  await new Promise<void>((resolve, reject) => {
+    transaction.oncomplete = () => resolve();
+    transaction.onabort = () => reject(transaction.error);
+  });
+  db.close();
+  return request.result;
+};
+
 const actions = {
   endWriters,
   endClaimers,
@@ -274,6 +294,8 @@ const actions = {
     await store.enqueue(ids.map((id) => ({ id, input: id })));
     await store.close();
   },
+  mark: async (): Promise<void> => void (await withMarks("readwrite", (marks) => marks.put("there", "mark"))),
+  isMarked: async (): Promise<boolean> => (await withMarks("readonly", (marks) => marks.count())) > 0,
   /** Says its keys by `globalThis.acknowledged`, a way out of the browser, until it is killed. */
   writeUntilKilled: (name: string, me: string): void => {
     const tell = (globalThis as unknown as { acknowledged(me: string, keys: readonly string[]): void }).acknowledged;

@@ -298,12 +298,12 @@ const CASES: Readonly<Record<string, (d: Draft) => Made>> = {
       `logprob, ${loss} and their gradient`,
       (d: Draft): Made => {
         // With cross-entropy backward finds the forward's logits, with the others it makes them again: two slices.
-        const [rows, V, D] = [rowsOf(5, "outRows"), 1300, 288];
+        const [rows, V, D] = [rowsOf(5, "outRows"), 2200, 288];
         const isKept = loss === "crossEntropy";
         const z = d.work("z", [5, isKept ? V : HEAD_SLICE]);
         const vector = (name: string, fill?: (i: number) => number): Tensor => d.floats(name, [5], fill);
         const head = { rows, x: d.floats("x", [5, D], () => d.random() / 8), w: d.weight("w", [V, D], isKept ? "f32" : "q8") };
-        const [target, inverseTemperature] = [d.ints("target", 5, (i) => 171 * i), vector("inverseTemperature", (i) => 1 / (1 + i / 4))];
+        const [target, inverseTemperature] = [d.ints("target", 5, (i) => 531 * i), vector("inverseTemperature", (i) => 1 / (1 + i / 4))];
         const [logprob, lse, dLogprob] = [vector("logprob"), vector("lse"), vector("dLogprob")];
         const lossParams = d.floats("lossParams", [4], (i) => [0.2, 0.28, 3, 0][i]!);
         return {

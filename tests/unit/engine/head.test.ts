@@ -88,8 +88,8 @@ const on = async (options: WebGpuOptions, shape: Shape) => {
 describe.skipIf(skip !== undefined)(`the head on WebGPU${why}`, () => {
   for (const shape of [
     { rows: 19, V: 330, D: 288, S: 330 },
-    { rows: 19, V: 1100, D: 288, S: 1024, format: "q8" },
-    { rows: 70, V: 1100, D: 30, S: 1024 },
+    { rows: 19, V: 2100, D: 288, S: 2048, format: "q8" },
+    { rows: 70, V: 2100, D: 30, S: 2048 },
   ] as const satisfies readonly Shape[]) {
     test(`every variant gives the same bits: ${JSON.stringify(shape)}`, async () => {
       const names = new Set<string>();
@@ -109,13 +109,13 @@ describe.skipIf(skip !== undefined)(`the head on WebGPU${why}`, () => {
   test("the width of a slice changes no bit", async () => {
     const shape = { rows: 5, V: 4500, D: 24 };
     const first = await on({}, { ...shape, S: 4500 });
-    for (const S of [1024, 3072]) expect(await on({}, { ...shape, S })).toEqual(first);
+    for (const S of [2048, 4096]) expect(await on({}, { ...shape, S })).toEqual(first);
   });
 
   for (const format of ["f32", "q8"] as const) {
     test(`a weight in shards of 64 KiB, ${format}: log-probs and tokens bit for bit, the gradient but for the order of its sums`, async () => {
       // 33 tiles a shard, and 2 a run where there are more than 512: runs lie across the cuts.
-      const shape: Shape = format === "f32" ? { rows: 4, V: 33_000, D: 5, S: 2048 } : { rows: 4, V: 5000, D: 64, S: 1024, format };
+      const shape: Shape = format === "f32" ? { rows: 4, V: 33_000, D: 5, S: 2048 } : { rows: 4, V: 5000, D: 64, S: 2048, format };
       const weight: Tensor = { name: "w", shape: [shape.V, shape.D], dtype: format, home: "weights" };
       const shards = shardsOf(weight, 64 << 10);
       expect(shards.length).toBeGreaterThan(4);
@@ -129,30 +129,54 @@ describe.skipIf(skip !== undefined)(`the head on WebGPU${why}`, () => {
     });
   }
 
-  test("tokens come as often as their probabilities say", async () => {
-    // 4096 rows of one distribution over 150 tokens, in tiles of 64: χ² with 149 degrees of freedom is 149 ± 17.
-    const [n, V] = [4096, 150];
-    const backend = await createTestBackend();
-    const normal = createNormal(createRandom(9));
-    const logits = Float32Array.from({ length: V }, normal);
-    const w: Tensor = { name: "w", shape: [V, 1], dtype: "f32", home: "weights" };
-    await backend.allocate(w, logits);
+  /** Tokens and log-probs of one distribution over V tokens, a uniform and an inverse temperature a row. */
+  const draw = async (options: WebGpuOptions, logits: Float32Array, uniforms: Float32Array, inverses: Float32Array) => {
+    const [n, V, D] = [uniforms.length, logits.length, 5];
+    const backend = await createTestBackend(options);
+    const w: Tensor = { name: "w", shape: [V, D], dtype: "f32", home: "weights" };
+    await backend.allocate(
+      w,
+      Float32Array.from({ length: V * D }, (_, i) => (i % D === 0 ? logits[i / D]! : 1)),
+    );
     const rows: Rows = { count: "outRows", base: 0, capacity: n };
     const vector = (name: string, dtype: Tensor["dtype"] = "f32"): Tensor => ({ name, shape: [n], dtype, home: "io" });
-    const x: Tensor = { name: "x", shape: [n, 1], dtype: "f32", home: "io" };
+    const x: Tensor = { name: "x", shape: [n, D], dtype: "f32", home: "io" };
     const parts: Tensor = { name: "parts", shape: [n, headParts(V)], dtype: "f32", home: "arena" };
     const [inverseTemperature, uniform, token, logprob] = [vector("i"), vector("u"), vector("token", "i32"), vector("logprob")];
-    const executable = await backend.compile({
-      name: "sample",
-      steps: [{ op: "sample", rows, x, w, parts, inverseTemperature, uniform, token, logprob }],
-    });
-    const random = createRandom(10);
-    for (const one of [x, inverseTemperature]) backend.write(one, new Float32Array(n).fill(1));
-    backend.write(uniform, Float32Array.from({ length: n }, random));
+    const steps: Step[] = [{ op: "sample", rows, x, w, parts, inverseTemperature, uniform, token, logprob }];
+    const executable = await backend.compile({ name: "sample", steps });
+    backend.write(
+      x,
+      Float32Array.from({ length: n * D }, (_, i) => Number(i % D === 0)),
+    );
+    backend.write(inverseTemperature, inverses);
+    backend.write(uniform, uniforms);
     await executable.run({ outRows: n });
-    const counts = new Float64Array(V);
-    for (const one of await backend.read(token)) counts[one]!++;
+    const tokens = [...((await backend.read(token)) as Int32Array)];
+    const logprobs = [...((await backend.read(logprob)) as Float32Array)];
     await backend.dispose();
+    return { tokens, logprobs };
+  };
+
+  test("a walk through a run of tiles that lies in two shards goes on where it was", async () => {
+    // The mass is on tokens 2048 … 2175, one run; shards of 2112 rows cut it in the middle. The last two rows are greedy: a tie across the cut.
+    const logits = Float32Array.from({ length: 33_000 }, (_, j) => (j === 2100 || j === 2150 ? 5.5 : j >= 2048 && j < 2176 ? 5 : -9));
+    const uniforms = Float32Array.from({ length: 42 }, (_, i) => ((i * 11 + 0.5) % 42) / 42);
+    const inverses = Float32Array.from({ length: 42 }, (_, i) => (i < 40 ? 1 : 0));
+    const [whole, cut] = [await draw({}, logits, uniforms, inverses), await draw({ bindingBytes: 64 << 10 }, logits, uniforms, inverses)];
+    expect(cut).toEqual(whole);
+    expect(whole.tokens.slice(40)).toEqual([2100, 2100]);
+    for (const side of [(token: number) => token < 2112, (token: number) => token >= 2112])
+      expect(whole.tokens.filter((token) => token >= 2048 && token < 2176 && side(token)).length).toBeGreaterThan(15);
+  });
+
+  test("tokens come as often as their probabilities say", async () => {
+    // 4096 draws of 150 tokens, in tiles of 64: χ² with 149 degrees of freedom is 149 ± 17.
+    const [n, V] = [4096, 150];
+    const logits = Float32Array.from({ length: V }, createNormal(createRandom(9)));
+    const { tokens } = await draw({}, logits, Float32Array.from({ length: n }, createRandom(10)), new Float32Array(n).fill(1));
+    const counts = new Float64Array(V);
+    for (const one of tokens) counts[one]!++;
     const total = logits.reduce((sum, value) => sum + Math.exp(value), 0);
     const chi = counts.reduce((sum, count, j) => {
       const expected = (n * Math.exp(logits[j]!)) / total;

@@ -95,13 +95,13 @@ export interface InferCapacity extends Capacity {
 }
 
 export interface TrainCapacity extends Capacity {
-  /** Of a slice of logits, if that many are enough for HEAD_SLICE columns. Default 16 MiB. */
+  /** Of a slice of logits, if that many are enough for HEAD_SLICE columns. Default 8 MiB. */
   readonly headBytes?: number;
   /** Keep only each block's input and run its forward again before its gradient: the same bits, less memory, about a third more time. */
   readonly checkpoint?: boolean;
 }
 
-const DEFAULT_HEAD_BYTES = 16 << 20;
+const DEFAULT_HEAD_BYTES = 8 << 20;
 const DEFAULT_STEPS = 16;
 /** Stop tokens of a lane that the device knows. A model has one to three; the sampler sees the others when it reads. */
 export const STOP_TOKENS = 10;

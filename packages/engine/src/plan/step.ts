@@ -77,8 +77,8 @@ export const LANE_WIDTH = 6;
 
 /** Numbers of a row of a head's `parts`, a multiple of 4: four for 64 columns, and at most for 512 runs of columns. */
 export const headParts = (vocab: number): number => Math.min(Math.max(Math.ceil(vocab / 64), 2), 512) * 4;
-/** Columns of the head's gradient come in multiples of it, unless they are all there. */
-export const HEAD_SLICE = 1024;
+/** Columns of the head's gradient come in multiples of it, unless they are all there; a row of them is as large as one of `parts`. */
+export const HEAD_SLICE = 2048;
 
 export type LossName = "crossEntropy" | "importanceSampling" | "ppoClip";
 

@@ -9,9 +9,10 @@
 
 import { TraceError } from "../errors.ts";
 import type { Backend, Rows } from "../rows.ts";
-import { createStore, type Hints, type StoreOptions } from "../store.ts";
-import type { Store, StoreEvent } from "../vocabulary.ts";
+import { createStore, type StoreOptions } from "../store.ts";
+import type { Store } from "../vocabulary.ts";
 import { createConnection } from "./connection.ts";
+import { openHints } from "./hints.ts";
 import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
 import { ask, committed } from "./requests.ts";
 import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
@@ -23,50 +24,6 @@ export interface IndexedDbOptions extends StoreOptions {
   /** Asks the browser, once, not to delete this origin's data when disks run short; some ask the user. The answer goes to onReport. */
   readonly persist?: boolean; // false
 }
-
-/** A message between tabs of one store. */
-interface TabMessage {
-  readonly magic: "fulgurite-hints";
-  readonly v: 1;
-  readonly events: readonly StoreEvent[];
-}
-
-/** A message costs as much as a fifth of an append: those of one frame of a screen share one. Tabs that nobody sees tell within a second. */
-const HINT_EVERY_MS = 16;
-
-const isTabMessage = (data: unknown): data is TabMessage => {
-  const message = data as Partial<TabMessage> | null;
-  return message?.magic === "fulgurite-hints" && message.v === 1;
-};
-
-const openHints = (channelName: string): Hints & { close(): void } => {
-  let channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
-  // Node's channel keeps the process alive unless told; browsers' has no such method
-  (channel as unknown as { unref?(): void } | undefined)?.unref?.();
-  let events: StoreEvent[] = [];
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const tell = () => {
-    channel?.postMessage({ magic: "fulgurite-hints", v: 1, events } satisfies TabMessage);
-    events = [];
-    timer = undefined;
-  };
-  return {
-    hasOtherWriters: true,
-    announce: (more) => {
-      events.push(...more);
-      timer ??= setTimeout(tell, HINT_EVERY_MS);
-    },
-    connect: (emit) => {
-      if (channel) channel.onmessage = ({ data }) => isTabMessage(data) && emit(data.events);
-    },
-    close: () => {
-      clearTimeout(timer);
-      tell();
-      channel?.close();
-      channel = undefined;
-    },
-  };
-};
 
 /** The answer, or which guess was wrong. */
 type Tried<T> = { readonly answer: T } | keyof Guess;
