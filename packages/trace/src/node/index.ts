@@ -28,6 +28,7 @@ import { type LogIo, platformIo } from "./logFile.ts";
 import type { StoredResource } from "./logRecord.ts";
 import type { LogRows } from "./logRows.ts";
 import { type LogState, openLogState } from "./logState.ts";
+import { createPace } from "./pace.ts";
 import { keepReserve, spendReserve } from "./reserve.ts";
 import { createSegmentLog, type LogFolders } from "./segmentLog.ts";
 import { createSharing, type Transact } from "./sharing.ts";
@@ -110,6 +111,7 @@ export const compactFileStore = async (
       known: [],
       rotateBytes: Number.POSITIVE_INFINITY,
       io: platformIo,
+      pace: createPace(),
       clock,
       onReport,
       onRecord: async (record, place, end) => {
@@ -130,7 +132,13 @@ export const compactFileStore = async (
     await syncFolder(folder);
     const compacted = await rewriteAll(contents, signal);
     await makeSubfolders(folder);
-    const state = await openLogState(folder, foldersOf(folder), { rotateBytes: Number.POSITIVE_INFINITY, io: platformIo, clock, onReport });
+    const state = await openLogState(folder, foldersOf(folder), {
+      rotateBytes: Number.POSITIVE_INFINITY,
+      io: platformIo,
+      pace: createPace(),
+      clock,
+      onReport,
+    });
     await state.close();
     return compacted;
   });
@@ -161,7 +169,8 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
   try {
     await namingFull(folder, "meta.json", () => checkMeta(inside("meta.json"), clock()));
     for (const name of SUBFOLDERS) await removeTemporary(inside(name));
-    const openState = (): Promise<LogState> => openLogState(folder, foldersOf(folder), { rotateBytes, io, clock, onReport });
+    const pace = createPace();
+    const openState = (): Promise<LogState> => openLogState(folder, foldersOf(folder), { rotateBytes, io, pace, clock, onReport });
     let state = await openState();
     const reserve = inside("reserve");
     await keepReserve(reserve);
@@ -215,7 +224,7 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       }
     };
 
-    const sharing = createSharing(transact, (ms) => state.log.idleFor(ms));
+    const sharing = createSharing(transact, pace, () => state.log.isIdle());
     const backend: Backend = {
       checksFiles: true, // loadBlob does
       givesOwnSpans: true, // decoded for each reader

@@ -30,7 +30,7 @@ const noCounts = (): Counts => ({ queued: 0, running: 0, succeeded: 0, failed: 0
 export const openLogState = async (
   folder: string,
   folders: LogFolders,
-  options: Pick<SegmentLogOptions, "rotateBytes" | "io" | "clock" | "onReport">,
+  options: Pick<SegmentLogOptions, "rotateBytes" | "io" | "pace" | "clock" | "onReport">,
 ): Promise<LogState> => {
   const { io, onReport } = options;
   const blobs = join(folder, "blobs");

@@ -19,6 +19,7 @@ import { closeLogFile, type LogFile, type LogIo, openLogFile, startLogFile, writ
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
 import { createLogReader, type LogReader } from "./logReader.ts";
 import type { LogData, LogRecord } from "./logRecord.ts";
+import { isDiskQuick, type Pace } from "./pace.ts";
 import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
 import { type Place, SegmentIndex } from "./segmentIndex.ts";
 import { createSidecarFiles, indexBytes, type SidecarFiles } from "./sidecarFiles.ts";
@@ -34,6 +35,7 @@ export interface SegmentLogOptions {
   readonly known: readonly Segment[];
   readonly rotateBytes: number;
   readonly io: LogIo;
+  readonly pace: Pace;
   readonly clock: () => number;
   readonly onReport: (message: string) => void;
   /** Every record that replay() reads, in order, and where it ends. The index says of it only once this is done. */
@@ -53,8 +55,8 @@ export interface SegmentLog {
   add(data: readonly LogData[], callers: number): void;
   /** Resolves when all that was added before is on disk. @throws TraceError "full" or "storage" once the log is failed. */
   settled(): Promise<void>;
-  /** Has the disk nothing to do, and would it be done in that time? */
-  idleFor(ms: number): boolean;
+  /** Has the disk nothing to do? */
+  isIdle(): boolean;
   hasFailed(): boolean;
   /** Damage was met: all of the log is to be read at the next opening, so nothing may be said of it now. */
   isDamaged(): boolean;
@@ -73,7 +75,7 @@ const SPARE_BYTES = 4 * 2 ** 20;
 
 export const createSegmentLog = (
   folders: LogFolders,
-  { known, rotateBytes, io, clock, onReport, onRecord, onLeft }: SegmentLogOptions,
+  { known, rotateBytes, io, pace, clock, onReport, onRecord, onLeft }: SegmentLogOptions,
 ): SegmentLog => {
   const folder = folders.log;
   const setAside = async (name: string): Promise<string> => {
@@ -196,7 +198,7 @@ export const createSegmentLog = (
   let writing: Promise<void> = Promise.resolve();
   let failure: TraceError | undefined;
   let isWriting = false;
-  /** So many waited for the last write, and ask for the next in the same turn: it waits for half of them, or for the turn to end. */
+  /** So many waited for the last write, and ask for the next in the same turn: it waits for half of them (pace.ts), or for the turn to end. */
   let woken = 0;
   let half: (() => void) | undefined;
   const halfOrTurn = (): Promise<void> =>
@@ -204,7 +206,6 @@ export const createSegmentLog = (
       half = resolve;
       setImmediate(resolve);
     });
-  let writeMs = 0;
   /** Until the disk has failed once: it may be full. */
   let mayWriteAhead = true;
   /** Memory of batches that are on disk. */
@@ -278,7 +279,7 @@ export const createSegmentLog = (
   const drain = async (): Promise<void> => {
     isWriting = true;
     for (let batch = waiting; batch !== undefined; batch = waiting) {
-      if (2 * batch.callers < woken) await halfOrTurn();
+      if (woken > 1 && (2 * batch.callers < woken || !isDiskQuick(pace, batch.callers + woken))) await halfOrTurn();
       half = undefined;
       woken = batch.callers;
       waiting = undefined;
@@ -289,7 +290,7 @@ export const createSegmentLog = (
         try {
           const began = performance.now();
           await writeBatch(batch);
-          writeMs = performance.now() - began;
+          pace.writeMs = performance.now() - began;
         } catch (first) {
           mayWriteAhead = false;
           if (isFull(first)) await current?.handle.truncate(current.end).catch(() => {}); // gives the room back
@@ -337,7 +338,7 @@ export const createSegmentLog = (
       }
       if (data.length > 0 && waiting) {
         waiting.callers += callers;
-        if (2 * waiting.callers >= woken) half?.();
+        if (2 * waiting.callers >= woken && isDiskQuick(pace, waiting.callers + woken)) half?.();
         writing = waiting.done;
         if (!isWriting) void drain();
       }
@@ -346,7 +347,7 @@ export const createSegmentLog = (
       if (failure) throw failure;
       await writing;
     },
-    idleFor: (ms) => written === undefined && writeMs < ms,
+    isIdle: () => written === undefined,
     hasFailed: () => failure !== undefined,
     isDamaged: () => isDamaged,
     reader,

@@ -1,11 +1,10 @@
 // Appends that are asked for before the store comes to them are one transaction and one command: its price is paid once for all
 // of them. What is asked first is still done first: any other call ends the sharing. An append that breaks a rule fails alone;
 // what the log refuses, it refuses to all.
-//
-// Where the disk is idle and quicker than the processor, half of a crowd goes first: the other half is encoded while the disk
-// writes, and from then on the two take turns.
+// Where the disk is quick, a crowd goes in halves that take turns (pace.ts).
 
 import type { AppendRequest, Backend, RunAppends, Transaction } from "../rows.ts";
+import { isDiskQuick, type Pace } from "./pace.ts";
 
 interface Member {
   readonly request: AppendRequest;
@@ -25,10 +24,9 @@ export interface Sharing extends Required<Pick<Backend, "transact" | "gather">> 
   end(): void;
 }
 
-/** `isIdleFor`: has the disk nothing to do, and would it write in so many milliseconds? */
-export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boolean): Sharing => {
+/** `isIdle`: has the disk nothing to do? */
+export const createSharing = (transact: Transact, pace: Pace, isIdle: () => boolean): Sharing => {
   let open: Member[] | undefined;
-  let msEach = 0;
 
   const runGroup = async (members: Member[], run: RunAppends, tell: Parameters<Required<Backend>["gather"]>[2]): Promise<void> => {
     try {
@@ -37,7 +35,7 @@ export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boo
         async (transaction) => {
           if (open === members) {
             open = undefined; // who comes now comes too late for this one
-            if (members.length > 1 && isIdleFor(members.length * msEach))
+            if (members.length > 1 && isIdle() && isDiskQuick(pace, members.length))
               void begin(members.splice(Math.ceil(members.length / 2)), run, tell);
           }
           const began = performance.now();
@@ -45,7 +43,7 @@ export const createSharing = (transact: Transact, isIdleFor: (ms: number) => boo
             transaction,
             members.map(({ request }) => request),
           );
-          msEach = (performance.now() - began) / members.length;
+          pace.callerMs = (performance.now() - began) / members.length;
           return appended;
         },
         () => members.length,
