@@ -10,8 +10,8 @@ import { inFolder, startModelServer } from "./modelServer.ts";
 const MIB = 2 ** 20;
 const specOf = (family: string) => parseConfig(JSON.parse(new TextDecoder().decode(modelFiles(family)["config.json"])), "config.json");
 const tiny = specOf("llama");
-/** The logits of 64 rows alone are 129 MiB. */
-const wide = { ...tiny, vocab: (129 * MIB) / 4 / 64 };
+/** What a feed-forward layer makes of 1024 rows is 129 MiB. */
+const wide = { ...tiny, feedForward: (129 * MIB) / 4 / 1024 };
 
 /** A device with these limits, which counts its openings and closings. */
 const deviceWith = (kind: "webgpu" | "wasm", limits: Partial<Backend> = {}) => {
@@ -40,9 +40,9 @@ describe("a budget", () => {
     expect((await budgetFor("m", wide, { ...large, device: "auto" })).largest.byteLength).toBe(129 * MIB);
     expect(large.calls).toEqual(["open auto", "dispose"]);
     const small = deviceWith("webgpu", { maxTensorBytes: 129 * MIB - 4 });
-    await expect(budgetFor("tiny/wide", wide, { ...small, device: "webgpu" })).rejects.toMatchObject({
+    await expect(budgetFor("tiny/wide", wide, { ...small, device: "webgpu", microBatchTokens: 1024 })).rejects.toMatchObject({
       code: "device",
-      message: expect.stringMatching(/^memory: tiny\/wide needs .*; limit 129 MiB for one tensor, got 129 MiB for logits\.0/),
+      message: expect.stringMatching(/^memory: tiny\/wide needs .*; limit 129 MiB for one tensor, got 129 MiB for gate_proj\.0/),
     });
     expect(small.calls).toEqual(["open webgpu", "dispose"]);
   });
