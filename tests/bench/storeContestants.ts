@@ -2,7 +2,7 @@
 // span under its key once, in order, and answers when it is on disk; the peers as a line of JSON.
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import type { Span, Store, StoreItem } from "@fulgurite/trace";
+import type { Span, StoreItem } from "@fulgurite/trace";
 import { openFileStore } from "@fulgurite/trace/node";
 import type { Bench } from "./figures.ts";
 import { spanOf } from "./span.ts";
@@ -40,11 +40,19 @@ export const fromText = (text: string): Span =>
 
 export const keyOf = ({ rolloutId, attemptId, id }: Span): string => `${rolloutId}/${attemptId}/${id}`;
 
-export const openOurs = async (folder: string): Promise<Contestant & { store: Store; attempt: { rolloutId: string; id: string } }> => {
+type Attempt = Parameters<typeof spanOf>[0];
+
+/** `attempts`: as many agents that are at work, each with a rollout of its own. */
+export const openOurs = async (folder: string): Promise<Contestant & { attempts(count: number): Promise<readonly Attempt[]> }> => {
   const store = await openFileStore(folder);
-  await store.enqueue([{ id: "r", input: null }]);
-  const [claim] = await store.claim("bench");
-  return { store, attempt: { rolloutId: "r", id: claim!.attempt.id }, append: (spans) => store.append(spans), close: () => store.close() };
+  return {
+    attempts: async (count) => {
+      await store.enqueue(Array.from({ length: count }, () => ({ input: null })));
+      return (await store.claim("bench", count)).map(({ attempt }) => attempt);
+    },
+    append: (spans) => store.append(spans),
+    close: () => store.close(),
+  };
 };
 
 interface Sqlite {

@@ -34,19 +34,22 @@ const appendRate = async (contestant: Contestant, spans: readonly Span[], writer
 const benchAppend = async (bench: Bench, root: string): Promise<void> => {
   for (const [name, writers, count] of [
     ["append, one writer", 1, bench.isQuick ? 50 : 400],
-    ["append, 64 writers", 64, bench.isQuick ? 640 : 6_400],
+    ["append, 64 writers", 64, bench.isQuick ? 640 : 25_600],
   ] as const) {
     if (!bench.wants(name)) continue;
     const folder = mkdtempSync(join(root, "append-"));
     const ours = await openOurs(join(folder, "ours"));
     const sqlite = await openSqlite(bench, folder);
     const lmdb = await openLmdb(bench, folder);
-    const run = (contestant: Contestant, salt: number) => (round: number) =>
-      appendRate(
+    // each writer is an agent with a rollout of its own, new in each round
+    const run = (contestant: Contestant, salt: number) => async (round: number) => {
+      const attempts = await ours.attempts(writers);
+      return appendRate(
         contestant,
-        Array.from({ length: count }, (_, index) => spanOf(ours.attempt, (salt * 100 + round) * count + index)),
+        Array.from({ length: count }, (_, index) => spanOf(attempts[index % writers]!, (salt * 100 + round) * count + index)),
         writers,
       );
+    };
     const found = await inRounds(bench.isQuick ? 2 : 5, {
       ours: run(ours, 0),
       sqlite: run(sqlite, 1),
