@@ -91,7 +91,7 @@ const compare = async (bench: Bench, name: string, unit: string, rounds: number,
   for (const [peerName, peer] of entries) bench.print(figure(peer, peerName));
 };
 
-const REPEATS = 3;
+const REPEATS = 12;
 
 const benchGemm = async (bench: Bench, devices: Devices, torch: Torch | undefined): Promise<void> => {
   for (const device of devices.kinds) {
