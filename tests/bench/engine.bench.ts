@@ -81,10 +81,12 @@ const openTf = async ({ loadPeer }: Bench): Promise<Tf> => {
 
 type Contestants = Record<string, () => Promise<number>>;
 
+const SETTLE_MS = 250;
+
 /** Times all of them in rounds and prints ours against each. */
 const compare = async (bench: Bench, name: string, unit: string, rounds: number, contestants: Contestants): Promise<void> => {
   bench.progress(`${name}: ${Object.keys(contestants).join(", ")}`);
-  const { ours, ...peers } = await inRounds(rounds, contestants);
+  const { ours, ...peers } = await inRounds(rounds, contestants, SETTLE_MS);
   const figure = (peer: number | null, peerName: string | null): Figure => ({ name, ours: ours!, peer, peerName, unit });
   const entries = Object.entries(peers);
   if (entries.length === 0) bench.print(figure(null, null));

@@ -43,23 +43,22 @@ export const median = (values: readonly number[]): number => {
   return sorted.length % 2 === 1 ? (sorted[middle] as number) : ((sorted[middle - 1] as number) + (sorted[middle] as number)) / 2;
 };
 
-/** The threads of whoever ran before (OpenMP's, for one) may spin for a while, on cores that the next one needs. */
-const SETTLE_MS = 250;
-
 /**
  * Runs every contestant once a round, in turn, beginning with another each time, and gives the median of what each returned.
- * The machine's moods so fall on all of them alike.
+ * The machine's moods so fall on all of them alike. `settleMs`: the threads of whoever ran before (OpenMP's, for one) may spin for so
+ * long on cores that the next one needs.
  */
 export const inRounds = async <Name extends string>(
   rounds: number,
   contestants: Readonly<Record<Name, (round: number) => Promise<number>>>,
+  settleMs = 0,
 ): Promise<Record<Name, number>> => {
   const names = Object.keys(contestants) as Name[];
   const found = new Map<Name, number[]>(names.map((name) => [name, []]));
   for (let round = 0; round < rounds; round++)
     for (let turn = 0; turn < names.length; turn++) {
       const name = names[(round + turn) % names.length] as Name;
-      await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+      if (settleMs > 0) await new Promise((resolve) => setTimeout(resolve, settleMs));
       (found.get(name) as number[]).push(await contestants[name](round));
     }
   return Object.fromEntries(names.map((name) => [name, median(found.get(name) as number[])])) as Record<Name, number>;
