@@ -119,11 +119,16 @@ const live = async (store: Store, ledger: Ledger): Promise<void> => {
   if ((await store.resource("p"))?.files.same?.[0] !== 9) throw new Error("resource p 2: its files stay, got others");
 };
 
-/** Every rollout has one attempt: a claim whose answer was lost strands none. */
-const checkStranded = async (store: Store, count: number): Promise<void> => {
+/** What the folder holds in the end; it is deleted. Every rollout has one attempt: a claim whose answer was lost strands none. */
+const lookAtEnd = async (folder: string, ledger: Ledger, count: number): Promise<Tally> => {
+  const store = await open(folder);
+  ledger.check(await takeInventory(store));
   const { rollouts, attempts } = await store.stats();
   if (rollouts.succeeded !== count || attempts !== count)
     throw new Error(`${count} rollouts succeed in ${count} attempts, got ${rollouts.succeeded} in ${attempts}: a claim was stranded`);
+  await store.close();
+  rmSync(folder, { recursive: true });
+  return ledger.tally();
 };
 
 /** Each fault at each request of a life. */
@@ -141,12 +146,7 @@ const failEach = async (newFolder: () => string): Promise<Tally[]> => {
         await store.close();
         await server.close();
         ledger.fault(line.fired());
-        const again = await open(folder);
-        ledger.check(await takeInventory(again));
-        await checkStranded(again, 3);
-        await again.close();
-        tallies.push(ledger.tally());
-        rmSync(folder, { recursive: true });
+        tallies.push(await lookAtEnd(folder, ledger, 3));
         if (line.fired() === 0) break;
       }
   return tallies;
@@ -221,12 +221,7 @@ const failFights = async (newFolder: () => string, fights: number): Promise<Tall
       ledger.fault(line.fired());
     }
     await server.close();
-    const again = await open(folder);
-    ledger.check(await takeInventory(again));
-    await checkStranded(again, QUEUED);
-    await again.close();
-    tallies.push(ledger.tally());
-    rmSync(folder, { recursive: true });
+    tallies.push(await lookAtEnd(folder, ledger, QUEUED));
   }
   return tallies;
 };
@@ -291,12 +286,7 @@ const killServers = async (newFolder: () => string, program: string, queues: num
     await Promise.all(stores.map((store, index) => workOff(store, `w${index}`, ledger)));
     for (const store of stores) await store.close();
     await server.stop();
-    const again = await open(folder);
-    ledger.check(await takeInventory(again));
-    await checkStranded(again, QUEUED);
-    await again.close();
-    tallies.push(ledger.tally());
-    rmSync(folder, { recursive: true });
+    tallies.push(await lookAtEnd(folder, ledger, QUEUED));
   }
   return tallies;
 };
