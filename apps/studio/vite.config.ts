@@ -10,7 +10,18 @@ export default defineConfig({
   // linked packages of this repository: served as they are, so that their workers keep their own URLs
   optimizeDeps: {
     // their dependencies, named: found late, they would make the page reload once
-    include: ["comlink", "zod", "ai", "@ai-sdk/openai-compatible", "@huggingface/jinja", "@huggingface/tokenizers", "fflate", "uplot"],
+    include: [
+      "comlink",
+      "zod",
+      "zod/mini",
+      "ai",
+      "@ai-sdk/openai-compatible",
+      "@huggingface/jinja",
+      "@huggingface/tokenizers",
+      "refa",
+      "fflate",
+      "uplot",
+    ],
     exclude: [
       "fulgurite",
       "@fulgurite/agent",
