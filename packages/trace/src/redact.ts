@@ -28,7 +28,7 @@ const guardIds = (what: string, before: readonly string[], after: readonly strin
 };
 
 /** Checks before, so that `redact` sees what a store would keep, and after. @throws TraceError "bad-input". */
-export const redactedSpan = (span: Span, { span: redact }: Redact = {}, copyArray?: CopyArray): Span | null => {
+const redactedSpan = (span: Span, { span: redact }: Redact = {}, copyArray?: CopyArray): Span | null => {
   const checked = checkedSpan(span, copyArray);
   if (redact === undefined) return checked;
   const changed = redact(checked);
@@ -38,6 +38,10 @@ export const redactedSpan = (span: Span, { span: redact }: Redact = {}, copyArra
   guardIds("span", idsOf(checked), idsOf(again));
   return again;
 };
+
+/** Those that are to be kept. @throws TraceError "bad-input". */
+export const redactedSpans = (spans: readonly Span[], redact: Redact | undefined, copyArray?: CopyArray): Span[] =>
+  spans.map((span) => redactedSpan(span, redact, copyArray)).filter((span) => span !== null);
 
 /** @throws TraceError "bad-input". */
 export const redactedTask = <T extends CheckedTask>(task: T, { task: redact }: Redact = {}): T => {

@@ -6,11 +6,11 @@ import { TraceError } from "./errors.ts";
 import { mintId } from "./ids.ts";
 import { manifestOf, withManifest } from "./manifest.ts";
 import { applyRecord } from "./records.ts";
-import { type Redact, redactedItems, redactedOutcome, redactedSpan, redactedTask } from "./redact.ts";
+import { type Redact, redactedItems, redactedOutcome, redactedSpans, redactedTask } from "./redact.ts";
 import { rolloutsOf } from "./rolloutPages.ts";
-import type { AppendRequest, Backend, CopyArray, Durability, Rows, RunAppends, Transaction } from "./rows.ts";
+import type { AppendRequest, Backend, Durability, Rows, RunAppends, Transaction } from "./rows.ts";
 import { checkedResource, checkedTask, copyFiles, copySpan, guardOwn } from "./values.ts";
-import type { Resource, Span, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
+import type { Resource, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { platformTimer } from "./waitBounds.ts";
 import { createWaitFor } from "./waiting.ts";
 
@@ -43,10 +43,6 @@ const digestedItems = (items: readonly (StoreItem | null)[]): Promise<(StoreItem
   );
 
 const copyResource = (resource: Resource): Resource => Object.freeze({ ...resource, files: copyFiles(resource.files) });
-
-/** Those that are to be kept. @throws TraceError "bad-input". */
-const keptSpans = (spans: readonly Span[], redact: Redact | undefined, copyArray: CopyArray | undefined): Span[] =>
-  spans.map((span) => redactedSpan(span, redact, copyArray)).filter((span) => span !== null);
 
 /** One event per rollout for a batch of spans; a rollout's changes stay in order. */
 const merged = (events: readonly StoreEvent[]): StoreEvent[] => {
@@ -150,7 +146,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {
-      const kept = keptSpans(spans, options.redact, backend.copyArray);
+      const kept = redactedSpans(spans, options.redact, backend.copyArray);
       const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
       guardOpen();
       await (backend.gather?.({ spans: kept, refs }, runAppends, tell) ?? appendAlone({ spans: kept, refs }));
@@ -160,7 +156,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     finish: async (attempt, outcome, spans = []) => {
       const kept = redactedOutcome(outcome, attempt, options.redact);
       guardOwn(attempt, spans);
-      const last = keptSpans(spans, options.redact, backend.copyArray);
+      const last = redactedSpans(spans, options.redact, backend.copyArray);
       const rollout = await write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, last, clock()));
       redacted += spans.length - last.length;
       return rollout;

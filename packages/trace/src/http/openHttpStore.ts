@@ -7,7 +7,7 @@ import { TraceError } from "../errors.ts";
 import { mintId } from "../ids.ts";
 import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "../itemCodec.ts";
 import { withManifest } from "../manifest.ts";
-import { redactedItems, redactedOutcome, redactedSpan, redactedTask } from "../redact.ts";
+import { redactedItems, redactedOutcome, redactedSpans, redactedTask } from "../redact.ts";
 import type { StoreOptions } from "../store.ts";
 import { checkedResource, checkedTask, guardOwn } from "../values.ts";
 import type {
@@ -200,7 +200,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     claim: async (workerId, limit = 1, claimId = requestId()) =>
       (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId })).claims,
     append: async (given) => {
-      const kept = given.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
+      const kept = redactedSpans(given, redact);
       // a span that is redacted away is still its attempt's heartbeat
       const refs = new Map(given.map(({ rolloutId, attemptId }) => [JSON.stringify([rolloutId, attemptId]), { rolloutId, id: attemptId }]));
       for (const { rolloutId, attemptId } of kept) refs.delete(JSON.stringify([rolloutId, attemptId]));
@@ -215,7 +215,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     finish: async ({ rolloutId, id }, given, last = []) => {
       const outcome = redactedOutcome(given, { rolloutId, id }, redact);
       guardOwn({ rolloutId, id }, last);
-      const kept = last.map((span) => redactedSpan(span, redact)).filter((span) => span !== null);
+      const kept = redactedSpans(last, redact);
       const sent = { attempt: { rolloutId, id }, outcome, ...(kept.length > 0 && { spans: kept.map(encodeSpan) }) };
       return inTurn([aboutRollout(rolloutId)], async () => {
         const { rollout } = await post<{ rollout: Rollout }>("/finish", sent);
