@@ -6,11 +6,12 @@ import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import type { DeviceKind } from "@fulgurite/engine";
+import { randoms } from "../randoms.ts";
 import { createJaxGemm, createJaxStep, type Jax } from "./engineJax.ts";
 import { createOrtDecoder, createOrtGemm, type Ort } from "./engineOrt.ts";
 import { decode, openGemm, openOurs, trainStep } from "./engineOurs.ts";
 import { createTfGemm, createTfStep, type Tf } from "./engineTf.ts";
-import { ADAM, loadWorkload, randoms, SPARK, type TrainBatch, trainBatch, type Workload } from "./engineWorkload.ts";
+import { ADAM, loadWorkload, SPARK, type TrainBatch, trainBatch, type Workload } from "./engineWorkload.ts";
 import { type Bench, type Figure, inRounds, seconds } from "./figures.ts";
 import { WebWorker } from "./webWorker.ts";
 

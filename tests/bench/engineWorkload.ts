@@ -6,6 +6,7 @@ import { parseConfig } from "../../packages/engine/src/model/families.ts";
 import { ropeTable } from "../../packages/engine/src/model/rope.ts";
 import { LINEARS, type LinearName, linearShape, type ModelSpec, moduleOf } from "../../packages/engine/src/model/spec.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../../packages/engine/src/weights/safetensors.ts";
+import { randoms } from "../randoms.ts";
 
 export const SPARK = join(import.meta.dirname, "../../packages/spark/model");
 export const LORA = { rank: 8, alpha: 16 } as const;
@@ -42,15 +43,6 @@ export interface TrainBatch {
   readonly targetStart: number;
   readonly tokens: Int32Array;
 }
-
-/** Numbers in 0 … 1 from a seed: good enough to fill arrays. */
-export const randoms = (seed: number): (() => number) => {
-  let state = seed;
-  return () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 2 ** 32;
-  };
-};
 
 export const trainBatch = ({ spec }: Workload, rows: number, length: number): TrainBatch => {
   const random = randoms(7);

@@ -79,23 +79,29 @@ test("a newer release may upgrade under us: the handle gives way, and what we kn
   await store.close();
 });
 
+/** What version 1 made, and version 2 kept: a fixture, not to be changed with schema.ts. */
+const makeFirstVersion = (db: IDBDatabase) => {
+  const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
+  rollouts.createIndex("bySeq", "seq", { unique: true });
+  rollouts.createIndex("byStatus", ["status", "seq"]);
+  const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
+  attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
+  attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
+  const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
+  spans.createIndex("bySeq", "seq", { unique: true });
+  spans.createIndex("byRollout", ["rolloutId", "seq"]);
+  spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
+  db.createObjectStore("resources", { keyPath: ["name", "version"] });
+  db.createObjectStore("states").put(Uint8Array.of(7), "cursor");
+  return { rollouts, attempts, spans };
+};
+
 test("a database of the first version is upgraded with all that is in it, and can forget", async () => {
   const name = newName();
   const request = indexedDB.open(`fulgurite/${name}`, 1);
   request.onupgradeneeded = () => {
     const db = request.result;
-    const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
-    rollouts.createIndex("bySeq", "seq", { unique: true });
-    rollouts.createIndex("byStatus", ["status", "seq"]);
-    const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
-    attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
-    attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
-    const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
-    spans.createIndex("bySeq", "seq", { unique: true });
-    spans.createIndex("byRollout", ["rolloutId", "seq"]);
-    spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
-    db.createObjectStore("resources", { keyPath: ["name", "version"] });
-    db.createObjectStore("states").put(Uint8Array.of(7), "cursor");
+    const { rollouts } = makeFirstVersion(db);
     rollouts.put({ id: "a", seq: 4, input: 1, mode: "train", status: "queued", config: {}, metadata: {}, attempts: 0, createdAtMs: 1 });
   };
   (await ask(request)).close();
@@ -112,18 +118,7 @@ const openSecondVersion = async (name: string): Promise<IDBDatabase> => {
   const request = indexedDB.open(`fulgurite/${name}`, 2);
   request.onupgradeneeded = () => {
     const db = request.result;
-    const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
-    rollouts.createIndex("bySeq", "seq", { unique: true });
-    rollouts.createIndex("byStatus", ["status", "seq"]);
-    const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
-    attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
-    attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
-    const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
-    spans.createIndex("bySeq", "seq", { unique: true });
-    spans.createIndex("byRollout", ["rolloutId", "seq"]);
-    spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
-    db.createObjectStore("resources", { keyPath: ["name", "version"] });
-    db.createObjectStore("states").put(Uint8Array.of(7), "cursor");
+    const { rollouts, attempts, spans } = makeFirstVersion(db);
     const counters = db.createObjectStore("counters");
     counters.put(9, "rolloutSeq"); // what came after seq 4 was forgotten
     counters.put(20, "spanSeq");

@@ -10,6 +10,7 @@ import { type Span, type Store, TraceError } from "@fulgurite/trace";
 import { openHttpStore, serveStore } from "@fulgurite/trace/http";
 import { openFileStore } from "@fulgurite/trace/node";
 import { bundleChild } from "../bundle.ts";
+import { randoms } from "../randoms.ts";
 import type { Progress } from "./fileFaults.ts";
 import { createLedger, type Ledger, sum, type Tally, takeInventory } from "./ledger.ts";
 import { uponEnd } from "./uponEnd.ts";
@@ -191,15 +192,6 @@ const workOff = async (store: Store, me: string, ledger: Ledger): Promise<void> 
       }),
     );
   }
-};
-
-/** Numbers 0 ≤ x < 1, the same for the same seed (a linear congruential generator). */
-const randoms = (seed: number): (() => number) => {
-  let state = seed;
-  return () => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return state / 2 ** 32;
-  };
 };
 
 /** Two clients, one queue, and much of what they ask or hear goes wrong. */

@@ -8,7 +8,8 @@
 // Resolved still means committed: nobody is told earlier, the sharers are told together.
 
 import { createQueue } from "../memory.ts";
-import type { AppendRequest, Backend, Durability, RunAppends, Transaction } from "../rows.ts";
+import type { Backend, Durability, RunAppends, Transaction } from "../rows.ts";
+import { type Sharer, settleSharers, type Tell } from "../sharers.ts";
 
 export type Mode = "read" | "append" | Durability;
 
@@ -22,24 +23,14 @@ export interface InOrder extends Required<Pick<Backend, "transact" | "gather">> 
 
 const GROUP_SPANS = 64;
 
-interface Member {
-  readonly request: AppendRequest;
-  readonly resolve: () => void;
-  readonly reject: (error: unknown) => void;
-}
-
 export const createInOrder = (run: RunTransaction): InOrder => {
   const inTurn = createQueue();
-  let open: { readonly members: Member[]; spans: number } | undefined;
+  let open: { readonly members: Sharer[]; spans: number } | undefined;
 
-  const append = async (members: readonly Member[], how: RunAppends, tell: Parameters<InOrder["gather"]>[2]): Promise<void> => {
+  const append = async (members: readonly Sharer[], how: RunAppends, tell: Tell): Promise<void> => {
     const requests = members.map(({ request }) => request);
     try {
-      const { broken, events } = await run("append", (transaction) => how(transaction, requests));
-      tell(events);
-      for (const [index, { resolve, reject }] of members.entries())
-        if (broken[index] === undefined) resolve();
-        else reject(broken[index]);
+      settleSharers(members, await run("append", (transaction) => how(transaction, requests)), tell);
     } catch (error) {
       // nothing of it is stored; whose failure it is, each finds out alone
       if (members.length > 1) for (const member of members) await append([member], how, tell);

@@ -3,14 +3,9 @@
 // what the log refuses, it refuses to all.
 // Where the disk is quick, a crowd goes in halves that take turns (pace.ts).
 
-import type { AppendRequest, Backend, RunAppends, Transaction } from "../rows.ts";
+import type { Backend, RunAppends, Transaction } from "../rows.ts";
+import { type Sharer, settleSharers, type Tell } from "../sharers.ts";
 import { isDiskQuick, type Pace } from "./pace.ts";
-
-interface Member {
-  readonly request: AppendRequest;
-  readonly resolve: () => void;
-  readonly reject: (error: unknown) => void;
-}
 
 /** `callers`: so many wait for it. */
 export type Transact = <T>(
@@ -26,11 +21,11 @@ export interface Sharing extends Required<Pick<Backend, "transact" | "gather">> 
 
 /** `isIdle`: has the disk nothing to do? */
 export const createSharing = (transact: Transact, pace: Pace, isIdle: () => boolean): Sharing => {
-  let open: Member[] | undefined;
+  let open: Sharer[] | undefined;
 
-  const runGroup = async (members: Member[], run: RunAppends, tell: Parameters<Required<Backend>["gather"]>[2]): Promise<void> => {
+  const runGroup = async (members: Sharer[], run: RunAppends, tell: Tell): Promise<void> => {
     try {
-      const { broken, events } = await transact(
+      const appended = await transact(
         "relaxed",
         async (transaction) => {
           if (open === members) {
@@ -39,21 +34,16 @@ export const createSharing = (transact: Transact, pace: Pace, isIdle: () => bool
               void begin(members.splice(Math.ceil(members.length / 2)), run, tell);
           }
           const began = performance.now();
-          const appended = await run(
+          const found = await run(
             transaction,
             members.map(({ request }) => request),
           );
           pace.callerMs = (performance.now() - began) / members.length;
-          return appended;
+          return found;
         },
         () => members.length,
       );
-      tell(events);
-      for (const [index, { resolve, reject }] of members.entries()) {
-        const rule = broken[index];
-        if (rule === undefined) resolve();
-        else reject(rule);
-      }
+      settleSharers(members, appended, tell);
     } catch (error) {
       for (const { reject } of members) reject(error);
     }
@@ -76,7 +66,7 @@ export const createSharing = (transact: Transact, pace: Pace, isIdle: () => bool
     },
     gather: (request, run, tell) =>
       new Promise<void>((resolve, reject) => {
-        const member: Member = { request, resolve, reject };
+        const member: Sharer = { request, resolve, reject };
         if (open) open.push(member);
         else void begin([member], run, tell);
       }),
