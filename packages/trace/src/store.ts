@@ -32,8 +32,8 @@ const RESOURCES_A_PAGE = 64;
 export interface Hints {
   readonly hasOtherWriters?: boolean;
   announce?(events: readonly StoreEvent[]): void;
-  /** Called once: gives the way to tell this store's listeners. */
-  connect?(emit: (events: readonly StoreEvent[]) => void): void;
+  /** Called once: gives the ways to tell this store's listeners, and to end the store: every call and wait then rejects with that error. */
+  connect?(emit: (events: readonly StoreEvent[]) => void, end: (error: TraceError) => void): void;
 }
 
 /** @throws TraceError "corrupt" for a resource whose files are not those of the manifest that came with it. */
@@ -62,7 +62,9 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   let redacted = 0;
   let lastDigest: Promise<unknown> = Promise.resolve(); // never rejects
 
-  const closedError = () => new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
+  let isClosed = false;
+  let ended: TraceError | undefined;
+  const closedError = () => ended ?? new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
   const guardOpen = () => {
     if (closing.signal.aborted) throw closedError();
   };
@@ -75,7 +77,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
           if (listeners.has(listener)) listener(event);
         });
   };
-  hints.connect?.(emit);
+  hints.connect?.(emit, (error) => {
+    ended ??= error;
+    closing.abort();
+    listeners.clear();
+  });
 
   const read = async <T>(body: (rows: Rows) => Promise<T>): Promise<T> => {
     guardOpen();
@@ -162,7 +168,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return rollout;
     },
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
-    forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId)),
+    forget: async (rolloutId, seq) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId, seq)),
     requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),
     rollouts: (query) => rolloutsOf(read, query),
     attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
@@ -235,7 +241,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     watch,
     stats: async () => ({ ...(await read((rows) => rows.stats())), redacted }),
     close: async () => {
-      if (closing.signal.aborted) return;
+      if (isClosed) return;
+      isClosed = true;
       closing.abort();
       listeners.clear();
       await backend.close();
