@@ -619,6 +619,19 @@ describeStores((storeCase, test_, where) => {
     expect((await store.claim("w", 9)).map(({ rollout }) => rollout.id)).toEqual(["b", "d"]);
   });
 
+  test_("forget with a seq deletes that one only, and not what has its id now", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue([{ id: "a", input: 1 }]);
+    expect(await store.forget("a", 2)).toBe(false);
+    expect(await store.forget("a", 1)).toBe(true);
+    await begin(store, "a"); // it runs: that is not what is asked for
+    expect(await store.forget("a", 1)).toBe(false);
+    await store.cancel("a");
+    expect(await store.forget("a", 1)).toBe(false);
+    expect((await collect(store.rollouts())).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["a@2"]);
+    expect(await store.forget("a", 2)).toBe(true);
+  });
+
   test_("queries go on after a seq", async () => {
     const { store } = await openWorld(storeCase);
     const attempt = await begin(store, "a");

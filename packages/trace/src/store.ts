@@ -46,8 +46,8 @@ const RESOURCES_A_PAGE = 64;
 export interface Hints {
   readonly hasOtherWriters?: boolean;
   announce?(events: readonly StoreEvent[]): void;
-  /** Called once: gives the way to tell this store's listeners. */
-  connect?(emit: (events: readonly StoreEvent[]) => void): void;
+  /** Called once: gives the ways to tell this store's listeners, and to end the store: every call and wait then rejects with that error. */
+  connect?(emit: (events: readonly StoreEvent[]) => void, end: (error: TraceError) => void): void;
 }
 
 /** @throws TraceError "corrupt" for a resource whose files are not those of the manifest that came with it. */
@@ -79,7 +79,9 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   let redacted = 0;
   let lastDigest: Promise<unknown> = Promise.resolve(); // never rejects
 
-  const closedError = () => new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
+  let isClosed = false;
+  let ended: TraceError | undefined;
+  const closedError = () => ended ?? new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
   const guardOpen = () => {
     if (closing.signal.aborted) throw closedError();
   };
@@ -92,7 +94,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
           if (listeners.has(listener)) listener(event);
         });
   };
-  hints.connect?.(emit);
+  hints.connect?.(emit, (error) => {
+    ended ??= error;
+    closing.abort();
+    listeners.clear();
+  });
 
   const read = async <T>(body: (rows: Rows) => Promise<T>): Promise<T> => {
     guardOpen();
@@ -184,7 +190,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return rollout;
     },
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, idIn(rolloutId), clock())),
-    forget: async (rolloutId) => write("strict", (rows, commit) => commands.forget(rows, commit, idIn(rolloutId))),
+    forget: async (rolloutId, seq) => write("strict", (rows, commit) => commands.forget(rows, commit, idIn(rolloutId), seq)),
     requeueStale: async (beforeMs) => {
       if (typeof beforeMs !== "number" || Number.isNaN(beforeMs)) refuse("requeueStale: beforeMs", "a number", beforeMs);
       return write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock()));
@@ -262,7 +268,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     watch,
     stats: async () => ({ ...(await read((rows) => rows.stats())), redacted }),
     close: async () => {
-      if (closing.signal.aborted) return;
+      if (isClosed) return;
+      isClosed = true;
       closing.abort();
       listeners.clear();
       await backend.close();
