@@ -12,6 +12,7 @@
 import { crc32 } from "./crc32.ts";
 import { TraceError } from "./errors.ts";
 import { decodeBytes, decodeItem, encodeBytes, encodeItem } from "./itemCodec.ts";
+import { text } from "./values.ts";
 import type { Adopted, Json, Store, StoreItem } from "./vocabulary.ts";
 
 const MAGIC = "fulgurite-archive";
@@ -266,9 +267,7 @@ export const importStore = async (
 const decode = (value: unknown, where: string): StoreItem | State => {
   const { kind, data } = value as { kind?: unknown; data?: { name?: unknown; bytes?: unknown } };
   if (kind !== "state") return decodeItem(value, where);
-  if (typeof data?.name !== "string")
-    throw new TraceError("bad-input", `${where}: a state has a name, got ${typeof data?.name}; export it again`);
-  return { kind, data: { name: data.name, bytes: decodeBytes(data.bytes, where) } };
+  return { kind, data: { name: text(data?.name, `${where}: a state's name`), bytes: decodeBytes(data?.bytes, where) } };
 };
 
 const isSame = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, at) => byte === b[at]);

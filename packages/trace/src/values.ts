@@ -6,7 +6,7 @@
 import { mapped } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
 import type { CopyArray } from "./rows.ts";
-import { isErrorText, isSecretField, isSecretHeader, isSecretPair, REMOVED, withoutSecrets } from "./secretHeaders.ts";
+import { HEADERS, isPrinted, isSecret, isSecretField, isSecretPart, meaning, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
   Attempt,
@@ -26,7 +26,7 @@ import type {
   TaskInput,
 } from "./vocabulary.ts";
 
-const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
+export const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
 
 export const refuse = (where: string, rule: string, got: unknown): never => {
   const shown = typeof got === "string" ? JSON.stringify(got) : isObject(got) ? "an object" : String(got);
@@ -43,28 +43,36 @@ const plain = (value: unknown, where: string): Record<string, unknown> => {
   return refuse(where, "a value is JSON", prototype ? prototype.constructor?.name : typeof value);
 };
 
-/** A frozen deep copy. @throws TraceError "bad-input" naming the path of what is not JSON. */
-export const copyJson = (value: unknown, where: string, depth = 0): Json => {
+/** A frozen deep copy. `place`: what its name says of secrets. @throws TraceError "bad-input" naming the path of what is not JSON. */
+export const copyJson = (value: unknown, where: string, depth = 0, place = 0): Json => {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
   if (depth > DEEPEST) return refuse(where.slice(0, 80), `at most ${DEEPEST} values within each other`, "more");
   if (Array.isArray(value)) {
-    if (isSecretPair(value, where)) return Object.freeze([value[0] as string, REMOVED]);
     const copy: Json[] = [];
-    for (let index = 0; index < value.length; index++) copy.push(copyJson(value[index], `${where}[${index}]`, depth + 1)); // a hole is refused
+    // a hole is refused
+    for (let index = 0; index < value.length; index++) copy.push(copyItem(value, index, where, depth + 1, place));
     return Object.freeze(copy);
   }
   const members = plain(value, where);
-  const hides = isSecretField(members, where) ? "value" : undefined;
-  return Object.freeze(mapped(members, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where, depth + 1))));
+  const hides = isSecretField(members, place) ? "value" : undefined;
+  return Object.freeze(mapped(members, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where, depth + 1, place))));
 };
 
-const copyMember = (name: string, value: unknown, where: string, depth = 0): Json => {
-  if (isSecretHeader(name, value, where)) return REMOVED;
+const copyItem = (list: readonly unknown[], index: number, where: string, depth: number, place: number): Json => {
+  if (isSecretPart(list, index, place)) return REMOVED;
+  const item = list[index];
+  if (typeof item === "string") return place & HEADERS ? withoutSecrets(item) : item; // a line of a header
+  return copyJson(item, `${where}[${index}]`, depth, place);
+};
+
+const copyMember = (name: string, value: unknown, where: string, depth = 0, place = 0): Json => {
+  const bits = meaning(name);
+  if (isSecret(bits, value, place)) return REMOVED;
   // nearly all members are one of these, and a path that nobody reads costs as much as they do
-  if (typeof value === "string") return isErrorText(name) ? withoutSecrets(value) : value;
+  if (typeof value === "string") return isPrinted(bits, place) ? withoutSecrets(value) : value;
   if (Number.isFinite(value)) return (value as number) + 0;
-  return copyJson(value, `${where}.${name}`, depth);
+  return copyJson(value, `${where}.${name}`, depth, bits);
 };
 
 const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json>> => {
@@ -92,8 +100,8 @@ export const text = (value: unknown, where: string): string =>
 export const nameIn = (value: unknown, where: string): string =>
   /\p{Cs}/u.test(text(value, where)) ? refuse(where, "text without halves of surrogate pairs", value) : (value as string);
 
-export const versionIn = (value: unknown): number =>
-  Number.isSafeInteger(value) ? (value as number) : refuse("version", "an integer", value);
+export const whole = (value: unknown, minimum: number, where: string): number =>
+  Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
 
 /** Not a list or a buffer, of which a Uint8Array would quietly make something else. */
 export const bytesIn = (value: unknown, where: string): Uint8Array =>
@@ -109,7 +117,7 @@ export const listIn = <T>(value: readonly T[], where: string): readonly T[] =>
   !Array.isArray(value) || value.some((item) => !isObject(item)) ? refuse(where, "a list of objects", value) : value;
 
 export const finite = (value: unknown, where: string): number =>
-  typeof value === "number" && Number.isFinite(value) ? value + 0 : refuse(where, "a finite number", value);
+  Number.isFinite(value) ? (value as number) + 0 : refuse(where, "a finite number", value);
 
 /** @throws TraceError "bad-input". */
 export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => {
@@ -130,11 +138,10 @@ export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => 
 /** @throws TraceError "bad-input" for a last span of somebody else's. */
 export const guardOwn = (attempt: AttemptRef, last: readonly Span[]): void => {
   const stray = last.find(({ rolloutId, attemptId }) => rolloutId !== attempt.rolloutId || attemptId !== attempt.id);
-  if (stray !== undefined)
-    throw new TraceError(
-      "bad-input",
-      `finish: the last spans are of attempt ${attempt.id} of rollout ${attempt.rolloutId}, got one of ${stray.attemptId} of ${stray.rolloutId}; append it`,
-    );
+  if (stray !== undefined) {
+    const rule = `the last spans are of attempt ${attempt.id} of rollout ${attempt.rolloutId}`;
+    refuse("finish", rule, `one of ${stray.attemptId} of ${stray.rolloutId}`);
+  }
 };
 
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
@@ -146,7 +153,7 @@ const RETRIED = ["failed", "timeout", "unresponsive"] as const;
 const checkedConfig = (config: Partial<RolloutConfig>, where: string): RolloutConfig => {
   const { timeoutMs = DEFAULT_CONFIG.timeoutMs, maxAttempts = DEFAULT_CONFIG.maxAttempts, retryOn = DEFAULT_CONFIG.retryOn } = config;
   if (!(finite(timeoutMs, `${where}.timeoutMs`) > 0)) refuse(`${where}.timeoutMs`, "more than 0", timeoutMs);
-  if (!Number.isSafeInteger(maxAttempts) || maxAttempts < 1) refuse(`${where}.maxAttempts`, "an integer ≥ 1", maxAttempts);
+  whole(maxAttempts, 1, `${where}.maxAttempts`);
   if (!Array.isArray(retryOn)) refuse(`${where}.retryOn`, "a list", retryOn);
   for (const end of retryOn)
     if (!(RETRIED as readonly string[]).includes(end)) refuse(`${where}.retryOn`, `any of ${RETRIED.join(", ")}`, end);
@@ -181,8 +188,7 @@ export const checkedResource = (resource: ResourceInput): CheckedResource => {
   const name = nameIn(resource?.name, "resource.name");
   const { kind, version } = resource;
   if (kind !== "lora" && kind !== "prompt" && kind !== "model") refuse(`resource ${name}.kind`, "lora, prompt or model", kind);
-  if (version !== undefined && (!Number.isSafeInteger(version) || version < 1))
-    refuse(`resource ${name}.version`, "an integer ≥ 1", version);
+  if (version !== undefined) whole(version, 1, `resource ${name}.version`);
   for (const [path, bytes] of Object.entries(resource.files ?? refuse(`resource ${name}.files`, "bytes by path", resource.files)))
     bytesIn(bytes, `resource ${name}.files.${path}`);
   return {
@@ -217,9 +223,6 @@ export const sameContent = (a: Content, b: Content): boolean =>
 
 // ---- what another store held ----------------------------------------------------------------------------------------------
 
-const whole = (value: unknown, minimum: number, where: string): number =>
-  Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
-
 const oneOf = <T extends string>(table: Readonly<Record<T, unknown>>, value: unknown, where: string): T =>
   typeof value === "string" && Object.hasOwn(table, value) ? (value as T) : refuse(where, `one of ${Object.keys(table).join(", ")}`, value);
 
@@ -241,7 +244,7 @@ const checkedRollout = (rollout: Rollout, where: string): Rollout => {
 /** Without what it printed of secret headers. */
 export const checkedError = ({ name, message, stack }: AttemptError): AttemptError =>
   Object.freeze({
-    name: String(name),
+    name: withoutSecrets(String(name)),
     message: withoutSecrets(String(message)),
     ...optional("stack", stack == null ? undefined : withoutSecrets(String(stack))),
   });
@@ -252,7 +255,7 @@ const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
     id: nameIn(attempt.id, `${where}.id`),
     sequence: whole(attempt.sequence, 1, `${where}.sequence`),
     status: oneOf(ATTEMPT_CHANGES, attempt.status, `${where}.status`),
-    workerId: typeof attempt.workerId === "string" ? attempt.workerId : refuse(`${where}.workerId`, "a string", attempt.workerId),
+    workerId: text(attempt.workerId, `${where}.workerId`),
     startedAtMs: finite(attempt.startedAtMs, `${where}.startedAtMs`),
     ...optional("claimId", attempt.claimId === undefined ? undefined : text(attempt.claimId, `${where}.claimId`)),
     lastHeartbeatMs: finite(attempt.lastHeartbeatMs, `${where}.lastHeartbeatMs`),
@@ -262,7 +265,7 @@ const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
 
 /** @throws TraceError "bad-input", naming `where`. */
 export const checkedItem = (item: StoreItem, where: string): StoreItem => {
-  if (!isObject(item.data)) return refuse(where, "an item with kind and data", item);
+  if (!isObject(item?.data)) return refuse(where, "an item with kind and data", item);
   switch (item.kind) {
     case "rollout":
       return { kind: "rollout", data: checkedRollout(item.data, `${where}: rollout`) };
