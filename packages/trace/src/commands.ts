@@ -97,11 +97,11 @@ export const claim = async (rows: Rows, commit: Commit, request: ClaimRequest, n
   return claims;
 };
 
-/** An append so soon after its attempt's last heartbeat is none: a busy agent would write as many heartbeats as spans. */
+/** An append sooner after its attempt's last heartbeat is none: a busy agent would write as many heartbeats as spans. */
 const SOON_MS = 100;
 
-/** A clock that went backwards never makes a living attempt look older. */
-const isDue = ({ status, lastHeartbeatMs }: Attempt, nowMs: number): boolean => status === "running" && nowMs > lastHeartbeatMs;
+/** 0 for one that has ended. A clock that went backwards never makes a living attempt look older. */
+const silentMs = ({ status, lastHeartbeatMs }: Attempt, nowMs: number): number => (status === "running" ? nowMs - lastHeartbeatMs : 0);
 
 const beat = (attempt: Attempt, nowMs: number): StoreRecord => ({
   kind: "attempt",
@@ -162,7 +162,7 @@ export const append = async (
     broken.push(rule);
     if (rule !== undefined) continue;
     for (const span of spans) kept.push(span);
-    for (const attempt of own) if (isDue(attempt, nowMs - SOON_MS)) due.add(attempt);
+    for (const attempt of own) if (silentMs(attempt, nowMs) >= SOON_MS) due.add(attempt);
   }
   const records = await newSpans(rows, kept);
   for (const attempt of due) records.push(beat(attempt, nowMs));
@@ -172,7 +172,7 @@ export const append = async (
 
 export const heartbeat = async (rows: Rows, commit: Commit, ref: AttemptRef, nowMs: number): Promise<void> => {
   const attempt = await attemptOf(rows, ref);
-  await commit(isDue(attempt, nowMs) ? [beat(attempt, nowMs)] : []);
+  await commit(silentMs(attempt, nowMs) > 0 ? [beat(attempt, nowMs)] : []);
 };
 
 const ended = (attempt: Attempt, outcome: Outcome, nowMs: number): StoreRecord => ({

@@ -6,6 +6,7 @@
 import type { Soon } from "../rows.ts";
 import type { Blocks } from "./blocks.ts";
 import { DamagedBlock } from "./blocks.ts";
+import type { KeyFilter } from "./keyFilter.ts";
 import type { LogRecord } from "./logRecord.ts";
 import { ofRollout, ownerOf } from "./segmentFile.ts";
 import type { Held, Place, SegmentIndex, SpanPlace } from "./segmentIndex.ts";
@@ -42,6 +43,9 @@ export const isSpent = ({ owners, gone, marks }: Segment): boolean =>
   owners + gone > 0 && // else it is already nothing but a dropped line
   marks.reduce((sum, byte) => sum + bitsOf(byte), 0) === owners;
 
+/** 64 KiB each, of a file of usual size. */
+const FILTERS_KEPT = 256;
+
 export interface LogIndexOptions {
   readonly blocks: Blocks;
   readonly sidecarPath: (segment: Extent) => string;
@@ -74,6 +78,8 @@ export type RolloutPlace = { readonly seq: number } & ({ readonly owner: string 
 export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: LogIndexOptions): LogIndex => {
   const segments: Segment[] = [];
   const sidecars = new WeakMap<Segment, Sidecar>();
+  /** Of those that were asked for spans, the oldest first. */
+  const filters = new Map<Segment, KeyFilter>();
 
   const sidecarOf = (segment: Segment): Sidecar => {
     let sidecar = sidecars.get(segment);
@@ -120,10 +126,15 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     return spans;
   };
 
-  const isInSegments = async (owner: string, attemptId: string, id: string, fromRollout: number): Promise<boolean> => {
+  const isIn = async (asked: readonly Segment[], owner: string, attemptId: string, id: string): Promise<boolean> => {
     const key = keyOf(owner);
     const spanKey = keyOf(owner, attemptId, id);
-    for (const segment of segmentsFrom(fromRollout)) {
+    for (const segment of asked) {
+      if (!filters.has(segment)) {
+        const [oldest] = filters.keys();
+        if (filters.size >= FILTERS_KEPT && oldest !== undefined) filters.delete(oldest);
+        filters.set(segment, await within(segment, (sidecar) => sidecar.spanFilter()));
+      }
       const places = await within(segment, (sidecar) => (liveRows(segment, sidecar, key).length > 0 ? sidecar.spansOf(spanKey) : []));
       for (const place of places) {
         const record = await read(place);
@@ -132,6 +143,14 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
       }
     }
     return false;
+  };
+
+  const isInSegments = (rolloutId: string, attemptId: string, id: string, fromRollout: number): Soon<boolean> => {
+    if ((segments.at(-1)?.rolloutSeq ?? -1) < fromRollout) return false;
+    const owner = ofRollout(rolloutId);
+    const key = keyOf(owner, attemptId, id);
+    const asked = segmentsFrom(fromRollout).filter((segment) => filters.get(segment)?.mayHold(key) ?? true);
+    return asked.length > 0 && isIn(asked, owner, attemptId, id);
   };
 
   return {
@@ -147,8 +166,7 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     },
 
     hasSpan: (rolloutId, attemptId, id, fromRollout = 0) =>
-      recent().hasSpan(rolloutId, attemptId, id) ||
-      ((segments.at(-1)?.rolloutSeq ?? -1) >= fromRollout && isInSegments(ofRollout(rolloutId), attemptId, id, fromRollout)),
+      recent().hasSpan(rolloutId, attemptId, id) || isInSegments(rolloutId, attemptId, id, fromRollout),
 
     spans: async (owner, afterSeq, limit) => {
       const later = recent().spans(owner, afterSeq, limit);

@@ -15,7 +15,7 @@ import { encodeHeader } from "./codec.ts";
 import { fullDisk, isFull } from "./diskFull.ts";
 import { replaceFile, syncFolder } from "./durable.ts";
 import { FrameBuffer, newMark, outlineFrame } from "./frame.ts";
-import { closeLogFile, type LogFile, type LogIo, openLogFile, startLogFile, writeFrames } from "./logFile.ts";
+import { closeLogFile, giveBack, type LogFile, type LogIo, openLogFile, startLogFile, writeAhead, writeFrames } from "./logFile.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
 import { createLogReader, type LogReader } from "./logReader.ts";
 import type { LogData, LogRecord } from "./logRecord.ts";
@@ -227,13 +227,18 @@ export const createSegmentLog = (
   const writeBatch = async ({ firstSeq, frames, places }: Batch): Promise<void> => {
     current ??= await startFile(firstSeq);
     const file = current;
-    await writeFrames(file, io, frames, mayWriteAhead);
+    await writeFrames(file, io, frames.bytes);
     for (const place of places) {
       place.held = undefined;
       place.file = file.name;
       place.offset += file.end;
     }
     file.end += frames.length;
+    if (mayWriteAhead)
+      writeAhead(file, io, (error) => {
+        mayWriteAhead = false;
+        onReport(`${file.path}: room for what comes could not be made ahead (${error}); each record makes its own`);
+      });
     written = undefined;
     if (frames.capacity > SPARE_BYTES) return;
     frames.clear();
@@ -292,7 +297,7 @@ export const createSegmentLog = (
           pace.writeMs = performance.now() - began;
         } catch (first) {
           mayWriteAhead = false;
-          if (isFull(first)) await current?.handle.truncate(current.end).catch(() => {}); // gives the room back
+          if (isFull(first) && current) await giveBack(current);
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
           left = current;
           await leaveFile().catch(() => {}); // its descriptor is gone either way
