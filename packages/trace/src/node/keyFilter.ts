@@ -12,12 +12,12 @@ export class KeyFilter {
 
   /** For so many keys: 2 to 4 bytes each. */
   constructor(keys: number) {
-    this.#words = new Int32Array(2 ** Math.ceil(Math.log2(Math.max(keys, 2) * BITS_A_KEY)) / 32);
+    this.#words = new Int32Array(2 ** Math.ceil(Math.log2(Math.max(keys, 64) * BITS_A_KEY)) / 32);
   }
 
   add({ high, low }: Key): void {
     const words = this.#words;
-    for (let probe = 0, bit = high; probe < PROBES; probe++, bit += low) {
+    for (let probe = 0, bit = high; probe < PROBES; probe++, bit += low | 1) {
       const word = (bit >>> 5) & (words.length - 1);
       words[word] = (words[word] as number) | (1 << (bit & 31));
     }
@@ -25,7 +25,7 @@ export class KeyFilter {
 
   mayHold({ high, low }: Key): boolean {
     const words = this.#words;
-    for (let probe = 0, bit = high; probe < PROBES; probe++, bit += low)
+    for (let probe = 0, bit = high; probe < PROBES; probe++, bit += low | 1)
       if ((((words[(bit >>> 5) & (words.length - 1)] as number) >> (bit & 31)) & 1) === 0) return false;
     return true;
   }
