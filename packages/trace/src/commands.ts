@@ -211,9 +211,9 @@ export const cancel = async (rows: Rows, commit: Commit, rolloutId: string, nowM
   return data;
 };
 
-export const forget = async (rows: Rows, commit: Commit, rolloutId: string): Promise<boolean> => {
+export const forget = async (rows: Rows, commit: Commit, rolloutId: string, seq?: number): Promise<boolean> => {
   const rollout = await rows.rollout(rolloutId);
-  if (rollout === undefined) return false;
+  if (rollout === undefined || rollout.seq !== (seq ?? rollout.seq)) return false;
   if (rollout.status === "running")
     throw new TraceError("status", `rollout ${rolloutId}: only what is queued or ended is forgotten, got running; cancel it first`);
   await commit([{ kind: "gone", data: { rolloutId } }]);

@@ -6,7 +6,8 @@ export type TraceErrorCode =
   | "unknown" // no such rollout, attempt or resource
   | "status" // a change that the status tables forbid
   | "conflict" // a published version with other content
-  | "locked" // another process has the folder open for writing, or another tab trains
+  | "locked" // another process has the folder open for writing, another tab trains, or holds an older database
+  | "outdated" // a newer release has changed the database that this code would write to
   | "no-locks" // nobody can be asked whether another trains
   | "corrupt" // stored bytes that are not what was written
   | "storage" // the platform refused: I/O, a lost connection

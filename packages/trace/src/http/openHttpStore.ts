@@ -225,7 +225,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     },
     cancel: async (rolloutId) =>
       inTurn([aboutRollout(rolloutId)], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
-    forget: async (rolloutId) => (await post<{ forgotten: boolean }>("/forget", { rolloutId, requestId: requestId() })).forgotten,
+    forget: async (rolloutId, seq) => (await post<{ forgotten: boolean }>("/forget", { rolloutId, seq, requestId: requestId() })).forgotten,
     requeueStale: async (beforeMs) => {
       const finite = Math.max(-Number.MAX_VALUE, Math.min(beforeMs, Number.MAX_VALUE)); // JSON has no infinity
       return (await post<{ count: number }>("/requeue-stale", { beforeMs: finite, requestId: requestId() })).count;

@@ -9,7 +9,7 @@
 //   POST /heartbeat      { attempt }                                  → 204
 //   POST /finish         { attempt, outcome, spans? }                 → { rollout }
 //   POST /cancel         { rolloutId }                                → { rollout }
-//   POST /forget         { rolloutId, requestId? }                    → { forgotten }   the same again for the same requestId
+//   POST /forget         { rolloutId, seq?, requestId? }              → { forgotten }   the same again for the same requestId
 //   POST /requeue-stale  { beforeMs, requestId? }                     → { count }       likewise
 //   POST /wait           { rolloutIds, timeoutMs }                    → { rollouts }, or { rollouts: null } after timeoutMs
 //   POST /resources      { resource, requestId? }                     → { resource }    likewise
@@ -43,6 +43,7 @@ export const STATUSES: Readonly<Record<TraceErrorCode, number>> = {
   "too-large": 413,
   corrupt: 500,
   locked: 503,
+  outdated: 503,
   "no-locks": 503,
   closed: 503,
   timeout: 504,

@@ -181,7 +181,8 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
       POST: async ({ body }) => {
         const given = await body();
         const rolloutId = textIn(given, "rolloutId");
-        return json({ forgotten: await once("forget", given.requestId, () => store.forget(rolloutId)) });
+        const seq = given.seq === undefined ? undefined : numberIn(given, "seq");
+        return json({ forgotten: await once("forget", given.requestId, () => store.forget(rolloutId, seq)) });
       },
     },
     "/requeue-stale": {
