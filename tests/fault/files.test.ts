@@ -495,6 +495,51 @@ const recovered = async (folder: string): Promise<StoredSpan[]> => {
   return spans;
 };
 
+test("what comes while another file takes over is known at once, and who goes meanwhile is gone", async () => {
+  const folder = newFolder();
+  const { io } = createFailingIo(() => []);
+  let meanwhile: (() => void) | undefined;
+  const { store } = await open(folder, {
+    io: {
+      ...io,
+      write: async (handle, bytes, position) => {
+        const act = meanwhile;
+        meanwhile = undefined;
+        act?.();
+        if (act) throw Object.assign(new Error("EIO: injected"), { code: "EIO" });
+        await io.write(handle, bytes, position);
+      },
+    },
+  });
+  await store.enqueue([
+    { id: "r", input: 0 },
+    { id: "gone", input: 0 },
+  ]);
+  const [claim, other] = await store.claim("w", 2);
+  await store.append([span(claim!.attempt.id, "before")]);
+  await store.append([{ ...span(other!.attempt.id, "lost"), rolloutId: "gone" }]);
+  await store.finish({ rolloutId: "gone", id: other!.attempt.id }, { status: "succeeded" });
+  const later: Promise<unknown>[] = [];
+  meanwhile = () => {
+    for (const id of ["one", "two"]) later.push(store.append([span(claim!.attempt.id, id)]));
+    later.push(store.forget("gone"));
+    later.push(store.append([span(claim!.attempt.id, "three")]));
+  };
+  await store.append([span(claim!.attempt.id, "failing")]);
+  await Promise.all(later);
+  const ids = ["before", "failing", "one", "two", "three"];
+  await Promise.all(ids.map((id) => store.append([span(claim!.attempt.id, id)])));
+  const idsOf = async (from: Store) => (await collect(from.spans({ rolloutId: "r" }))).map(({ id }) => id);
+  expect(await idsOf(store)).toEqual(ids);
+  expect(await collect(store.spans({ rolloutId: "gone" }))).toEqual([]);
+  expect((await store.stats()).spans).toBe(5);
+  await store.close();
+  const again = await open(folder);
+  expect(await idsOf(again.store)).toEqual(ids);
+  expect(await collect(again.store.rollouts())).toMatchObject([{ id: "r" }]);
+  await again.store.close();
+});
+
 test("one failed call of the disk, whichever it is, loses nothing and is reported", async () => {
   for (let failed = 1; ; failed++) {
     const folder = newFolder();
