@@ -153,7 +153,7 @@ describeStores((storeCase, test_) => {
       grant: { access_token: secret, "x-goog-api-key": secret, "proxy-authorization": secret, authorization: secret },
       call: { name: "get", arguments: JSON.stringify({ q: "weather", headers: { Authorization: bearer } }) },
       address: { url: `https://me:${secret}@host:8080/?api_key=${secret}&q=1`, "url.query": `key=1&access_token=${secret}` },
-      error: { message: `"authorization": "${bearer}"`, stack: `Error\n at 'x-api-key': '${secret}'` },
+      error: { "error.message": `"authorization": "${bearer}"`, stack: `Error\n at 'x-api-key': '${secret}'` },
     };
     const texts = [
       `{\\"Authorization\\":\\"${bearer}\\"}`,

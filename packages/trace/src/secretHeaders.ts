@@ -16,22 +16,17 @@ const CREDENTIALS = /^\s*(?:(?:bearer|basic|negotiate|api-?key|digest|token|hawk
 
 /** What a name says of its value, as bits. */
 export const HEADERS = 1;
-export const FAILURE = 2;
 /** A text that a program made: what it said when it failed, headers, a tool's arguments, an address. */
-const PRINTED_TEXT = 4;
-/** That, in a failure. */
-const SAID = 8;
-const SECRET = 16;
-const SECRET_AMONG_HEADERS = 32;
-const HEADER = 64;
+export const PRINTED_TEXT = 2;
+const SECRET = 4;
+const SECRET_AMONG_HEADERS = 8;
+const HEADER = 16;
 
 const meaningOf = (name: string): number => {
   const found = NAMES.exec(name);
   return (
     (/headers?$/i.test(name) ? HEADERS : 0) |
-    (/(?:error|exception|cause)$/i.test(name) ? FAILURE : 0) |
-    (/^(?:exception|error)\.|status_description$|headers?$|arguments$|ur[il](?:\.full|\.query)?$/i.test(name) ? PRINTED_TEXT : 0) |
-    (/^(?:message|stack)$/.test(name) ? SAID : 0) |
+    (/^(?:exception|error)\.|status_description$|^stack$|headers?$|arguments$|ur[il](?:\.full|\.query)?$/i.test(name) ? PRINTED_TEXT : 0) |
     (found ? (found[1] ? SECRET : SECRET_AMONG_HEADERS) : 0) |
     (/headers?[.:]/i.test(name) ? HEADER : 0)
   );
@@ -69,9 +64,6 @@ export const isSecretField = (object: object, place: number): boolean => {
   const { name, key = name, header = key, value } = object as { name?: unknown; key?: unknown; header?: unknown; value?: unknown };
   return value !== undefined && typeof header === "string" && isSecret(meaning(header), value, place);
 };
-
-export const isPrinted = (bits: number, place: number): boolean =>
-  (bits & PRINTED_TEXT) > 0 || ((bits & SAID) > 0 && (place & FAILURE) > 0);
 
 /** A header or a key as it is printed: its value ends with its quotes, with its line where it has parts, or with its word. */
 const PRINTED =

@@ -6,12 +6,13 @@
 import { mapped } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
 import type { CopyArray } from "./rows.ts";
-import { HEADERS, isPrinted, isSecret, isSecretField, isSecretPart, meaning, REMOVED, withoutSecrets } from "./secretHeaders.ts";
+import { HEADERS, isSecret, isSecretField, isSecretPart, meaning, PRINTED_TEXT, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
   Attempt,
   AttemptError,
   AttemptRef,
+  AttemptStatus,
   Attributes,
   AttributeValue,
   Json,
@@ -20,6 +21,7 @@ import type {
   ResourceInput,
   Rollout,
   RolloutConfig,
+  RolloutStatus,
   Span,
   StoredSpan,
   StoreItem,
@@ -47,7 +49,7 @@ const plain = (value: unknown, where: string): Record<string, unknown> => {
 export const copyJson = (value: unknown, where: string, depth = 0, place = 0): Json => {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
-  if (depth > DEEPEST) return refuse(where.slice(0, 80), `at most ${DEEPEST} values within each other`, "more");
+  if (depth > DEEPEST) return refuse(where.slice(0, 80), "a value is JSON", `more than ${DEEPEST} levels`);
   if (Array.isArray(value)) {
     const copy: Json[] = [];
     // a hole is refused
@@ -70,7 +72,7 @@ const copyMember = (name: string, value: unknown, where: string, depth = 0, plac
   const bits = meaning(name);
   if (isSecret(bits, value, place)) return REMOVED;
   // nearly all members are one of these, and a path that nobody reads costs as much as they do
-  if (typeof value === "string") return isPrinted(bits, place) ? withoutSecrets(value) : value;
+  if (typeof value === "string") return bits & PRINTED_TEXT ? withoutSecrets(value) : value;
   if (Number.isFinite(value)) return (value as number) + 0;
   return copyJson(value, `${where}.${name}`, depth, bits);
 };
@@ -98,7 +100,7 @@ export const text = (value: unknown, where: string): string =>
 
 /** A name that an address and a file can carry too: half of a surrogate pair has no bytes in UTF-8, and all halves would be one name. */
 export const nameIn = (value: unknown, where: string): string =>
-  /\p{Cs}/u.test(text(value, where)) ? refuse(where, "text without halves of surrogate pairs", value) : (value as string);
+  /\p{Cs}/u.test(text(value, where)) ? refuse(where, "well-formed text", value) : (value as string);
 
 export const whole = (value: unknown, minimum: number, where: string): number =>
   Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
@@ -148,15 +150,21 @@ export const guardOwn = (attempt: AttemptRef, last: readonly Span[]): void => {
 export const copySpan = (span: StoredSpan): StoredSpan =>
   Object.freeze({ ...span, attributes: Object.freeze(mapped(span.attributes, (value) => (isTyped(value) ? value.slice() : value))) });
 
-const RETRIED = ["failed", "timeout", "unresponsive"] as const;
+const oneOf =
+  <T extends string>(list: readonly T[]) =>
+  (value: unknown, where: string): T =>
+    list.includes(value as T) ? (value as T) : refuse(where, `one of ${list.join(", ")}`, value);
+
+const RETRIED = oneOf(["failed", "timeout", "unresponsive"]);
+const MODE = oneOf(["train", "val"]);
+const KIND = oneOf(["lora", "prompt", "model"]);
 
 const checkedConfig = (config: Partial<RolloutConfig>, where: string): RolloutConfig => {
   const { timeoutMs = DEFAULT_CONFIG.timeoutMs, maxAttempts = DEFAULT_CONFIG.maxAttempts, retryOn = DEFAULT_CONFIG.retryOn } = config;
   if (!(finite(timeoutMs, `${where}.timeoutMs`) > 0)) refuse(`${where}.timeoutMs`, "more than 0", timeoutMs);
   whole(maxAttempts, 1, `${where}.maxAttempts`);
   if (!Array.isArray(retryOn)) refuse(`${where}.retryOn`, "a list", retryOn);
-  for (const end of retryOn)
-    if (!(RETRIED as readonly string[]).includes(end)) refuse(`${where}.retryOn`, `any of ${RETRIED.join(", ")}`, end);
+  for (const end of retryOn) RETRIED(end, `${where}.retryOn`);
   return Object.freeze({ timeoutMs, maxAttempts, retryOn: Object.freeze([...retryOn]) });
 };
 
@@ -165,11 +173,9 @@ export type CheckedTask = Required<Omit<TaskInput, "config">> & { readonly confi
 /** @throws TraceError "bad-input". */
 export const checkedTask = (task: TaskInput, newId: () => string): CheckedTask => {
   const id = nameIn(task.id === undefined ? newId() : task.id, "task.id");
-  const mode = task.mode ?? "train";
-  if (mode !== "train" && mode !== "val") refuse(`task ${id}.mode`, "train or val", mode);
   return {
     id,
-    mode,
+    mode: MODE(task.mode ?? "train", `task ${id}.mode`),
     config: checkedConfig(task.config ?? {}, `task ${id}.config`),
     ...checkedRedaction(task, id),
   };
@@ -186,14 +192,13 @@ export type CheckedResource = Required<Omit<ResourceInput, "version">> & { reado
 /** @throws TraceError "bad-input". */
 export const checkedResource = (resource: ResourceInput): CheckedResource => {
   const name = nameIn(resource?.name, "resource.name");
-  const { kind, version } = resource;
-  if (kind !== "lora" && kind !== "prompt" && kind !== "model") refuse(`resource ${name}.kind`, "lora, prompt or model", kind);
+  const { version } = resource;
   if (version !== undefined) whole(version, 1, `resource ${name}.version`);
   for (const [path, bytes] of Object.entries(resource.files ?? refuse(`resource ${name}.files`, "bytes by path", resource.files)))
     bytesIn(bytes, `resource ${name}.files.${path}`);
   return {
     name,
-    kind,
+    kind: KIND(resource.kind, `resource ${name}.kind`),
     version,
     metadata: copyRecord(resource.metadata ?? {}, `resource ${name}.metadata`),
     files: copyFiles(resource.files),
@@ -223,44 +228,55 @@ export const sameContent = (a: Content, b: Content): boolean =>
 
 // ---- what another store held ----------------------------------------------------------------------------------------------
 
-const oneOf = <T extends string>(table: Readonly<Record<T, unknown>>, value: unknown, where: string): T =>
-  typeof value === "string" && Object.hasOwn(table, value) ? (value as T) : refuse(where, `one of ${Object.keys(table).join(", ")}`, value);
+type Check<T> = (value: unknown, where: string) => T;
 
-const optional = <K extends string, T>(name: K, value: T | undefined): Partial<Record<K, T>> =>
-  (value === undefined ? {} : { [name]: value }) as Partial<Record<K, T>>;
-
-const checkedRollout = (rollout: Rollout, where: string): Rollout => {
-  const task = checkedTask(rollout, () => refuse(`${where}.id`, "a non-empty string", rollout.id));
-  return Object.freeze({
-    ...task,
-    seq: whole(rollout.seq, 1, `${where}.seq`),
-    status: oneOf(ROLLOUT_CHANGES, rollout.status, `${where}.status`),
-    attempts: whole(rollout.attempts, 0, `${where}.attempts`),
-    createdAtMs: finite(rollout.createdAtMs, `${where}.createdAtMs`),
-    ...optional("endedAtMs", rollout.endedAtMs === undefined ? undefined : finite(rollout.endedAtMs, `${where}.endedAtMs`)),
-  });
+/** The members that `checks` names, each as its check gives it; what that gives as undefined is left out. */
+const checkedFields = <T extends object>(given: T, where: string, checks: { readonly [K in keyof T]-?: Check<T[K]> }): T => {
+  const checked: Partial<T> = {};
+  for (const name of Object.keys(checks) as (keyof T & string)[]) {
+    const value = checks[name](given[name], `${where}.${name}`);
+    if (value !== undefined) checked[name] = value;
+  }
+  return Object.freeze(checked) as T;
 };
 
-/** Without what it printed of secret headers. */
-export const checkedError = ({ name, message, stack }: AttemptError): AttemptError =>
+const optional =
+  <T>(check: Check<T>): Check<T | undefined> =>
+  (value, where) =>
+    value == null ? undefined : check(value, where);
+
+const positive: Check<number> = (value, where) => whole(value, 1, where);
+
+const checkedRollout = (rollout: Rollout, where: string): Rollout =>
   Object.freeze({
-    name: withoutSecrets(String(name)),
-    message: withoutSecrets(String(message)),
-    ...optional("stack", stack == null ? undefined : withoutSecrets(String(stack))),
-  });
+    ...checkedTask(rollout, () => refuse(`${where}.id`, "a non-empty string", rollout.id)),
+    ...checkedFields<Omit<Rollout, keyof CheckedTask>>(rollout, where, {
+      seq: positive,
+      status: oneOf(Object.keys(ROLLOUT_CHANGES) as RolloutStatus[]),
+      attempts: (value, at) => whole(value, 0, at),
+      createdAtMs: finite,
+      endedAtMs: optional(finite),
+    }),
+  }) as Rollout;
+
+/** Without what it printed of secret headers. */
+export const checkedError = (error: AttemptError): AttemptError => {
+  const said = (value: unknown): string => withoutSecrets(String(value));
+  return checkedFields(error, "", { name: said, message: said, stack: optional(said) });
+};
 
 const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
-  Object.freeze({
-    rolloutId: text(attempt.rolloutId, `${where}.rolloutId`),
-    id: nameIn(attempt.id, `${where}.id`),
-    sequence: whole(attempt.sequence, 1, `${where}.sequence`),
-    status: oneOf(ATTEMPT_CHANGES, attempt.status, `${where}.status`),
-    workerId: text(attempt.workerId, `${where}.workerId`),
-    startedAtMs: finite(attempt.startedAtMs, `${where}.startedAtMs`),
-    ...optional("claimId", attempt.claimId === undefined ? undefined : text(attempt.claimId, `${where}.claimId`)),
-    lastHeartbeatMs: finite(attempt.lastHeartbeatMs, `${where}.lastHeartbeatMs`),
-    ...optional("endedAtMs", attempt.endedAtMs === undefined ? undefined : finite(attempt.endedAtMs, `${where}.endedAtMs`)),
-    ...optional("error", attempt.error == null ? undefined : checkedError(attempt.error)),
+  checkedFields(attempt, where, {
+    rolloutId: text,
+    id: nameIn,
+    sequence: positive,
+    status: oneOf(Object.keys(ATTEMPT_CHANGES) as AttemptStatus[]),
+    workerId: text,
+    startedAtMs: finite,
+    claimId: optional(text),
+    lastHeartbeatMs: finite,
+    endedAtMs: optional(finite),
+    error: optional((value) => checkedError(value as AttemptError)),
   });
 
 /** @throws TraceError "bad-input", naming `where`. */
