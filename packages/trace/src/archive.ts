@@ -32,6 +32,17 @@ async function* everything(store: Store): AsyncGenerator<StoreItem | State> {
     }
     // in this order: what happens to it meanwhile is in the attempts, and the reader draws the same conclusion from them
     const attempts = await store.attempts(rollout.id);
+    // forgotten meanwhile, or given up without attempts by whom it came from: half of one would make an archive that nobody takes
+    if (
+      attempts.length === 0 &&
+      (
+        await store
+          .rollouts({ ids: [rollout.id] })
+          [Symbol.asyncIterator]()
+          .next()
+      ).done
+    )
+      continue;
     yield { kind: "rollout", data: rollout };
     for (const attempt of attempts) yield { kind: "attempt", data: attempt };
     const known = new Set(attempts.map(({ id }) => id));

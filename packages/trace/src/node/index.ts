@@ -60,11 +60,16 @@ const checkMeta = async (path: string, nowMs: number): Promise<void> => {
     await replaceFile(path, Buffer.from(`${JSON.stringify({ magic: META_MAGIC, v: META_VERSION, createdMs: nowMs })}\n`));
     return;
   }
-  const meta = JSON.parse(text) as { magic?: unknown; v?: unknown };
-  if (meta.magic !== META_MAGIC || meta.v !== META_VERSION)
+  let meta: { magic?: unknown; v?: unknown } | null = null;
+  try {
+    meta = JSON.parse(text);
+  } catch {
+    // told below
+  }
+  if (meta?.magic !== META_MAGIC || meta.v !== META_VERSION)
     throw new TraceError(
       "corrupt",
-      `${path}: magic ${META_MAGIC}, v ${META_VERSION}, got magic ${meta.magic}, v ${meta.v}; open it with the release that wrote it`,
+      `${path}: magic ${META_MAGIC}, v ${META_VERSION}, got ${JSON.stringify(text.slice(0, 80))}; open it with the release that wrote it, or, if log/ is whole, delete this file`,
     );
 };
 
