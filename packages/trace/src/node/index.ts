@@ -66,10 +66,15 @@ const checkMeta = async (path: string, nowMs: number): Promise<void> => {
   } catch {
     // told below
   }
-  if (meta?.magic !== META_MAGIC || meta.v !== META_VERSION)
+  if (typeof meta !== "object" || meta === null)
     throw new TraceError(
       "corrupt",
-      `${path}: magic ${META_MAGIC}, v ${META_VERSION}, got ${JSON.stringify(text.slice(0, 80))}; open it with the release that wrote it, or, if log/ is whole, delete this file`,
+      `${path}: a JSON object, got ${JSON.stringify(text.slice(0, 80))}; delete it if the folder was a store's: it says no more than that`,
+    );
+  if (meta.magic !== META_MAGIC || meta.v !== META_VERSION)
+    throw new TraceError(
+      "corrupt",
+      `${path}: magic ${META_MAGIC}, v ${META_VERSION}, got magic ${meta.magic}, v ${meta.v}; open it with the release that wrote it`,
     );
 };
 
