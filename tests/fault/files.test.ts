@@ -253,6 +253,37 @@ test("damaged blobs, states and other formats are refused by name", async () => 
   expect(existsSync(join(folder, "lock"))).toBe(false);
 });
 
+test("what is no folder, or none of ours, is refused by name, and left as it is", async () => {
+  const file = join(newFolder(), "file");
+  mkdirSync(join(file, ".."), { recursive: true });
+  writeFileSync(file, "mine");
+  for (const act of [openFileStore, verifyFileStore, compactFileStore]) {
+    await expect(act(file)).rejects.toMatchObject({
+      code: "storage",
+      message: expect.stringContaining(`${file}: a folder that can be read and written`),
+    });
+    if (act !== openFileStore) await expect(act(newFolder())).rejects.toMatchObject({ code: "storage", cause: { code: "ENOENT" } });
+  }
+  expect(readFileSync(file, "utf8")).toBe("mine");
+  const folder = newFolder();
+  const { store } = await open(folder);
+  await store.enqueue([{ id: "a", input: 1 }]);
+  await store.close();
+  for (const name of ["log", "state", "blobs", "index"]) {
+    rmSync(join(folder, "kept"), { recursive: true, force: true });
+    cpSync(join(folder, name), join(folder, "kept"), { recursive: true });
+    rmSync(join(folder, name), { recursive: true });
+    writeFileSync(join(folder, name), "no folder");
+    expect(await codeOf(openFileStore(folder)), name).toBe("storage");
+    expect(existsSync(join(folder, "lock"))).toBe(false);
+    rmSync(join(folder, name));
+    cpSync(join(folder, "kept"), join(folder, name), { recursive: true });
+  }
+  const { store: again } = await open(folder);
+  expect((await again.stats()).rollouts.queued).toBe(1);
+  await again.close();
+});
+
 test("a second opener gets an error naming the pid, and may open once the first has closed", async () => {
   const folder = newFolder();
   const { store } = await open(folder);

@@ -86,14 +86,15 @@ const makeSubfolders = async (folder: string): Promise<void> => {
 };
 
 /** Runs `body` as the only process in `folder`, which must be there. */
-const lockFolder = async <T>(folder: string, body: () => Promise<T>): Promise<T> => {
-  const lock = await acquireLock(folder);
-  try {
-    return await body();
-  } finally {
-    await lock.release();
-  }
-};
+const lockFolder = async <T>(folder: string, body: () => Promise<T>): Promise<T> =>
+  namingFull(folder, "a store that nobody has open", async () => {
+    const lock = await acquireLock(folder);
+    try {
+      return await body();
+    } finally {
+      await lock.release();
+    }
+  });
 
 const foldersOf = (folder: string): LogFolders => ({
   log: join(folder, "log"),
@@ -167,7 +168,7 @@ export const verifyFileStore = async (folder: string, { signal }: { signal?: Abo
 /**
  * Opens (or makes) the store in `folder` and holds its lock until close().
  * After a crash call requeueStale(now): what was running then is not any more.
- * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; the platform's file errors.
+ * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; "storage" for what else the platform refuses.
  */
 export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
   const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 32 * 2 ** 20, io = platformIo } = options;
@@ -178,10 +179,12 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
   });
   try {
     await namingFull(folder, "meta.json", () => checkMeta(inside("meta.json"), clock()));
-    for (const name of SUBFOLDERS) await removeTemporary(inside(name));
+    await namingFull(folder, "its files", async () => {
+      for (const name of SUBFOLDERS) await removeTemporary(inside(name));
+    });
     const pace = createPace();
     const openState = (): Promise<LogState> => openLogState(folder, foldersOf(folder), { rotateBytes, io, pace, clock, onReport });
-    let state = await openState();
+    let state = await namingFull(folder, "its log", openState);
     const reserve = inside("reserve");
     await keepReserve(reserve);
 
@@ -242,8 +245,8 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       transact: sharing.transact,
       gather: sharing.gather,
       putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
-      getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
-      states: () => stateInTurn(() => stateNames(inside("state"))),
+      getState: (name) => stateInTurn(() => namingFull(folder, `state ${name}`, () => loadState(inside("state"), name))),
+      states: () => stateInTurn(() => namingFull(folder, "its states", () => stateNames(inside("state")))),
       close: async () => {
         sharing.end();
         try {
