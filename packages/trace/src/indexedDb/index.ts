@@ -11,7 +11,8 @@ import { TraceError } from "../errors.ts";
 import type { Backend, Rows } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
-import { createConnection } from "./connection.ts";
+import { platformTimer } from "../waitBounds.ts";
+import { createConnection, orFull } from "./connection.ts";
 import { openHints } from "./hints.ts";
 import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
 import { ask, committed } from "./requests.ts";
@@ -41,27 +42,26 @@ const askToPersist = async (databaseName: string, onReport: (message: string) =>
   );
 };
 
-const orFull = (databaseName: string, error: unknown): unknown =>
-  error instanceof Error && error.name === "QuotaExceededError"
-    ? new TraceError(
-        "full",
-        `${databaseName}: the browser must have room for this call, got QuotaExceededError, and nothing of it is stored; export and forget rollouts, free the disk, or raise the site's quota`,
-        { cause: error },
-      )
-    : error;
-
 /**
  * Opens (or makes) the database `fulgurite/<name>` of this origin.
  * claim, finish, cancel, publish and putState resolve when the browser says that they are flushed ("strict"); enqueue,
  * append and heartbeat when they are handed to the operating system: they survive a crash of the tab, not a power cut.
- * @throws the platform's DOMException where storage is refused; TraceError "storage" when the connection died twice; every
- * method that writes, TraceError "full".
+ * @throws TraceError, as all its methods do: "storage" where the browser keeps nothing, or loses the connection twice; "locked"
+ * when another tab stands in the way for 30 s; "outdated" for a database that a newer release has changed; every method that
+ * writes, and an upgrade, "full". What else the platform has to say passes untouched.
  */
 export const openIndexedDbStore = async (name: string, options: IndexedDbOptions = {}): Promise<Store> => {
   const databaseName = `fulgurite/${name}`;
   const onReport = options.onReport ?? ((message) => console.warn(message));
-  const connection = createConnection(databaseName, onReport);
-  await connection.use(async () => {}); // refuse here, not at the first write
+  let end = (_: TraceError): void => {};
+  const connection = createConnection(databaseName, onReport, options.timer ?? platformTimer, (error) => end(error));
+  // refuse here, not at the first write
+  await connection
+    .use(async () => {})
+    .catch(async (error) => {
+      await connection.close();
+      throw error;
+    });
   // nobody waits: a browser may leave the question to its user
   if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
   const hints = openHints(databaseName);
@@ -133,5 +133,11 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
       await connection.close();
     },
   };
-  return createStore(databaseName, backend, options, hints);
+  return createStore(databaseName, backend, options, {
+    ...hints,
+    connect: (emit, endStore) => {
+      hints.connect(emit);
+      end = endStore;
+    },
+  });
 };
