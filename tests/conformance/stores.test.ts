@@ -46,6 +46,108 @@ describeStores((storeCase, test_, where) => {
     expect((await store.stats()).rollouts.queued).toBe(2);
   });
 
+  const doorHere = where(!storeCase.isFarAway, "its server checks: what JSON cannot carry is refused there, or never sent");
+  doorHere("what a method does not take is refused by code, and nothing of it is kept", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    await store.publish({ name: "p", kind: "lora", files: {} });
+    const itself: unknown[] = [];
+    itself.push(itself);
+    let deep: unknown = 1;
+    for (let depth = 0; depth < 20_000; depth++) deep = depth % 2 ? [deep] : { deep };
+    const given = (value: unknown) => value as never; // what JavaScript lets through
+    const here = { rolloutId: "a", attemptId: attempt.id, id: "s", name: "n", startMs: 0, endMs: 0, status: "ok", attributes: {} };
+    const wrong: (() => Promise<unknown>)[] = [
+      ...[undefined, null, 5, "ab", {}, [null], ["a"]].flatMap((value) => [
+        () => store.enqueue(given(value)),
+        () => store.append(given(value)),
+        () => store.adopt(given(value)),
+      ]),
+      ...[undefined, null, 5, Number.NaN, "", {}, Object.create(null), Symbol("a")].flatMap((value) => [
+        () => store.claim(given(value)),
+        () => store.cancel(given(value)),
+        () => store.forget(given(value)),
+        () => store.attempts(given(value)),
+        () => collect(store.spans(given({ rolloutId: value }))),
+        () => store.heartbeat(given(value)),
+        () => store.heartbeat(given({ rolloutId: "a", id: value })),
+        () => store.finish(given({ rolloutId: value, id: "b" }), { status: "failed" }),
+        () => store.finish(attempt, given(value)),
+        () => store.finish(attempt, given({ status: value })),
+        () => store.resource(given(value)),
+        () => store.unpublish(given(value), 1),
+        () => store.unpublish("p", given(value === 5 ? 1.5 : value)),
+        () => store.putState(given(value), Uint8Array.of(1)),
+        () => store.putState("s", given(value)),
+        () => store.getState(given(value)),
+        () => store.waitFor(given(value)),
+        () => store.requeueStale(given(value === 5 || value === null || value === "" ? Number.NaN : value)),
+        () => store.publish(given(value)),
+        () => store.publish(given({ name: value, kind: "lora", files: {} })),
+        () => store.publish(given({ name: "p", kind: "lora", files: { f: value } })),
+      ]),
+      ...[itself, deep, new Map([["a", 1]]), new Date(0)].flatMap((value) => [
+        () => store.enqueue([{ input: given(value) }]),
+        () => store.append([given({ ...here, attributes: { value } })]),
+        () => store.append([given({ ...here, attributes: value })]),
+      ]),
+      ...["\ud800", "a\udc00"].flatMap((half) => [
+        () => store.enqueue([{ id: half, input: 1 }]),
+        () => store.publish({ name: half, kind: "lora", files: {} }),
+        () => store.putState(half, Uint8Array.of(1)),
+      ]),
+    ];
+    const before = await store.stats();
+    for (const act of wrong) expect(await codeOf(act()), String(act)).toBe("bad-input");
+    expect(() => store.watch(given("no function"))).toThrow("watch: listener: a function");
+    expect(await store.stats()).toEqual(before);
+    expect(await store.states()).toEqual([]);
+    expect(await collect(store.spans({ rolloutId: "a" }))).toEqual([]);
+  });
+
+  doorHere("a clock that says no time is refused before anything is kept", async () => {
+    const { store, time } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    time.now = Number.NaN;
+    expect(await codeOf(store.enqueue([{ id: "b", input: 1 }]))).toBe("bad-input");
+    expect(await codeOf(store.heartbeat(attempt))).toBe("bad-input");
+    expect(await codeOf(store.finish(attempt, { status: "succeeded" }, [span("a", attempt.id, "s")]))).toBe("bad-input");
+    time.now = 500; // back in time
+    await store.heartbeat(attempt);
+    expect((await store.attempts("a"))[0]).toMatchObject({ status: "running", lastHeartbeatMs: 1_000 });
+    expect(await store.stats()).toMatchObject({ spans: 0, rollouts: { queued: 0, running: 1 } });
+    expect(await store.requeueStale(1_001)).toBe(1);
+  });
+
+  test_(
+    "names and texts of any kind come back as they were: slashes, zeros, names of prototypes, long ones, halves of pairs in texts",
+    async () => {
+      const { store } = await openWorld(storeCase);
+      const names = ["a/../b", "\u0000", "__proto__", "constructor", "😀", "%2e&?#=", "x".repeat(2_000), " ", "toString"];
+      await store.enqueue(names.map((id) => ({ id, input: JSON.parse('{"__proto__":{"a":1},"half":"\\ud800"}') })));
+      const claims = await store.claim("w", 99);
+      expect(claims.map(({ rollout }) => rollout.id)).toEqual(names);
+      for (const { rollout, attempt } of claims) {
+        const attributes = JSON.parse('{"__proto__":1,"constructor":"c","half":"\\udc00"}');
+        await store.append(names.map((id) => span(rollout.id, attempt.id, id, { attributes })));
+        const found = await collect(store.spans({ rolloutId: rollout.id, attemptId: attempt.id }));
+        expect(found.map(({ id }) => id)).toEqual(names);
+        expect(Object.entries(found[0]!.attributes)).toEqual(Object.entries(attributes));
+        expect(Object.entries(rollout.input as object)).toEqual([
+          ["__proto__", { a: 1 }],
+          ["half", "\ud800"],
+        ]);
+        await store.publish({ name: rollout.id, kind: "prompt", files: Object.fromEntries(names.map((path) => [path, Uint8Array.of(1)])) });
+        expect(Object.keys((await store.resource(rollout.id))!.files).sort()).toEqual([...names].sort());
+        await store.putState(rollout.id, new TextEncoder().encode(rollout.id));
+        expect(new TextDecoder().decode(await store.getState(rollout.id))).toBe(rollout.id);
+        expect((await collect(store.rollouts({ ids: [rollout.id] }))).length).toBe(1);
+      }
+      expect(await store.states()).toEqual([...names].sort());
+      expect(await store.forget("nobody/../..")).toBe(false);
+    },
+  );
+
   test_("what is handed out cannot change what is stored", async () => {
     const { store } = await openWorld(storeCase);
     const attempt = await begin(store, "a");

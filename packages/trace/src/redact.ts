@@ -3,7 +3,7 @@
 
 import { TraceError } from "./errors.ts";
 import type { CopyArray } from "./rows.ts";
-import { type CheckedTask, checkedError, checkedItem, checkedRedaction, checkedSpan } from "./values.ts";
+import { type CheckedTask, checkedError, checkedItem, checkedRedaction, checkedSpan, listIn, text } from "./values.ts";
 import type { AttemptError, AttemptRef, Outcome, Rollout, Span, StoreItem } from "./vocabulary.ts";
 
 /** What a task may be changed in: its input and metadata. */
@@ -41,7 +41,9 @@ const redactedSpan = (span: Span, { span: redact }: Redact = {}, copyArray?: Cop
 
 /** Those that are to be kept. @throws TraceError "bad-input". */
 export const redactedSpans = (spans: readonly Span[], redact: Redact | undefined, copyArray?: CopyArray): Span[] =>
-  spans.map((span) => redactedSpan(span, redact, copyArray)).filter((span) => span !== null);
+  listIn(spans, "spans")
+    .map((span) => redactedSpan(span, redact, copyArray))
+    .filter((span) => span !== null);
 
 /** @throws TraceError "bad-input". */
 export const redactedTask = <T extends CheckedTask>(task: T, { task: redact }: Redact = {}): T => {
@@ -61,8 +63,9 @@ const redactedError = (error: AttemptError | undefined, attempt: AttemptRef, { e
   return changed === null ? undefined : checkedError(changed);
 };
 
-export const redactedOutcome = ({ status, error }: Outcome, { rolloutId, id }: AttemptRef, redact: Redact = {}): Outcome => {
-  const kept = redactedError(error ?? undefined, { rolloutId, id }, redact);
+export const redactedOutcome = (outcome: Outcome, { rolloutId, id }: AttemptRef, redact: Redact = {}): Outcome => {
+  const status = text(outcome?.status, "outcome.status") as Outcome["status"];
+  const kept = redactedError(outcome.error ?? undefined, { rolloutId, id }, redact);
   return kept === undefined ? { status } : { status, error: kept };
 };
 
@@ -86,4 +89,4 @@ const redactedItem = (item: StoreItem, redact: Redact): StoreItem | null => {
 
 /** null where `redact` dropped a span. @throws TraceError "bad-input". */
 export const redactedItems = (items: readonly StoreItem[], redact: Redact = {}): (StoreItem | null)[] =>
-  items.map((item, index) => redactedItem(checkedItem(item, `adopt: item ${index}`), redact));
+  listIn(items, "adopt: items").map((item, index) => redactedItem(checkedItem(item, `adopt: item ${index}`), redact));

@@ -9,7 +9,21 @@ import { applyRecord } from "./records.ts";
 import { type Redact, redactedItems, redactedOutcome, redactedSpans, redactedTask } from "./redact.ts";
 import { rolloutsOf } from "./rolloutPages.ts";
 import type { AppendRequest, Backend, Durability, Rows, RunAppends, Transaction } from "./rows.ts";
-import { checkedResource, checkedTask, copyFiles, copySpan, guardOwn } from "./values.ts";
+import {
+  bytesIn,
+  checkedResource,
+  checkedTask,
+  copyFiles,
+  copySpan,
+  finite,
+  guardOwn,
+  guardRef,
+  listIn,
+  nameIn,
+  refuse,
+  text,
+  versionIn,
+} from "./values.ts";
 import type { Resource, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { platformTimer } from "./waitBounds.ts";
 import { createWaitFor } from "./waiting.ts";
@@ -54,8 +68,11 @@ const merged = (events: readonly StoreEvent[]): StoreEvent[] => {
   ];
 };
 
+const idIn = (id: unknown): string => text(id, "rolloutId");
+
 export const createStore = (name: string, backend: Backend, options: StoreOptions = {}, hints: Hints = {}): Store => {
-  const { clock = Date.now, timer = platformTimer } = options;
+  const { timer = platformTimer } = options;
+  const clock = (): number => finite((options.clock ?? Date.now)(), "clock");
   const newId = options.newId ?? (() => mintId(clock()));
   const listeners = new Set<(event: StoreEvent) => void>();
   const closing = new AbortController();
@@ -130,6 +147,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   };
 
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
+    if (typeof listener !== "function") refuse("watch: listener", "a function", listener);
     const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
     listeners.add(own);
     return () => void listeners.delete(own);
@@ -137,7 +155,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
 
   return {
     enqueue: async (tasks) => {
-      const checked = tasks.map((task) => redactedTask(checkedTask(task, newId), options.redact));
+      const checked = listIn(tasks, "tasks").map((task) => redactedTask(checkedTask(task, newId), options.redact));
       return write("relaxed", (rows, commit) => commands.enqueue(rows, commit, checked, clock()));
     },
     claim: async (workerId, limit = 1, claimId = undefined) => {
@@ -148,7 +166,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
           "bad-input",
           `claim: claimId is a non-empty string, got ${JSON.stringify(claimId)}; leave it out or name the request`,
         );
-      const request = { workerId, newIds: Array.from({ length: limit }, newId), claimId };
+      const request = { workerId: text(workerId, "claim: workerId"), newIds: Array.from({ length: limit }, newId), claimId };
       return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {
@@ -158,21 +176,29 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       await (backend.gather?.({ spans: kept, refs }, runAppends, tell) ?? appendAlone({ spans: kept, refs }));
       redacted += spans.length - kept.length;
     },
-    heartbeat: async (attempt) => write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock())),
+    heartbeat: async (attempt) => {
+      guardRef(attempt);
+      return write("relaxed", (rows, commit) => commands.heartbeat(rows, commit, attempt, clock()));
+    },
     finish: async (attempt, outcome, spans = []) => {
+      guardRef(attempt);
       const kept = redactedOutcome(outcome, attempt, options.redact);
-      guardOwn(attempt, spans);
       const last = redactedSpans(spans, options.redact, backend.copyArray);
+      guardOwn(attempt, spans);
       const rollout = await write("strict", (rows, commit) => commands.finish(rows, commit, attempt, kept, last, clock()));
       redacted += spans.length - last.length;
       return rollout;
     },
-    cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, rolloutId, clock())),
-    forget: async (rolloutId, seq) => write("strict", (rows, commit) => commands.forget(rows, commit, rolloutId, seq)),
-    requeueStale: async (beforeMs) => write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock())),
+    cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, idIn(rolloutId), clock())),
+    forget: async (rolloutId, seq) => write("strict", (rows, commit) => commands.forget(rows, commit, idIn(rolloutId), seq)),
+    requeueStale: async (beforeMs) => {
+      if (typeof beforeMs !== "number" || Number.isNaN(beforeMs)) refuse("requeueStale: beforeMs", "a number", beforeMs);
+      return write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock()));
+    },
     rollouts: (query) => rolloutsOf(read, query),
-    attempts: async (rolloutId) => read((rows) => rows.attempts(rolloutId)),
+    attempts: async (rolloutId) => read((rows) => rows.attempts(idIn(rolloutId))),
     async *spans(query) {
+      idIn(query?.rolloutId);
       const pageAfter = (seq: number) => {
         const page = read((rows) => rows.spans(query, seq, SPANS_A_PAGE));
         page.catch(() => {}); // whoever stops before it comes does not hear of its failure
@@ -195,9 +221,10 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       const input = await digested;
       return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, input, clock())));
     },
-    unpublish: async (resourceName, version) => write("strict", (rows, commit) => commands.unpublish(rows, commit, resourceName, version)),
+    unpublish: async (resourceName, version) =>
+      write("strict", (rows, commit) => commands.unpublish(rows, commit, nameIn(resourceName, "resource"), versionIn(version))),
     resource: async (resourceName, version) => {
-      const found = await read((rows) => rows.resource(resourceName, version));
+      const found = await read((rows) => rows.resource(nameIn(resourceName, "resource"), version && versionIn(version)));
       return found && copyResource(backend.checksFiles ? found : await withManifest(found, `store ${name}`));
     },
     async *resources() {
@@ -212,11 +239,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     },
     putState: async (stateName, bytes) => {
       guardOpen();
-      return backend.putState(stateName, new Uint8Array(bytes));
+      return backend.putState(nameIn(stateName, "state"), new Uint8Array(bytesIn(bytes, "state")));
     },
     getState: async (stateName) => {
       guardOpen();
-      const bytes = await backend.getState(stateName);
+      const bytes = await backend.getState(nameIn(stateName, "state"));
       return bytes && new Uint8Array(bytes);
     },
     states: async () => {

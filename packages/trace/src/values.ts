@@ -26,36 +26,45 @@ import type {
   TaskInput,
 } from "./vocabulary.ts";
 
-const refuse = (where: string, rule: string, got: unknown): never => {
-  throw new TraceError(
-    "bad-input",
-    `${where}: ${rule}, got ${typeof got === "string" ? JSON.stringify(got) : String(got)}; correct the caller`,
-  );
+const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
+
+export const refuse = (where: string, rule: string, got: unknown): never => {
+  const shown = typeof got === "string" ? JSON.stringify(got) : isObject(got) ? "an object" : String(got);
+  throw new TraceError("bad-input", `${where}: ${rule}, got ${shown.slice(0, 200)}; correct the caller`);
+};
+
+/** Every store can write and read back what nests so deep; what holds itself does not end. */
+const DEEPEST = 256;
+
+/** What is its entries and nothing else: a Map or a Date has none, and would be lost without a word. */
+const plain = (value: unknown, where: string): Record<string, unknown> => {
+  const prototype = isObject(value) && Object.getPrototypeOf(value);
+  if (prototype !== false && (prototype === null || Object.getPrototypeOf(prototype) === null)) return value as Record<string, unknown>;
+  return refuse(where, "a value is JSON", prototype ? prototype.constructor?.name : typeof value);
 };
 
 /** A frozen deep copy. @throws TraceError "bad-input" naming the path of what is not JSON. */
-export const copyJson = (value: unknown, where: string): Json => {
+export const copyJson = (value: unknown, where: string, depth = 0): Json => {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
+  if (depth > DEEPEST) return refuse(where.slice(0, 80), `at most ${DEEPEST} values within each other`, "more");
   if (Array.isArray(value)) {
     if (isSecretPair(value, where)) return Object.freeze([value[0] as string, REMOVED]);
     const copy: Json[] = [];
-    for (let index = 0; index < value.length; index++) copy.push(copyJson(value[index], `${where}[${index}]`)); // a hole is refused
+    for (let index = 0; index < value.length; index++) copy.push(copyJson(value[index], `${where}[${index}]`, depth + 1)); // a hole is refused
     return Object.freeze(copy);
   }
-  if (typeof value !== "object") return refuse(where, "a value is JSON", typeof value);
-  const prototype = Object.getPrototypeOf(value);
-  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return refuse(where, "a value is JSON", prototype.constructor?.name);
-  const hides = isSecretField(value, where) ? "value" : undefined;
-  return Object.freeze(mapped(value as Record<string, unknown>, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where))));
+  const members = plain(value, where);
+  const hides = isSecretField(members, where) ? "value" : undefined;
+  return Object.freeze(mapped(members, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where, depth + 1))));
 };
 
-const copyMember = (name: string, value: unknown, where: string): Json => {
+const copyMember = (name: string, value: unknown, where: string, depth = 0): Json => {
   if (isSecretHeader(name, value, where)) return REMOVED;
   // nearly all members are one of these, and a path that nobody reads costs as much as they do
   if (typeof value === "string") return isErrorText(name) ? withoutSecrets(value) : value;
   if (Number.isFinite(value)) return (value as number) + 0;
-  return copyJson(value, `${where}.${name}`);
+  return copyJson(value, `${where}.${name}`, depth);
 };
 
 const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json>> => {
@@ -70,11 +79,36 @@ const isTyped = (value: unknown): value is Int32Array | Float32Array => value in
 const sliced: CopyArray = <T extends Int32Array | Float32Array>(array: T): T => array.slice() as T;
 
 const copyAttributes = (attributes: Attributes, where: string, copyArray: CopyArray): Attributes =>
-  Object.freeze(mapped(attributes, (value: AttributeValue, name) => (isTyped(value) ? copyArray(value) : copyMember(name, value, where))));
+  Object.freeze(
+    mapped(plain(attributes, where) as Attributes, (value: AttributeValue, name) =>
+      isTyped(value) ? copyArray(value) : copyMember(name, value, where),
+    ),
+  );
 
-const text = (value: unknown, where: string): string =>
+export const text = (value: unknown, where: string): string =>
   typeof value === "string" && value !== "" ? value : refuse(where, "a non-empty string", value);
-const finite = (value: unknown, where: string): number =>
+
+/** A name that an address and a file can carry too: half of a surrogate pair has no bytes in UTF-8, and all halves would be one name. */
+export const nameIn = (value: unknown, where: string): string =>
+  /\p{Cs}/u.test(text(value, where)) ? refuse(where, "text without halves of surrogate pairs", value) : (value as string);
+
+export const versionIn = (value: unknown): number =>
+  Number.isSafeInteger(value) ? (value as number) : refuse("version", "an integer", value);
+
+/** Not a list or a buffer, of which a Uint8Array would quietly make something else. */
+export const bytesIn = (value: unknown, where: string): Uint8Array =>
+  value instanceof Uint8Array ? value : refuse(where, "a Uint8Array", value);
+
+export const guardRef = (ref: AttemptRef): void => {
+  text(ref?.rolloutId, "attempt.rolloutId");
+  text(ref?.id, "attempt.id");
+};
+
+/** A list of objects. */
+export const listIn = <T>(value: readonly T[], where: string): readonly T[] =>
+  !Array.isArray(value) || value.some((item) => !isObject(item)) ? refuse(where, "a list of objects", value) : value;
+
+export const finite = (value: unknown, where: string): number =>
   typeof value === "number" && Number.isFinite(value) ? value + 0 : refuse(where, "a finite number", value);
 
 /** @throws TraceError "bad-input". */
@@ -123,7 +157,7 @@ export type CheckedTask = Required<Omit<TaskInput, "config">> & { readonly confi
 
 /** @throws TraceError "bad-input". */
 export const checkedTask = (task: TaskInput, newId: () => string): CheckedTask => {
-  const id = task.id === undefined ? newId() : text(task.id, "task.id");
+  const id = nameIn(task.id === undefined ? newId() : task.id, "task.id");
   const mode = task.mode ?? "train";
   if (mode !== "train" && mode !== "val") refuse(`task ${id}.mode`, "train or val", mode);
   return {
@@ -144,13 +178,13 @@ export type CheckedResource = Required<Omit<ResourceInput, "version">> & { reado
 
 /** @throws TraceError "bad-input". */
 export const checkedResource = (resource: ResourceInput): CheckedResource => {
-  const name = text(resource.name, "resource.name");
+  const name = nameIn(resource?.name, "resource.name");
   const { kind, version } = resource;
   if (kind !== "lora" && kind !== "prompt" && kind !== "model") refuse(`resource ${name}.kind`, "lora, prompt or model", kind);
   if (version !== undefined && (!Number.isSafeInteger(version) || version < 1))
     refuse(`resource ${name}.version`, "an integer ≥ 1", version);
-  for (const [path, bytes] of Object.entries(resource.files))
-    if (!(bytes instanceof Uint8Array)) refuse(`resource ${name}.files.${path}`, "a Uint8Array", bytes);
+  for (const [path, bytes] of Object.entries(resource.files ?? refuse(`resource ${name}.files`, "bytes by path", resource.files)))
+    bytesIn(bytes, `resource ${name}.files.${path}`);
   return {
     name,
     kind,
@@ -215,7 +249,7 @@ export const checkedError = ({ name, message, stack }: AttemptError): AttemptErr
 const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
   Object.freeze({
     rolloutId: text(attempt.rolloutId, `${where}.rolloutId`),
-    id: text(attempt.id, `${where}.id`),
+    id: nameIn(attempt.id, `${where}.id`),
     sequence: whole(attempt.sequence, 1, `${where}.sequence`),
     status: oneOf(ATTEMPT_CHANGES, attempt.status, `${where}.status`),
     workerId: typeof attempt.workerId === "string" ? attempt.workerId : refuse(`${where}.workerId`, "a string", attempt.workerId),
@@ -228,7 +262,7 @@ const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
 
 /** @throws TraceError "bad-input", naming `where`. */
 export const checkedItem = (item: StoreItem, where: string): StoreItem => {
-  if (typeof item?.data !== "object" || item.data === null) return refuse(where, "an item with kind and data", item);
+  if (!isObject(item.data)) return refuse(where, "an item with kind and data", item);
   switch (item.kind) {
     case "rollout":
       return { kind: "rollout", data: checkedRollout(item.data, `${where}: rollout`) };
