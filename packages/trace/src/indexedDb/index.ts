@@ -12,11 +12,12 @@ import type { Backend, Rows } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { platformTimer } from "../waitBounds.ts";
-import { createConnection, orFull } from "./connection.ts";
+import { createConnection } from "./connection.ts";
 import { openHints } from "./hints.ts";
 import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
 import { ask, committed } from "./requests.ts";
-import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
+import { createIndexedDbRows, type Guess } from "./rows.ts";
+import { ROW_STORES } from "./schema.ts";
 import { type Known, learn } from "./turns.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
@@ -36,9 +37,8 @@ const isOfSpans = (error: unknown, mode: Mode): boolean =>
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
   const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
-  const answer = isKept === undefined ? "no such promise here" : "no";
   onReport(
-    `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : `${answer}; the browser may delete it when disks run short, so export what matters`}`,
+    `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : "no; the browser may delete it: export what matters"}`,
   );
 };
 
@@ -55,13 +55,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
   const onReport = options.onReport ?? ((message) => console.warn(message));
   let end = (_: TraceError): void => {};
   const connection = createConnection(databaseName, onReport, options.timer ?? platformTimer, (error) => end(error));
-  // refuse here, not at the first write
-  await connection
-    .use(async () => {})
-    .catch(async (error) => {
-      await connection.close();
-      throw error;
-    });
+  await connection.use(async () => {}); // refuse here, not at the first write
   // nobody waits: a browser may leave the question to its user
   if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
   const hints = openHints(databaseName);
@@ -100,7 +94,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
       const cause = transaction.error ?? error;
       if (guess.isNew && isOfSpans(cause, mode)) return "isNew";
       if (!(error instanceof TraceError)) memory = undefined;
-      throw orFull(databaseName, cause);
+      throw cause;
     }
   };
 
@@ -120,10 +114,8 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });
-        const put = async () => ask(transaction.objectStore("states").put(bytes, stateName));
-        await Promise.all([put(), committed(transaction)]).catch((error) => {
-          throw orFull(databaseName, transaction.error ?? error);
-        });
+        transaction.objectStore("states").put(bytes, stateName);
+        await committed(transaction);
       }),
     getState: (stateName) => connection.use((db) => ask(db.transaction("states").objectStore("states").get(stateName))),
     states: () => connection.use((db) => ask(db.transaction("states").objectStore("states").getAllKeys() as IDBRequest<string[]>)),

@@ -11,8 +11,6 @@ import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, StoredSp
 import { ask, askCursor } from "./requests.ts";
 import { type Beat, type Head, headOf, type Known, type Lesson, learn, TURNS_KEPT } from "./turns.ts";
 
-export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "turns"] as const;
-
 /** What a transaction goes by without reading. */
 export interface Guess {
   /** Instead of the head and of running attempts. */

@@ -1,76 +1,65 @@
 // The object stores of a database `fulgurite/<name>`. A migration that only adds lets older tabs go on. One after which older
-// code would write what nobody counts takes away or renames what that code asks for, as version 3 did with the counters of
-// version 2: older code is refused by name, today's with TraceError "outdated" (isKnown).
+// code would write what nobody counts takes away or renames an object store that this code has, as version 3 did with the
+// counters of version 2: older code is refused, by name then, today's by TraceError "outdated" (connection.ts).
 
 import { ask } from "./requests.ts";
 import type { Turn } from "./turns.ts";
 
-export const SCHEMA_VERSION = 3;
-
-type Indexes = Readonly<Record<string, string | string[]>>;
-
 /*
- * store      key                         value
- * rollouts   id                          Rollout
- * attempts   [rolloutId, id]             Attempt      while it runs, its last heartbeat may be a turn's
- * spans      [rolloutId, attemptId, id]  StoredSpan
+ * store      key                         value       indexes
+ * rollouts   id                          Rollout     bySeq seq (unique) · byStatus [status, seq]
+ * attempts   [rolloutId, id]             Attempt     bySequence [rolloutId, sequence] (unique) · byHeartbeat [status, lastHeartbeatMs]
+ * spans      [rolloutId, attemptId, id]  StoredSpan  byRollout [rolloutId, seq]
  * resources  [name, version]             Resource
  * states     its name                    Uint8Array
  * turns      turn (given by the store)   Turn
+ *
+ * While an attempt runs, its last heartbeat may be a turn's.
  */
-const STORES: Readonly<Record<string, readonly [IDBObjectStoreParameters, Indexes?]>> = {
-  rollouts: [{ keyPath: "id" }, { bySeq: "seq", byStatus: ["status", "seq"] }],
-  attempts: [{ keyPath: ["rolloutId", "id"] }, { bySequence: ["rolloutId", "sequence"], byHeartbeat: ["status", "lastHeartbeatMs"] }],
-  spans: [{ keyPath: ["rolloutId", "attemptId", "id"] }, { byRollout: ["rolloutId", "seq"] }],
-  resources: [{ keyPath: ["name", "version"] }],
-  states: [{}],
-  turns: [{ keyPath: "turn", autoIncrement: true }],
-};
-const UNIQUE: readonly string[] = ["bySeq", "bySequence"];
+export const SCHEMA_VERSION = 3;
 
-/** Is all there that this code asks for? */
-export const isKnown = (db: IDBDatabase): boolean => {
-  try {
-    const transaction = db.transaction(Object.keys(STORES));
-    return Object.entries(STORES).every(([name, [, indexes = {}]]) => {
-      const { indexNames } = transaction.objectStore(name);
-      return Object.keys(indexes).every((index) => indexNames.contains(index));
-    });
-  } catch (error) {
-    if ((error as Error).name === "NotFoundError") return false;
-    throw error;
-  }
-};
+/** What every command opens together. */
+export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "turns"] as const;
+
+/** Does it have every object store of this version? */
+export const isKnown = ({ objectStoreNames }: IDBDatabase): boolean =>
+  [...ROW_STORES, "states"].every((name) => objectStoreNames.contains(name));
 
 const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise<void> => {
   const { db } = transaction;
-  for (const [name, [key, indexes = {}]] of Object.entries(STORES)) {
-    if (oldVersion > 0 && name !== "turns") continue;
-    const store = db.createObjectStore(name, key);
-    for (const [index, path] of Object.entries(indexes)) store.createIndex(index, path, { unique: UNIQUE.includes(index) });
+  if (oldVersion === 0) {
+    const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
+    rollouts.createIndex("bySeq", "seq", { unique: true });
+    rollouts.createIndex("byStatus", ["status", "seq"]);
+    const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
+    attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
+    attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
+    db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] }).createIndex("byRollout", ["rolloutId", "seq"]);
+    db.createObjectStore("resources", { keyPath: ["name", "version"] });
+    db.createObjectStore("states");
   }
-  if (oldVersion === 0) return;
-  const spans = transaction.objectStore("spans");
-  const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
-  /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
-  const lastOf = async (rows: IDBObjectStore, counter: string): Promise<number> => {
-    const last = await ask(rows.index("bySeq").openKeyCursor(null, "prev"));
-    return Math.max((await ask(counters.get(counter))) ?? 0, (last?.key as number | undefined) ?? 0);
-  };
-  const rolloutSeq = await lastOf(transaction.objectStore("rollouts"), "rolloutSeq");
-  const turn: Turn = { rolloutSeq, spanSeq: await lastOf(spans, "spanSeq"), beats: [] };
-  await ask(transaction.objectStore("turns").add(turn));
-  for (const name of ["bySeq", "byAttempt"]) spans.deleteIndex(name);
-  db.deleteObjectStore("counters");
+  const turns = oldVersion < 3 ? db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true }) : undefined;
+  if (turns && oldVersion > 0) {
+    const spans = transaction.objectStore("spans");
+    const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
+    /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
+    const lastOf = async (rows: IDBObjectStore, counter: string): Promise<number> => {
+      const last = await ask(rows.index("bySeq").openKeyCursor(null, "prev"));
+      return Math.max((await ask(counters.get(counter))) ?? 0, (last?.key as number | undefined) ?? 0);
+    };
+    const rolloutSeq = await lastOf(transaction.objectStore("rollouts"), "rolloutSeq");
+    await ask(turns.add({ rolloutSeq, spanSeq: await lastOf(spans, "spanSeq"), beats: [] } satisfies Turn));
+    for (const name of ["bySeq", "byAttempt"]) spans.deleteIndex(name);
+    db.deleteObjectStore("counters");
+  }
 };
 
 /** All or nothing: what fails here leaves the older version, and fails the opening. */
-export const upgrade = (transaction: IDBTransaction, oldVersion: number): Promise<void> =>
-  migrate(transaction, oldVersion).catch((error) => {
+export const upgrade = (transaction: IDBTransaction, oldVersion: number): void =>
+  void migrate(transaction, oldVersion).catch(() => {
     try {
       transaction.abort();
     } catch {
-      // it ended by itself
+      // it ended by itself: the opening tells why
     }
-    throw error;
   });
