@@ -27,6 +27,16 @@ const noAttempt = (): never => {
   throw new Error("an attempt that is there, got none; run it by hand");
 };
 
+interface PeerAttempt {
+  readonly lastHeartbeatMs: number;
+}
+
+/** Our rule: an append is a heartbeat when the last is 100 ms old. */
+const beatOf = (attempt: PeerAttempt): PeerAttempt[] => {
+  const nowMs = Date.now();
+  return nowMs - attempt.lastHeartbeatMs < 100 ? [] : [{ ...attempt, lastHeartbeatMs: nowMs }];
+};
+
 const openings = {
   ours: async (name: string): Promise<Contestant> => {
     const store = await openIndexedDbStore(name);
@@ -51,14 +61,14 @@ const openings = {
       append: (span) =>
         database.transaction("rw", [spans, attempts, counters], async () => {
           const [attempt, known, last = 0] = await Promise.all([
-            attempts.get<object>(["r", "a"]),
+            attempts.get<PeerAttempt>(["r", "a"]),
             spans.where(":id").equals(["r", "a", span.id]).count(),
             counters.get<number>("spanSeq"),
           ]);
-          if (attempt === undefined) noAttempt();
+          if (attempt === undefined) return noAttempt();
           await Promise.all([
             ...(known === 0 ? [spans.add({ ...span, seq: last + 1 }), counters.put(last + 1, "spanSeq")] : []),
-            attempts.put({ ...attempt, lastHeartbeatMs: Date.now() }),
+            ...beatOf(attempt).map((beaten) => attempts.put(beaten)),
           ]);
         }),
       scan: async () =>
@@ -88,14 +98,14 @@ const openings = {
           transaction.objectStore("counters"),
         ];
         const [attempt, known, last = 0] = await Promise.all([
-          attempts.get<object>(["r", "a"]),
+          attempts.get<PeerAttempt>(["r", "a"]),
           spans.getKey(["r", "a", span.id]),
           counters.get<number>("spanSeq"),
         ]);
-        if (attempt === undefined) noAttempt();
+        if (attempt === undefined) return noAttempt();
         const writes = [
           ...(known === undefined ? [spans.add({ ...span, seq: last + 1 }), counters.put(last + 1, "spanSeq")] : []),
-          attempts.put({ ...attempt, lastHeartbeatMs: Date.now() }),
+          ...beatOf(attempt).map((beaten) => attempts.put(beaten)),
         ];
         transaction.commit();
         await Promise.all([...writes, transaction.done]);

@@ -28,6 +28,10 @@ const ioOf = (name: string): LogIo => {
       guard();
       await platformIo.datasync(handle);
     },
+    lengthen: async (path, from, byteLength) => {
+      guard();
+      await platformIo.lengthen(path, from, byteLength);
+    },
     replace: async (path, bytes) => {
       guard();
       await platformIo.replace(path, bytes);

@@ -465,6 +465,28 @@ describeStores((storeCase, test_, where) => {
     expect(await store.requeueStale(4_000)).toBe(0);
   });
 
+  test_("an append is its attempts' heartbeat when the last is a tenth of a second old; a heartbeat always is one", async () => {
+    const { store, time } = await openWorld(storeCase);
+    await store.enqueue([{ id: "a", input: 0 }]);
+    time.now = 1_000;
+    const [claim] = await store.claim("w");
+    const { attempt } = claim!;
+    const lastOf = async (): Promise<number> => (await store.attempts("a"))[0]!.lastHeartbeatMs;
+    for (const [now, last] of [
+      [1_099, 1_000],
+      [1_100, 1_100],
+      [1_199, 1_100],
+      [5_000, 5_000],
+    ] as const) {
+      time.now = now;
+      await store.append([span("a", attempt.id, `s${now}`)]);
+      expect(await lastOf()).toBe(last);
+    }
+    time.now = 5_001;
+    await store.heartbeat(attempt);
+    expect(await lastOf()).toBe(5_001);
+  });
+
   test_("rollouts are found by id, status, mode and metadata, in both orders, up to a limit", async () => {
     const { store } = await openWorld(storeCase);
     await store.enqueue([

@@ -53,6 +53,15 @@ export const createFailingIo = (
       unsynced.delete(handle.fd);
       synced.set(handle.fd, (await handle.stat()).size);
     },
+    lengthen: async (path, from, byteLength) => {
+      call += 1;
+      const fault = faultAt(call)[0];
+      const share = fault?.call === "write" && fault.landed === "half" ? byteLength >> 1 : fault === undefined ? byteLength : 0;
+      if (share > 0) await platformIo.lengthen(path, from, share);
+      if (fault === undefined) return;
+      fired += 1;
+      throw failure(fault.code);
+    },
   };
   return { io, calls: () => call, fired: () => fired };
 };

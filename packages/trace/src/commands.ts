@@ -97,11 +97,16 @@ export const claim = async (rows: Rows, commit: Commit, request: ClaimRequest, n
   return claims;
 };
 
-/** A clock that went backwards never makes a living attempt look older. */
-const beaten = (attempt: Attempt, nowMs: number): StoreRecord[] =>
-  attempt.status === "running" && nowMs > attempt.lastHeartbeatMs
-    ? [{ kind: "attempt", data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }) }]
-    : [];
+/** An append sooner after its attempt's last heartbeat is none: a busy agent would write as many heartbeats as spans. */
+const SOON_MS = 100;
+
+/** 0 for one that has ended. A clock that went backwards never makes a living attempt look older. */
+const silentMs = ({ status, lastHeartbeatMs }: Attempt, nowMs: number): number => (status === "running" ? nowMs - lastHeartbeatMs : 0);
+
+const beat = (attempt: Attempt, nowMs: number): StoreRecord => ({
+  kind: "attempt",
+  data: Object.freeze({ ...attempt, lastHeartbeatMs: nowMs }),
+});
 
 /** One text for all: the lengths stand before, so that no two lists are alike. */
 export const keyOf = (rolloutId: string, attemptId: string, id = ""): string =>
@@ -111,14 +116,19 @@ export const keyOf = (rolloutId: string, attemptId: string, id = ""): string =>
 const newSpans = async (rows: Rows, spans: readonly Span[]): Promise<StoreRecord[]> => {
   if (spans.length === 0) return [];
   const records: StoreRecord[] = [];
-  const taken = new Set<string>();
+  const byId = new Map<string, Span>(); // few ids are alike: only for those a key is spelt
+  const alike = new Set<string>();
   let seq = await rows.lastSpanSeq();
   for (const span of spans) {
-    const at = spans.length === 1 ? "" : keyOf(span.rolloutId, span.attemptId, span.id);
-    if (taken.has(at)) continue;
+    const before = byId.get(span.id);
+    if (before === undefined) byId.set(span.id, span);
+    else {
+      const key = keyOf(span.rolloutId, span.attemptId, span.id);
+      if (alike.add(keyOf(before.rolloutId, before.attemptId, before.id)).has(key)) continue;
+      alike.add(key);
+    }
     const found = rows.hasSpan(span.rolloutId, span.attemptId, span.id);
     if (found === true || (found !== false && (await found))) continue;
-    taken.add(at);
     seq += 1;
     records.push({ kind: "span", data: Object.freeze({ ...span, seq }) });
   }
@@ -132,43 +142,38 @@ export const append = async (
   requests: readonly AppendRequest[],
   nowMs: number,
 ): Promise<(TraceError | undefined)[]> => {
-  const known = new Map<string, Attempt>();
-  const alive = new Set<Attempt>();
+  const due = new Set<Attempt>();
   const kept: Span[] = [];
   const broken: (TraceError | undefined)[] = [];
+  const own: Attempt[] = [];
   let last: Attempt | undefined; // most spans are of the attempt that the one before was of
-  for (const { spans, refs } of requests) {
-    const own: Attempt[] = [];
+  for (const { spans, dropped } of requests) {
     let rule: TraceError | undefined;
-    for (const ref of refs) {
-      const isSame: boolean = last !== undefined && last.id === ref.id && last.rolloutId === ref.rolloutId;
-      const at = isSame ? "" : keyOf(ref.rolloutId, ref.id);
-      let attempt: Attempt | undefined = isSame ? last : known.get(at);
-      if (attempt === undefined) {
-        const found = rows.attempt(ref);
-        attempt = found instanceof Promise ? await found : found;
-        if (attempt === undefined) {
-          rule = unknownAttempt(ref);
-          break;
+    own.length = 0;
+    for (const list of [spans, dropped])
+      for (const { rolloutId, attemptId: id } of list) {
+        if (last?.id !== id || last.rolloutId !== rolloutId) {
+          const found = rows.attempt({ rolloutId, id });
+          last = found instanceof Promise ? await found : found;
         }
-        known.set(at, attempt);
+        if (last !== undefined) own.push(last);
+        else rule ??= unknownAttempt({ rolloutId, id });
       }
-      last = attempt;
-      own.push(attempt);
-    }
     broken.push(rule);
     if (rule !== undefined) continue;
     for (const span of spans) kept.push(span);
-    for (const attempt of own) alive.add(attempt);
+    for (const attempt of own) if (silentMs(attempt, nowMs) >= SOON_MS) due.add(attempt);
   }
   const records = await newSpans(rows, kept);
-  for (const attempt of alive) records.push(...beaten(attempt, nowMs));
+  for (const attempt of due) records.push(beat(attempt, nowMs));
   await commit(records);
   return broken;
 };
 
-export const heartbeat = async (rows: Rows, commit: Commit, ref: AttemptRef, nowMs: number): Promise<void> =>
-  commit(beaten(await attemptOf(rows, ref), nowMs));
+export const heartbeat = async (rows: Rows, commit: Commit, ref: AttemptRef, nowMs: number): Promise<void> => {
+  const attempt = await attemptOf(rows, ref);
+  await commit(silentMs(attempt, nowMs) > 0 ? [beat(attempt, nowMs)] : []);
+};
 
 const ended = (attempt: Attempt, outcome: Outcome, nowMs: number): StoreRecord => ({
   kind: "attempt",

@@ -69,10 +69,10 @@ export interface Transaction extends Rows {
 /** "strict": on disk when resolved, if the platform can say so; "relaxed": handed to the operating system. */
 export type Durability = "relaxed" | "strict";
 
-/** What one append asks for: `spans` of `refs`. A span that was redacted away still proves that its attempt exists and lives. */
+/** What one append asks for. A span that was redacted away still proves that its attempt exists and lives. */
 export interface AppendRequest {
   readonly spans: readonly Span[];
-  readonly refs: readonly AttemptRef[];
+  readonly dropped: readonly Pick<Span, "rolloutId" | "attemptId">[];
 }
 
 /** Appends that shared a transaction, each all or nothing. */

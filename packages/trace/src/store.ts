@@ -171,10 +171,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     },
     append: async (spans) => {
       const kept = redactedSpans(spans, options.redact, backend.copyArray);
-      const refs = spans.map(({ rolloutId, attemptId }) => ({ rolloutId, id: attemptId }));
+      const count = spans.length - kept.length;
+      const dropped = count === 0 ? [] : spans.map(({ rolloutId, attemptId }) => ({ rolloutId, attemptId }));
       guardOpen();
-      await (backend.gather?.({ spans: kept, refs }, runAppends, tell) ?? appendAlone({ spans: kept, refs }));
-      redacted += spans.length - kept.length;
+      await (backend.gather?.({ spans: kept, dropped }, runAppends, tell) ?? appendAlone({ spans: kept, dropped }));
+      redacted += count;
     },
     heartbeat: async (attempt) => {
       guardRef(attempt);

@@ -207,7 +207,10 @@ export interface Store {
    * time that still run; new ones only when none does.
    */
   claim(workerId: string, limit?: number, claimId?: string): Promise<Claim[]>;
-  /** Idempotent by (rollout, attempt, span id). Also the attempt's heartbeat. Rejects for an unknown attempt; accepts late spans of ended ones. */
+  /**
+   * Idempotent by (rollout, attempt, span id). Also the attempt's heartbeat, when the last is 100 ms old. Rejects for an unknown attempt;
+   * accepts late spans of ended ones.
+   */
   append(spans: readonly Span[]): Promise<void>;
   heartbeat(attempt: AttemptRef): Promise<void>;
   /**

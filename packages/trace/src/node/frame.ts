@@ -77,12 +77,6 @@ export class FrameBuffer {
     return this.#bytes.length;
   }
 
-  /** All that was added, and zeros. */
-  withZeros(count: number): Buffer {
-    this.#reserve(count);
-    return this.#bytes.fill(0, this.length, this.length + count).subarray(0, this.length + count);
-  }
-
   clear(): void {
     this.length = 0;
     this.count = 0;

@@ -1,11 +1,11 @@
 // The file of the log that is being written. A write within a file is quicker than one that makes it longer, because its new
-// length is a change of its own for the disk: so zeros are written ahead, and cut off when the file is left.
+// length is a change of its own for the disk: so zeros are written ahead, while nobody waits for them, and cut off when the file
+// is left.
 
 import { constants, type FileHandle, open, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { encodeHeader } from "./codec.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
-import type { FrameBuffer } from "./frame.ts";
 import { nameOf } from "./segmentFile.ts";
 
 /** The calls that a disk can fail, replaceable so that tests can fail them. What is written is on disk once both have resolved. */
@@ -13,6 +13,8 @@ export interface LogIo {
   /** Of a file that was opened with LOG_FLAGS: where the system has O_DSYNC, this is all. */
   write(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void>;
   datasync(handle: FileHandle): Promise<void>;
+  /** Makes a file longer by zeros, which are on disk when resolved. By a handle of its own: what goes wrong here, the log's own still hears of. */
+  lengthen(path: string, from: number, byteLength: number): Promise<void>;
   /** Of what lies beside the log: sidecars and the manifest. */
   replace(path: string, bytes: Uint8Array): Promise<void>;
 }
@@ -26,6 +28,15 @@ export const platformIo: LogIo = {
   datasync: async (handle) => {
     if (DSYNC === undefined) await handle.datasync();
   },
+  lengthen: async (path, from, byteLength) => {
+    const handle = await open(path, LOG_FLAGS);
+    try {
+      await writeAll(handle, Buffer.alloc(byteLength), from);
+      if (DSYNC === undefined) await handle.datasync();
+    } finally {
+      await handle.close();
+    }
+  },
   replace: replaceFile,
 };
 
@@ -35,34 +46,45 @@ const PAGE_BYTES = 4096;
 
 export interface LogFile {
   readonly name: string;
+  readonly path: string;
   readonly handle: FileHandle;
   /** Where its last acknowledged record ends. */
   end: number;
   /** Zeros are written up to there. */
   size: number;
+  /** Zeros behind `size` are on their way. */
+  ahead: Promise<void> | undefined;
 }
 
-/** One that is there, of which `end` bytes are all. */
-export const openLogFile = async (folder: string, name: string, end: number): Promise<LogFile> => ({
+const toLogFile = (path: string, name: string, handle: FileHandle, end: number): LogFile => ({
   name,
-  handle: await open(join(folder, name), LOG_FLAGS),
+  path,
+  handle,
   end,
   size: end,
+  ahead: undefined,
 });
+
+/** One that is there, of which `end` bytes are all. */
+export const openLogFile = async (folder: string, name: string, end: number): Promise<LogFile> => {
+  const path = join(folder, name);
+  return toLogFile(path, name, await open(path, LOG_FLAGS), end);
+};
 
 /** A file of that name can only hold records that were never acknowledged. */
 export const startLogFile = async (folder: string, io: LogIo, firstSeq: number, createdMs: number, mark: number): Promise<LogFile> => {
   const name = nameOf(firstSeq);
-  await unlink(join(folder, name)).catch((error) => {
+  const path = join(folder, name);
+  await unlink(path).catch((error) => {
     if (!isMissing(error)) throw error;
   });
-  const handle = await open(join(folder, name), LOG_FLAGS | constants.O_CREAT | constants.O_EXCL);
+  const handle = await open(path, LOG_FLAGS | constants.O_CREAT | constants.O_EXCL);
   try {
     const header = encodeHeader(firstSeq, createdMs, mark);
     await io.write(handle, header, 0);
     await io.datasync(handle);
     await syncFolder(folder);
-    return { name, handle, end: header.length, size: header.length };
+    return toLogFile(path, name, handle, header.length);
   } catch (error) {
     await handle.close();
     throw error;
@@ -70,17 +92,41 @@ export const startLogFile = async (folder: string, io: LogIo, firstSeq: number, 
 };
 
 /** They are on disk when resolved, and `end` is still before them. */
-export const writeFrames = async (file: LogFile, io: LogIo, frames: FrameBuffer, mayWriteAhead: boolean): Promise<void> => {
-  const end = file.end + frames.length;
-  const isLonger = end > file.size && mayWriteAhead;
-  const size = isLonger ? Math.ceil((end + Math.min(end, AHEAD_BYTES)) / PAGE_BYTES) * PAGE_BYTES : end;
-  await io.write(file.handle, isLonger ? frames.withZeros(size - end) : frames.bytes, file.end);
+export const writeFrames = async (file: LogFile, io: LogIo, bytes: Buffer): Promise<void> => {
+  const end = file.end + bytes.length;
+  if (end > file.size) await file.ahead;
+  await io.write(file.handle, bytes, file.end);
   await io.datasync(file.handle);
-  file.size = Math.max(file.size, size);
+  file.size = Math.max(file.size, end);
+};
+
+/** Where few zeros are left, has more written. What did not come to its end is cut off again, and told. */
+export const writeAhead = (file: LogFile, io: LogIo, onFailed: (error: unknown) => void): void => {
+  const share = Math.min(file.end, AHEAD_BYTES);
+  if (file.ahead !== undefined || 2 * (file.size - file.end) > share) return;
+  const size = Math.ceil((file.size + share) / PAGE_BYTES) * PAGE_BYTES;
+  const lengthen = async (): Promise<void> => {
+    try {
+      await io.lengthen(file.path, file.size, size - file.size);
+      file.size = size;
+    } catch (error) {
+      await file.handle.truncate(file.size).catch(() => {}); // zeros say nothing
+      onFailed(error);
+    } finally {
+      file.ahead = undefined;
+    }
+  };
+  file.ahead = lengthen();
 };
 
 /** What is behind its end is given back; where that fails, zeros stay, which say nothing. */
-export const closeLogFile = async (file: LogFile): Promise<void> => {
+export const giveBack = async (file: LogFile): Promise<void> => {
+  await file.ahead;
   if (file.size > file.end) await file.handle.truncate(file.end).catch(() => {});
+  file.size = file.end;
+};
+
+export const closeLogFile = async (file: LogFile): Promise<void> => {
+  await giveBack(file);
   await file.handle.close();
 };

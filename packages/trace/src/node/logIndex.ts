@@ -1,13 +1,14 @@
-// Where everything in the log is: a sidecar for each file that is left, a SegmentIndex for the file that is being written, and
-// one for each batch on its way to it. Who is gone is a bit beside the sidecar, which itself never changes.
+// Where everything in the log is: a sidecar for each file that is left, and a SegmentIndex for the file that is being written.
+// Who is gone is a bit beside the sidecar, which itself never changes.
 //
-// Memory and batches are looked at in one go, before anything is awaited: meanwhile a batch may become part of the file.
+// Memory is looked at before anything is awaited: meanwhile the file may be left, and another begun.
 
 import type { Soon } from "../rows.ts";
 import type { Blocks } from "./blocks.ts";
 import { DamagedBlock } from "./blocks.ts";
+import type { KeyFilter } from "./keyFilter.ts";
 import type { LogRecord } from "./logRecord.ts";
-import { ownerOf } from "./segmentFile.ts";
+import { ofRollout, ownerOf } from "./segmentFile.ts";
 import type { Held, Place, SegmentIndex, SpanPlace } from "./segmentIndex.ts";
 import { type Extent, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";
 
@@ -42,14 +43,17 @@ export const isSpent = ({ owners, gone, marks }: Segment): boolean =>
   owners + gone > 0 && // else it is already nothing but a dropped line
   marks.reduce((sum, byte) => sum + bitsOf(byte), 0) === owners;
 
+/** 64 KiB each, of a file of usual size. */
+const FILTERS_KEPT = 256;
+
 export interface LogIndexOptions {
   readonly blocks: Blocks;
   readonly sidecarPath: (segment: Extent) => string;
   readonly read: (place: Place) => Promise<LogRecord>;
   /** Makes a sidecar anew from its log file. */
   readonly rebuild: (segment: Segment) => Promise<void>;
-  /** The file that is being written, then the batches, in the order of their records. */
-  readonly recent: () => readonly SegmentIndex[];
+  /** The file that is being written, with what is on its way to it. */
+  readonly recent: () => SegmentIndex;
 }
 
 export interface LogIndex {
@@ -57,7 +61,7 @@ export interface LogIndex {
   readonly segments: Segment[];
   /** What is known of an owner, in the order of the records. `fromRollout`: a rollout's seq, before which nothing is its. */
   holdings(owner: string, fromRollout?: number): AsyncGenerator<Held>;
-  hasSpan(owner: string, attemptId: string, id: string, fromRollout?: number): Soon<boolean>;
+  hasSpan(rolloutId: string, attemptId: string, id: string, fromRollout?: number): Soon<boolean>;
   spans(owner: string, afterSeq: number, limit: number): Promise<SpanPlace[]>;
   /** The next `limit` rollouts beyond a seq: by their owner where it is at hand, else by their record. */
   rollouts(order: "oldest" | "newest", fromSeq: number | undefined, limit: number): Promise<RolloutPlace[]>;
@@ -74,6 +78,8 @@ export type RolloutPlace = { readonly seq: number } & ({ readonly owner: string 
 export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: LogIndexOptions): LogIndex => {
   const segments: Segment[] = [];
   const sidecars = new WeakMap<Segment, Sidecar>();
+  /** Of those that were asked for spans, the oldest first. */
+  const filters = new Map<Segment, KeyFilter>();
 
   const sidecarOf = (segment: Segment): Sidecar => {
     let sidecar = sidecars.get(segment);
@@ -120,10 +126,15 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     return spans;
   };
 
-  const isInSegments = async (owner: string, attemptId: string, id: string, fromRollout: number): Promise<boolean> => {
+  const isIn = async (asked: readonly Segment[], owner: string, attemptId: string, id: string): Promise<boolean> => {
     const key = keyOf(owner);
     const spanKey = keyOf(owner, attemptId, id);
-    for (const segment of segmentsFrom(fromRollout)) {
+    for (const segment of asked) {
+      if (!filters.has(segment)) {
+        const [oldest] = filters.keys();
+        if (filters.size >= FILTERS_KEPT && oldest !== undefined) filters.delete(oldest);
+        filters.set(segment, await within(segment, (sidecar) => sidecar.spanFilter()));
+      }
       const places = await within(segment, (sidecar) => (liveRows(segment, sidecar, key).length > 0 ? sidecar.spansOf(spanKey) : []));
       for (const place of places) {
         const record = await read(place);
@@ -134,24 +145,31 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     return false;
   };
 
+  const isInSegments = (rolloutId: string, attemptId: string, id: string, fromRollout: number): Soon<boolean> => {
+    if ((segments.at(-1)?.rolloutSeq ?? -1) < fromRollout) return false;
+    const owner = ofRollout(rolloutId);
+    const key = keyOf(owner, attemptId, id);
+    const asked = segmentsFrom(fromRollout).filter((segment) => filters.get(segment)?.mayHold(key) ?? true);
+    return asked.length > 0 && isIn(asked, owner, attemptId, id);
+  };
+
   return {
     segments,
     within,
 
     async *holdings(owner, fromRollout = 0) {
-      const later = recent().map((index) => index.find(owner));
+      const later = recent().find(owner);
       const key = keyOf(owner);
       for (const segment of segmentsFrom(fromRollout))
         yield* await within(segment, (sidecar) => liveRows(segment, sidecar, key).map((row) => sidecar.held(row)));
-      for (const held of later) if (held) yield held;
+      if (later) yield later;
     },
 
-    hasSpan: (owner, attemptId, id, fromRollout = 0) =>
-      recent().some((index) => index.hasSpan(owner, attemptId, id)) ||
-      ((segments.at(-1)?.rolloutSeq ?? -1) >= fromRollout && isInSegments(owner, attemptId, id, fromRollout)),
+    hasSpan: (rolloutId, attemptId, id, fromRollout = 0) =>
+      recent().hasSpan(rolloutId, attemptId, id) || isInSegments(rolloutId, attemptId, id, fromRollout),
 
     spans: async (owner, afterSeq, limit) => {
-      const later = recent().flatMap((index) => index.spans(owner, afterSeq, limit));
+      const later = recent().spans(owner, afterSeq, limit);
       const key = keyOf(owner);
       const found: SpanPlace[] = [];
       for (const segment of segments) {
@@ -169,17 +187,13 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     },
 
     rollouts: async (order, fromSeq, limit) => {
-      // each part's are those beyond all before it: what is written anew to be cancelled began elsewhere
-      let before = segments.at(-1)?.rolloutSeq ?? 0;
-      const later = recent().map((index) => {
-        const mine = [...index.rollouts()].filter(({ seq }) => seq > before);
-        before = Math.max(before, index.rolloutSeq);
-        return mine;
-      });
+      // those beyond all before it: what is written anew to be cancelled began elsewhere
+      const before = segments.at(-1)?.rolloutSeq ?? 0;
+      const later = [...recent().rollouts()].filter(({ seq }) => seq > before);
       const isBeyond = (seq: number): boolean => fromSeq === undefined || (order === "oldest" ? seq > fromSeq : seq < fromSeq);
       const found: RolloutPlace[] = [];
       const takeRecent = (): void => {
-        const all = later.flat().filter(({ seq }) => isBeyond(seq));
+        const all = later.filter(({ seq }) => isBeyond(seq));
         if (order === "newest") all.reverse();
         found.push(...all.slice(0, limit - found.length));
       };
@@ -219,8 +233,7 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     },
 
     forget: async (owner) => {
-      let spans = 0;
-      for (const index of recent()) spans += index.drop(owner);
+      let spans = recent().drop(owner);
       for (const segment of segments) spans += await forgetIn(segment, owner);
       return spans;
     },

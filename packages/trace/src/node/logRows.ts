@@ -53,7 +53,6 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     loadSpans: async () => [],
   });
   const idBySeq = new Map<number, string>(); // of those in memory
-  let asked = { id: "", owner: "" }; // most spans are of the rollout that the one before was of
   const ended = new Set<string>(); // in memory, in the order of their ends
   for (const { rollout, attempts } of rows) {
     await memory.putRollout(rollout);
@@ -159,10 +158,7 @@ export const createLogRows = async ({ index, readAll, resources, counts, rows }:
     leaveOut: () => {
       counts.orphans += 1;
     },
-    hasSpan: (rolloutId, attemptId, id) => {
-      if (asked.id !== rolloutId) asked = { id: rolloutId, owner: ofRollout(rolloutId) };
-      return index().hasSpan(asked.owner, attemptId, id, memory.rollout(rolloutId)?.seq);
-    },
+    hasSpan: (rolloutId, attemptId, id) => index().hasSpan(rolloutId, attemptId, id, memory.rollout(rolloutId)?.seq),
     spans,
     stats: async () => {
       const { attempts, spans: spanCount, orphans: _, ...rollouts } = counts;

@@ -1,9 +1,9 @@
 // What a part of the log holds of whom, in memory: where the records of an owner are, which spans there are, which rollouts
-// began here. For the file that is being written and for what is on its way to it; a file that is left gets a sidecar of this.
+// began here. For the file that is being written, with what is on its way to it; a file that is left gets a sidecar of this.
 
 import type { FrameBuffer } from "./frame.ts";
 import type { Dropped, LogData } from "./logRecord.ts";
-import { goneOf, ownerOf, seqsOf } from "./segmentFile.ts";
+import { goneOf, ofRollout, ownerOf, rolloutOf, seqsOf } from "./segmentFile.ts";
 
 /** Where a record is: a part of the memory that is on its way to the disk, then of a file. */
 export interface Place {
@@ -57,8 +57,8 @@ export const firstBeyond = (items: { readonly length: number }, seqAt: (index: n
 };
 
 export class SegmentIndex {
-  /** Of the span that was noted last: most are of the rollout that the one before was of, and its owner need not be spelt again. */
-  #last: { readonly rolloutId: string; readonly entry: Entry } | undefined;
+  /** By rollout: the entry of its owner, which need not be spelt for each of its spans. */
+  readonly #ofRollouts: Map<string, Entry> = new Map();
 
   readonly owners: Map<string, Entry> = new Map();
   /** Rollouts by seq, each where its seq was new; those that are gone since are passed over by whoever reads. */
@@ -84,21 +84,33 @@ export class SegmentIndex {
     this.lastSeq = Math.max(this.lastSeq, lastSeq);
   }
 
+  #rollout(id: string): Entry | undefined {
+    let entry = this.#ofRollouts.get(id);
+    if (entry === undefined) {
+      entry = this.owners.get(ofRollout(id));
+      if (entry !== undefined) this.#ofRollouts.set(id, entry);
+    }
+    return entry;
+  }
+
+  /** Notes a record; who it says is gone is still to be dropped. */
   note(record: LogData | Dropped, seq: number, place: Place): void {
-    if (record.kind === "span" && record.data.rolloutId === this.#last?.rolloutId) {
-      this.#noteSpan(this.#last.entry, { seq: record.data.seq, place, attemptId: record.data.attemptId, id: record.data.id });
-      this.#raise(0, record.data.seq, seq);
+    if (record.kind === "span") {
+      const { data } = record;
+      this.#noteSpan(this.#rollout(data.rolloutId) ?? this.#entry(ofRollout(data.rolloutId)), {
+        seq: data.seq,
+        place,
+        attemptId: data.attemptId,
+        id: data.id,
+      });
+      this.#raise(0, data.seq, seq);
       return;
     }
-    this.#last = undefined;
     const owner = ownerOf(record);
     if (owner !== undefined) {
-      if (record.kind === "rollout" && record.data.status !== "cancelled") this.owners.delete(owner);
+      if (record.kind === "rollout" && record.data.status !== "cancelled") this.drop(owner);
       const entry = this.#entry(owner);
-      if (record.kind === "span") {
-        this.#noteSpan(entry, { seq: record.data.seq, place, attemptId: record.data.attemptId, id: record.data.id });
-        this.#last = { rolloutId: record.data.rolloutId, entry };
-      } else if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
+      if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
       else entry.record = place;
       if (record.kind === "rollout") {
         entry.begins ||= record.data.status !== "cancelled";
@@ -109,6 +121,13 @@ export class SegmentIndex {
     if (gone !== undefined) this.gone.add(gone);
     const { rolloutSeq, spanSeq } = seqsOf(record);
     this.#raise(rolloutSeq, spanSeq, seq);
+  }
+
+  /** Notes a record that is read back, in its turn. */
+  replay(record: LogData | Dropped, seq: number, place: Place): void {
+    this.note(record, seq, place);
+    const gone = goneOf(record);
+    if (gone !== undefined) this.drop(gone);
   }
 
   #noteSpan(entry: Entry, span: IndexedSpan): void {
@@ -131,28 +150,8 @@ export class SegmentIndex {
   /** Forgets what was noted of an owner. Returns how many spans. */
   drop(owner: string): number {
     const spans = this.owners.get(owner)?.spans.length ?? 0;
-    this.#last = undefined;
-    this.owners.delete(owner);
+    if (this.owners.delete(owner)) this.#ofRollouts.delete(rolloutOf(owner));
     return spans;
-  }
-
-  /** Takes over what came after. */
-  absorb(later: SegmentIndex): void {
-    this.#last = undefined;
-    for (const owner of later.gone) this.gone.add(owner);
-    for (const [owner, entry] of later.owners) {
-      const mine = this.owners.get(owner);
-      if (mine === undefined || entry.begins) {
-        this.owners.set(owner, entry);
-        continue;
-      }
-      mine.record = entry.record ?? mine.record;
-      mine.rolloutSeq = entry.rolloutSeq || mine.rolloutSeq;
-      for (const [id, place] of entry.attempts) mine.attempts.set(id, place);
-      for (const span of entry.spans) this.#noteSpan(mine, span);
-    }
-    for (const item of later.order) if (item.seq > (this.order.at(-1)?.seq ?? 0)) this.order.push(item);
-    this.#raise(later.rolloutSeq, later.spanSeq, later.lastSeq);
   }
 
   find(owner: string): Held | undefined {
@@ -160,8 +159,8 @@ export class SegmentIndex {
     return entry && { record: entry.record, attempts: [...entry.attempts.values()] };
   }
 
-  hasSpan(owner: string, attemptId: string, id: string): boolean {
-    return this.owners.get(owner)?.spanIds.get(attemptId)?.has(id) ?? false;
+  hasSpan(rolloutId: string, attemptId: string, id: string): boolean {
+    return this.#rollout(rolloutId)?.spanIds.get(attemptId)?.has(id) ?? false;
   }
 
   /** The next `limit` spans of an owner beyond a seq. */

@@ -14,13 +14,13 @@ import { createBlocks } from "./blocks.ts";
 import { encodeHeader } from "./codec.ts";
 import { fullDisk, isFull } from "./diskFull.ts";
 import { replaceFile, syncFolder } from "./durable.ts";
-import { FrameBuffer, newMark } from "./frame.ts";
-import { closeLogFile, type LogFile, type LogIo, openLogFile, startLogFile, writeFrames } from "./logFile.ts";
+import { FrameBuffer, newMark, outlineFrame } from "./frame.ts";
+import { closeLogFile, giveBack, type LogFile, type LogIo, openLogFile, startLogFile, writeAhead, writeFrames } from "./logFile.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
 import { createLogReader, type LogReader } from "./logReader.ts";
 import type { LogData, LogRecord } from "./logRecord.ts";
 import { isDiskQuick, type Pace } from "./pace.ts";
-import { firstSeqOf, goneOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
+import { firstSeqOf, nameOf, outlineAt, SEGMENT, scan, truncate } from "./segmentFile.ts";
 import { type Place, SegmentIndex } from "./segmentIndex.ts";
 import { createSidecarFiles, indexBytes, type SidecarFiles } from "./sidecarFiles.ts";
 
@@ -96,7 +96,6 @@ export const createSegmentLog = (
     callers: number;
     readonly frames: FrameBuffer;
     readonly places: Place[];
-    readonly index: SegmentIndex;
     readonly done: Promise<void>;
     settle(error?: unknown): void;
   }
@@ -124,12 +123,7 @@ export const createSegmentLog = (
     sidecarPath: sidecars.pathOf,
     read: reader.read,
     rebuild: sidecars.rebuild,
-    recent: () => {
-      const parts = [active];
-      if (written) parts.push(written.index);
-      if (waiting) parts.push(waiting.index);
-      return parts;
-    },
+    recent: () => active,
   });
   index.segments.push(...known);
 
@@ -168,9 +162,7 @@ export const createSegmentLog = (
       lastSeq = record.seq;
       const place = { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start };
       await onRecord(record, place, found.next);
-      active.note(record, record.seq, place);
-      const gone = goneOf(record);
-      if (gone !== undefined) active.drop(gone);
+      active.replay(record, record.seq, place);
     }
     return { end: header ? end : 0, mark };
   };
@@ -217,7 +209,7 @@ export const createSegmentLog = (
       settle = (error) => (error === undefined ? resolve() : reject(error));
     });
     done.catch(() => {}); // whoever waits hears it from settled()
-    return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], index: new SegmentIndex(), done, settle };
+    return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], done, settle };
   };
 
   const startFile = async (firstSeq: number): Promise<LogFile> => {
@@ -232,21 +224,32 @@ export const createSegmentLog = (
     return left;
   };
 
-  const writeBatch = async ({ firstSeq, frames, places, index: added }: Batch): Promise<void> => {
+  const writeBatch = async ({ firstSeq, frames, places }: Batch): Promise<void> => {
     current ??= await startFile(firstSeq);
     const file = current;
-    await writeFrames(file, io, frames, mayWriteAhead);
+    await writeFrames(file, io, frames.bytes);
     for (const place of places) {
       place.held = undefined;
       place.file = file.name;
       place.offset += file.end;
     }
     file.end += frames.length;
-    active.absorb(added);
+    if (mayWriteAhead)
+      writeAhead(file, io, (error) => {
+        mayWriteAhead = false;
+        onReport(`${file.path}: room for what comes could not be made ahead (${error}); each record makes its own`);
+      });
     written = undefined;
     if (frames.capacity > SPARE_BYTES) return;
     frames.clear();
     spare.push(frames);
+  };
+
+  const renote = ({ frames, places }: Batch): void => {
+    for (const place of places) {
+      const record = outlineFrame(frames.slice(place.offset, place.byteLength));
+      active.replay(record, record.seq, place);
+    }
   };
 
   /**
@@ -261,8 +264,9 @@ export const createSegmentLog = (
       const segment = await sidecars.seal(left.name, left.end, held, index.segments.at(-1));
       index.segments.push(segment);
       active = new SegmentIndex();
-      for (const { gone } of [batch.index, ...(waiting ? [waiting.index] : [])])
-        for (const owner of gone) await index.forgetIn(segment, owner);
+      renote(batch);
+      if (waiting) renote(waiting);
+      for (const owner of [...active.gone]) await index.forgetIn(segment, owner);
     }
     current = next;
     await writeBatch(batch);
@@ -293,7 +297,7 @@ export const createSegmentLog = (
           pace.writeMs = performance.now() - began;
         } catch (first) {
           mayWriteAhead = false;
-          if (isFull(first)) await current?.handle.truncate(current.end).catch(() => {}); // gives the room back
+          if (isFull(first) && current) await giveBack(current);
           onReport(`${folder}: writing failed (${first}); the file is left for ever, and its unacknowledged records go into a new one`);
           left = current;
           await leaveFile().catch(() => {}); // its descriptor is gone either way
@@ -334,7 +338,7 @@ export const createSegmentLog = (
         const { frames } = waiting;
         const place: Place = { held: frames, file: "", offset: frames.length, byteLength: frames.add(record, lastSeq) };
         waiting.places.push(place);
-        waiting.index.note(record, lastSeq, place);
+        active.note(record, lastSeq, place);
       }
       if (data.length > 0 && waiting) {
         waiting.callers += callers;

@@ -20,6 +20,7 @@
 
 import { crc32 } from "node:zlib";
 import { type Blocks, blocksLength, DamagedBlock, fromBlocks, toBlocks } from "./blocks.ts";
+import { KeyFilter } from "./keyFilter.ts";
 import { type Entry, firstBeyond, type Held, type Place, type SegmentIndex, type SpanPlace } from "./segmentIndex.ts";
 
 const MAGIC = "fulgidx1";
@@ -43,23 +44,33 @@ export interface Key {
   readonly low: number;
 }
 
-/** 64 bits of texts: two lanes of multiply and xor over their UTF-16 units and a unit that ends each, mixed as MurmurHash3 ends. */
-export const keyOf = (...texts: readonly string[]): Key => {
-  let a = 0xdeadbeef;
-  let b = 0x41c6ce57;
-  for (const text of texts) {
-    for (let at = 0; at < text.length; at++) {
-      const unit = text.charCodeAt(at);
-      a = Math.imul(a ^ unit, 2654435761);
-      b = Math.imul(b ^ unit, 1597334677);
-    }
-    a = Math.imul(a ^ 0x1ffff, 2654435761);
-    b = Math.imul(b ^ 0x1ffff, 1597334677);
+/** What a key is made of, so far. */
+interface Lanes {
+  readonly a: number;
+  readonly b: number;
+}
+
+const EMPTY: Lanes = { a: 0xdeadbeef, b: 0x41c6ce57 };
+
+/** Two lanes of multiply and xor over a text's UTF-16 units, and a unit that ends it. */
+const lanesAfter = ({ a, b }: Lanes, text: string): Lanes => {
+  for (let at = 0; at < text.length; at++) {
+    const unit = text.charCodeAt(at);
+    a = Math.imul(a ^ unit, 2654435761);
+    b = Math.imul(b ^ unit, 1597334677);
   }
+  return { a: Math.imul(a ^ 0x1ffff, 2654435761), b: Math.imul(b ^ 0x1ffff, 1597334677) };
+};
+
+/** Mixed as MurmurHash3 ends. */
+const keyFrom = ({ a, b }: Lanes): Key => {
   const high = Math.imul(a ^ (a >>> 16), 2246822507) ^ Math.imul(b ^ (b >>> 13), 3266489909);
   const low = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(high ^ (high >>> 13), 3266489909);
   return { high: high >>> 0, low: low >>> 0 };
 };
+
+/** 64 bits of texts. */
+export const keyOf = (...texts: readonly string[]): Key => keyFrom(texts.reduce(lanesAfter, EMPTY));
 
 const byKey = (a: { readonly key: Key }, b: { readonly key: Key }): number => a.key.high - b.key.high || a.key.low - b.key.low;
 
@@ -111,12 +122,16 @@ export const encodeSidecar = (index: SegmentIndex, { firstSeq, end, check }: Ext
   }
   for (const { entry } of owners) for (const placed of entry.attempts.values()) place(placed);
   const spanKeys: { key: Key; row: number }[] = [];
-  for (const { owner, entry } of owners)
+  for (const { owner, entry } of owners) {
+    const ofOwner = lanesAfter(EMPTY, owner);
+    let last = { attemptId: "", lanes: EMPTY }; // most spans are of the attempt that the one before was of
     for (const { seq, place: placed, attemptId, id } of entry.spans) {
-      spanKeys.push({ key: keyOf(owner, attemptId, id), row: spanKeys.length });
+      if (last.attemptId !== attemptId) last = { attemptId, lanes: lanesAfter(ofOwner, attemptId) };
+      spanKeys.push({ key: keyFrom(lanesAfter(last.lanes, id)), row: spanKeys.length });
       f64(seq);
       place(placed);
     }
+  }
   for (const { key: spanKey, row } of spanKeys.sort(byKey)) {
     key(spanKey);
     u32(row);
@@ -178,6 +193,8 @@ export interface Sidecar {
   /** The place in the order of the first rollout beyond a seq; and what is at a place. */
   rolloutBeyond(seq: number): number;
   rollout(at: number): { readonly seq: number; readonly row: number };
+  /** Of the keys of its spans. */
+  spanFilter(): KeyFilter;
   /** The keys of who is gone. */
   gone(): Key[];
 }
@@ -265,6 +282,11 @@ export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSe
       return Array.from({ length: Math.min(limit, count - from) }, (_, index) => spanAt(first + from + index));
     },
     spansOf: (key) => rowsWith("keys", spans, key).map((bytes) => spanAt(bytes.readUInt32LE(8)).place),
+    spanFilter: () => {
+      const filter = new KeyFilter(spans);
+      for (let row = 0; row < spans; row++) filter.add(keyAt(rowAt("keys", row)));
+      return filter;
+    },
     rolloutBeyond: (seq) => firstBeyond({ length: rollouts }, (index) => rowAt("rollouts", index).readDoubleLE(0), seq),
     rollout: (index) => {
       const bytes = rowAt("rollouts", index);

@@ -8,7 +8,7 @@ import type { Blocks } from "./blocks.ts";
 import { isMissing } from "./durable.ts";
 import type { Segment } from "./logIndex.ts";
 import type { LogReader } from "./logReader.ts";
-import { firstSeqOf, goneOf, nameOf, outlineAt, scan } from "./segmentFile.ts";
+import { firstSeqOf, nameOf, outlineAt, scan } from "./segmentFile.ts";
 import { SegmentIndex } from "./segmentIndex.ts";
 import { checkedFrom, checkOf, type Extent, encodeSidecar, restamped } from "./sidecar.ts";
 
@@ -19,9 +19,7 @@ export const indexBytes = (bytes: Buffer, path: string, name: string): SegmentIn
   const index = new SegmentIndex();
   for (const found of scan(bytes, path, Number.POSITIVE_INFINITY).records) {
     const record = outlineAt(bytes, found);
-    index.note(record, record.seq, { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start });
-    const gone = goneOf(record);
-    if (gone !== undefined) index.drop(gone);
+    index.replay(record, record.seq, { held: undefined, file: name, offset: found.start, byteLength: found.end - found.start });
   }
   return index;
 };
