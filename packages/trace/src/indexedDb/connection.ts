@@ -21,7 +21,7 @@ export interface Connection {
  * InvalidStateError, "The database connection is closing". UnknownError: WebKit's lost server and missing transactions, Chromium's
  * "Internal error". VersionError: the database is newer than what was asked for.
  */
-const DEAD = /^(Abort|InvalidState|Unknown|Version)Error/;
+const DEAD = /Abort|InvalidState|Unknown|Version/;
 
 const OPEN_MS = 30_000;
 
@@ -79,7 +79,7 @@ export const createConnection = (
         return db;
       } catch (thrown) {
         const error = upgrading?.error ?? (thrown as Error); // a full disk tells the transaction only
-        if (tries > 1 && DEAD.test(String(error))) return opened(tries - 1, error.name === "VersionError" ? undefined : SCHEMA_VERSION);
+        if (tries > 1 && DEAD.test(error.name)) return opened(tries - 1, error.name === "VersionError" ? undefined : SCHEMA_VERSION);
         if (error instanceof TraceError || isFull(error)) throw error;
         throw refusal(
           "storage",
@@ -92,10 +92,7 @@ export const createConnection = (
       stop = timer(() => reject(inTheWay()), OPEN_MS);
     });
     const opening = Promise.race([opened(3, SCHEMA_VERSION), late]);
-    opening.then(stop, () => {
-      stop();
-      drop();
-    });
+    opening.catch(drop).then(stop);
     return opening;
   };
 
@@ -122,7 +119,7 @@ export const createConnection = (
           );
         if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
         if (handle === mine) {
-          if (!DEAD.test(String(error))) throw error;
+          if (!DEAD.test(error.name)) throw error;
           letGo(); // it is dead already
         }
         if (!isFirst) throw refusal("storage", `its connection must live, got ${error} twice; reload this tab`, error);

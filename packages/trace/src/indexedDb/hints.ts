@@ -13,10 +13,7 @@ interface TabMessage {
 /** A message costs as much as a fifth of an append: those of one frame of a screen share one. Tabs that nobody sees tell within a second. */
 const HINT_EVERY_MS = 16;
 
-const isTabMessage = (data: unknown): data is TabMessage => {
-  const message = data as Partial<TabMessage> | null;
-  return message?.magic === "fulgurite-hints" && message.v === 1;
-};
+const isTabMessage = (data: Partial<TabMessage> | null): data is TabMessage => data?.magic === "fulgurite-hints" && data.v === 1;
 
 export interface TabHints {
   readonly hasOtherWriters: true;
@@ -28,8 +25,6 @@ export interface TabHints {
 
 export const openHints = (channelName: string): TabHints => {
   let channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
-  // Node's channel keeps the process alive unless told; browsers' has no such method
-  (channel as unknown as { unref?(): void } | undefined)?.unref?.();
   let events: StoreEvent[] = [];
   let timer: ReturnType<typeof setTimeout> | undefined;
   const tell = () => {

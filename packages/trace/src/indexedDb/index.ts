@@ -31,12 +31,12 @@ export interface IndexedDbOptions extends StoreOptions {
 type Tried<T> = { readonly answer: T } | keyof Guess;
 
 /** What a transaction may be told for spans that are there already; an append on a full disk may have nothing else either. */
-const isOfSpans = (error: unknown, mode: Mode): boolean =>
-  error instanceof Error && (error.name === "ConstraintError" || (mode === "append" && error.name === "QuotaExceededError"));
+const isOfSpans = ({ name }: Error, mode: Mode): boolean =>
+  name === "ConstraintError" || (mode === "append" && name === "QuotaExceededError");
 
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
-  const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
+  const isKept = await storage?.persist?.(); // who keeps it already says yes, and asks nobody
   onReport(
     `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : "no; the browser may delete it: export what matters"}`,
   );
@@ -52,12 +52,12 @@ const askToPersist = async (databaseName: string, onReport: (message: string) =>
  */
 export const openIndexedDbStore = async (name: string, options: IndexedDbOptions = {}): Promise<Store> => {
   const databaseName = `fulgurite/${name}`;
-  const onReport = options.onReport ?? ((message) => console.warn(message));
+  const { onReport = console.warn } = options;
   let end = (_: TraceError): void => {};
   const connection = createConnection(databaseName, onReport, options.timer ?? platformTimer, (error) => end(error));
   await connection.use(async () => {}); // refuse here, not at the first write
   // nobody waits: a browser may leave the question to its user
-  if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
+  if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(String(error)));
   const hints = openHints(databaseName);
 
   /** Of the handle that it was learnt through: another may lead to another database. */
@@ -92,7 +92,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
         // it ended before: the first error is the one to tell
       }
       const cause = transaction.error ?? error;
-      if (guess.isNew && isOfSpans(cause, mode)) return "isNew";
+      if (guess.isNew && isOfSpans(cause as Error, mode)) return "isNew";
       if (!(error instanceof TraceError)) memory = undefined;
       throw cause;
     }
@@ -108,6 +108,9 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
     });
   const inOrder = createInOrder(run);
 
+  const readStates = <T>(read: (states: IDBObjectStore) => IDBRequest<T>): Promise<T> =>
+    connection.use((db) => ask(read(db.transaction("states").objectStore("states"))));
+
   const backend: Backend = {
     givesOwnSpans: true, // cloned by the platform for each reader
     ...inOrder,
@@ -117,8 +120,8 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
         transaction.objectStore("states").put(bytes, stateName);
         await committed(transaction);
       }),
-    getState: (stateName) => connection.use((db) => ask(db.transaction("states").objectStore("states").get(stateName))),
-    states: () => connection.use((db) => ask(db.transaction("states").objectStore("states").getAllKeys() as IDBRequest<string[]>)),
+    getState: (stateName) => readStates((states) => states.get(stateName)),
+    states: () => readStates((states) => states.getAllKeys() as IDBRequest<string[]>),
     close: async () => {
       await inOrder.settled();
       hints.close();

@@ -38,8 +38,8 @@ const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise
     db.createObjectStore("resources", { keyPath: ["name", "version"] });
     db.createObjectStore("states");
   }
-  const turns = oldVersion < 3 ? db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true }) : undefined;
-  if (turns && oldVersion > 0) {
+  const turns = db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true });
+  if (oldVersion > 0) {
     const spans = transaction.objectStore("spans");
     const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
     /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
@@ -56,10 +56,6 @@ const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise
 
 /** All or nothing: what fails here leaves the older version, and fails the opening. */
 export const upgrade = (transaction: IDBTransaction, oldVersion: number): void =>
-  void migrate(transaction, oldVersion).catch(() => {
-    try {
-      transaction.abort();
-    } catch {
-      // it ended by itself: the opening tells why
-    }
-  });
+  void migrate(transaction, oldVersion)
+    .catch(() => transaction.abort())
+    .catch(() => {}); // it ended by itself: the opening tells why
