@@ -58,6 +58,33 @@ const options = () => {
   return { clock: () => 1_000 + ids, newId: () => `id-${++ids}` };
 };
 
+test("what is forgotten while the archive is read is not in it, and the archive is one that a store takes", async () => {
+  const store = createMemoryStore(options());
+  await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: id })));
+  for (const { rollout, attempt } of await store.claim("w", 3)) await store.append([span(rollout.id, attempt.id, "s")]);
+  const reader = exportStore(store).getReader();
+  const parts: Uint8Array[] = [(await reader.read()).value as Uint8Array, (await reader.read()).value as Uint8Array]; // a is on its way
+  await store.cancel("b");
+  await store.forget("b");
+  for (let part = await reader.read(); !part.done; part = await reader.read()) parts.push(part.value);
+  const bytes = new Uint8Array(await new Blob(parts as BlobPart[]).arrayBuffer());
+  const taken = createMemoryStore();
+  expect((await importStore(taken, streamOf(bytes))).added).toMatchObject({ rollouts: 2, attempts: 2, spans: 2 });
+  expect((await collect(taken.rollouts())).map(({ id, status }) => [id, status])).toEqual([
+    ["a", "running"],
+    ["c", "running"],
+  ]);
+});
+
+test("a rollout that came without its attempts is exported as it is", async () => {
+  const store = createMemoryStore(options());
+  const [queued] = await createMemoryStore(options()).enqueue([{ id: "a", input: 1 }]);
+  await store.adopt([{ kind: "rollout", data: { ...queued!, status: "succeeded", attempts: 1, endedAtMs: 2 } }]);
+  const taken = createMemoryStore();
+  expect((await importStore(taken, streamOf(await read(exportStore(store))))).added.rollouts).toBe(1);
+  expect(await collect(taken.rollouts())).toEqual(await collect(store.rollouts()));
+});
+
 /** Rollouts in every state, retried ones, spans of two rollouts in turn, resources and states. */
 const fill = async (store: Store): Promise<void> => {
   const config = { maxAttempts: 2, retryOn: ["failed"] as const };

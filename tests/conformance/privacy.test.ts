@@ -138,4 +138,86 @@ describeStores((storeCase, test_) => {
     expect(all).toContain("oatmeal");
     expect((await store.attempts("a"))[0]!.error!.message).toBe('401 {"Authorization": "[removed]", "x-api-key": "[removed]"}');
   });
+
+  test_("headers and keys are not stored as lists, lines, arguments of tools, addresses or texts of errors either", async () => {
+    const { store } = await openWorld(storeCase);
+    const secret = "sk-s3cr3t0123456789abcdef";
+    const bearer = `Bearer ${secret}`;
+    const structures = {
+      rawHeaders: ["accept", "*/*", "authorization", bearer, "x-api-key", secret],
+      headers: [`Authorization: ${bearer}`, "accept: */*"],
+      sent: { headers: `accept: */*\r\nAuthorization: ${bearer}\r\n`, _header: `POST / HTTP/1.1\r\nCookie: a=1; sid=${secret}` },
+      deep: { requestHeaders: { authorization: { value: [[bearer]] } } },
+      har: { headers: [{ header: "Authorization", value: { stringValue: bearer } }] },
+      options: { apiKey: secret, api_key: secret, baseURL: "https://host/v1" },
+      grant: { access_token: secret, "x-goog-api-key": secret, "proxy-authorization": secret, authorization: secret },
+      call: { name: "get", arguments: JSON.stringify({ q: "weather", headers: { Authorization: bearer } }) },
+      address: { url: `https://me:${secret}@host:8080/?api_key=${secret}&q=1`, "url.query": `key=1&access_token=${secret}` },
+      error: { "error.message": `"authorization": "${bearer}"`, stack: `Error\n at 'x-api-key': '${secret}'` },
+    };
+    const texts = [
+      `{\\"Authorization\\":\\"${bearer}\\"}`,
+      `Authorization: Digest username="u", response="${secret}"`,
+      `Authorization: AWS4-HMAC-SHA256 Credential=AK/2026, Signature=${secret}`,
+      `Set-Cookie: a=b; sid=${secret}; Path=/`,
+      `["authorization", "${bearer}"]`,
+      `GET https://me:${secret}@host/?key=${secret}&token=${secret} failed`,
+      `OPENAI_API_KEY=${secret}`,
+      `Incorrect API key provided: ${secret}. You can find your API key at https://host/keys.`,
+    ];
+    await store.enqueue([{ id: "a", input: structures, metadata: structures }]);
+    const [{ rollout, attempt }] = (await store.claim("w")) as [Claim];
+    await store.append([span("a", attempt.id, "s1", { attributes: { ...structures, "exception.message": texts.join("\n") } })]);
+    await store.finish(attempt, { status: "failed", error: { name: bearer, message: texts.join("\n"), stack: texts.join("\n") } });
+    const all = JSON.stringify([rollout, await store.attempts("a"), await collect(store.spans({ rolloutId: "a" }))]);
+    expect(all).not.toContain(secret.slice(3));
+    // and what is no secret stays
+    expect(rollout.input).toMatchObject({
+      rawHeaders: ["accept", "*/*", "authorization", "[removed]", "x-api-key", "[removed]"],
+      headers: ["Authorization: [removed]", "accept: */*"],
+      options: { baseURL: "https://host/v1" },
+      call: { arguments: '{"q":"weather","headers":{"Authorization":"[removed]"}}' },
+      address: { url: "https://me:[removed]@host:8080/?api_key=[removed]&q=1" },
+    });
+    expect((await store.attempts("a"))[0]!.error!.message.split("\n").at(-1)).toContain("You can find your API key at https://host/keys.");
+  });
+
+  test_("what only looks like a secret stays as it is, and what was taken out is not taken out again", async () => {
+    const { store } = await openWorld(storeCase);
+    const innocent = {
+      schema: {
+        properties: { headers: { type: "object", properties: { authorization: { type: "string" } } }, api_key: { type: "string" } },
+      },
+      prose: "The bearer of this ring may ask for authorization: nobody else.",
+      token: "hello",
+      cookie: "oatmeal",
+      list: ["cookie", "milk", "flour"],
+      table: { headers: ["name", "cookie", "price"] },
+      url: "https://host:8080/a?query=key&page=2",
+      message: "authorization: ask the front desk",
+      arguments: '{"recipe":"cookies"}',
+      removed: { headers: { authorization: "[removed]" }, arguments: '{"authorization":"[removed]"}' },
+    };
+    const [rollout] = await store.enqueue([{ id: "a", input: innocent }]);
+    expect(rollout!.input).toEqual({ ...innocent, table: { headers: ["name", "cookie", "price"] } });
+    const [{ attempt }] = (await store.claim("w")) as [Claim];
+    const message = "401: authorization: [removed], then x-api-key=[removed] and 'cookie': '[removed]'";
+    await store.finish(attempt, { status: "failed", error: { name: "E", message } });
+    expect((await store.attempts("a"))[0]!.error!.message).toBe(message);
+  });
+
+  test_("looking for secrets takes no longer than the text is long, whatever the text", async () => {
+    const { store } = await openWorld(storeCase);
+    const attempt = await begin(store, "a");
+    const many = 200_000;
+    const texts = [
+      " ".repeat(many),
+      "authorization:".repeat(many / 20),
+      `authorization:${" ".repeat(many)}`,
+      `cookie: "${"a_".repeat(many)}`,
+      "://a:".repeat(many / 5),
+    ];
+    await store.finish(attempt, { status: "failed", error: { name: "E", message: texts.join("\n") } });
+    expect((await store.attempts("a"))[0]!.error!.message.length).toBeGreaterThan(many);
+  });
 });

@@ -4,7 +4,7 @@ import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, 
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
-import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore } from "@fulgurite/trace/node";
+import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
 import { bundleChild } from "../bundle.ts";
 import { createFailingIo } from "./disk.ts";
@@ -242,6 +242,12 @@ test("damaged blobs, states and other formats are refused by name", async () => 
   expect(await codeOf(store.resource("p"))).toBe("corrupt");
   expect(await codeOf(store.getState("s"))).toBe("corrupt");
   await store.close();
+  for (const text of ["", "{", "null", '"x"', "\u0000"]) {
+    writeFileSync(join(folder, "meta.json"), text);
+    expect(await codeOf(openFileStore(folder, { onReport: () => {} })), text).toBe("corrupt");
+    expect(await codeOf(verifyFileStore(folder)), text).toBe("corrupt");
+    expect(await codeOf(compactFileStore(folder)), text).toBe("corrupt");
+  }
   writeFileSync(join(folder, "meta.json"), '{"magic":"fulgurite-store","v":2}');
   await expect(open(folder)).rejects.toThrow(/v 1, got magic fulgurite-store, v 2/);
   expect(existsSync(join(folder, "lock"))).toBe(false);

@@ -12,6 +12,7 @@
 import { crc32 } from "./crc32.ts";
 import { TraceError } from "./errors.ts";
 import { decodeBytes, decodeItem, encodeBytes, encodeItem } from "./itemCodec.ts";
+import { text } from "./values.ts";
 import type { Adopted, Json, Store, StoreItem } from "./vocabulary.ts";
 
 const MAGIC = "fulgurite-archive";
@@ -31,6 +32,17 @@ async function* everything(store: Store): AsyncGenerator<StoreItem | State> {
     }
     // in this order: what happens to it meanwhile is in the attempts, and the reader draws the same conclusion from them
     const attempts = await store.attempts(rollout.id);
+    // forgotten meanwhile, or given up without attempts by whom it came from: half of one would make an archive that nobody takes
+    if (
+      attempts.length === 0 &&
+      (
+        await store
+          .rollouts({ ids: [rollout.id] })
+          [Symbol.asyncIterator]()
+          .next()
+      ).done
+    )
+      continue;
     yield { kind: "rollout", data: rollout };
     for (const attempt of attempts) yield { kind: "attempt", data: attempt };
     const known = new Set(attempts.map(({ id }) => id));
@@ -266,9 +278,7 @@ export const importStore = async (
 const decode = (value: unknown, where: string): StoreItem | State => {
   const { kind, data } = value as { kind?: unknown; data?: { name?: unknown; bytes?: unknown } };
   if (kind !== "state") return decodeItem(value, where);
-  if (typeof data?.name !== "string")
-    throw new TraceError("bad-input", `${where}: a state has a name, got ${typeof data?.name}; export it again`);
-  return { kind, data: { name: data.name, bytes: decodeBytes(data.bytes, where) } };
+  return { kind, data: { name: text(data?.name, `${where}: a state's name`), bytes: decodeBytes(data?.bytes, where) } };
 };
 
 const isSame = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && a.every((byte, at) => byte === b[at]);

@@ -13,7 +13,7 @@ export type TraceErrorCode =
   | "storage" // the platform refused: I/O, a lost connection
   | "full" // no room for this call; what was stored stays, reading and forgetting go on
   | "denied" // a store over HTTP wants another key
-  | "too-large" // more than a store over HTTP takes at once
+  | "too-large" // more than a store takes at once
   | "closed"
   | "timeout";
 

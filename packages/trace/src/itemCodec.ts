@@ -3,7 +3,7 @@
 
 import { decodeAttributes, encodeAttributes, webBase64 } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
-import { checkedItem } from "./values.ts";
+import { checkedItem, isObject, refuse } from "./values.ts";
 import type { Json, Resource, Span, StoreItem } from "./vocabulary.ts";
 
 export const encodeBytes = (bytes: Uint8Array): Json => ({ $u8: webBase64.encode(bytes) });
@@ -29,8 +29,7 @@ export const encodeSpan = <S extends Span>(span: S): Json =>
 /** Of the right outer shape only: the store checks the rest. */
 export const decodeSpan = <S extends Span>(value: unknown, where: string): S => {
   const span = value as { attributes?: unknown } | null;
-  if (typeof span !== "object" || span === null || typeof span.attributes !== "object" || span.attributes === null)
-    throw new TraceError("bad-input", `${where}: a span is an object with attributes, got ${typeof value}; correct the sender`);
+  if (!isObject(span?.attributes)) return refuse(where, "a span is an object with attributes", value);
   return { ...span, attributes: decodeAttributes(span.attributes as Record<string, Json>, webBase64, where) } as S;
 };
 
@@ -38,8 +37,7 @@ export const encodeFiles = (files: Resource["files"]): Json =>
   Object.fromEntries(Object.entries(files).map(([path, bytes]) => [path, encodeBytes(bytes)]));
 
 export const decodeFiles = (files: unknown, where: string): Resource["files"] => {
-  if (typeof files !== "object" || files === null)
-    throw new TraceError("bad-input", `${where}: files is an object of bytes by path, got ${typeof files}; correct the sender`);
+  if (!isObject(files)) return refuse(where, "files is an object of bytes by path", files);
   return Object.fromEntries(Object.entries(files).map(([path, bytes]) => [path, decodeBytes(bytes, `${where}.files.${path}`)]));
 };
 
@@ -54,13 +52,8 @@ export const encodeItem = (item: StoreItem): Json => {
 export const decodeItem = (value: unknown, where: string): StoreItem => {
   const item = value as { kind?: unknown; data?: unknown } | null;
   const data = item?.data;
-  if (typeof data !== "object" || data === null)
-    throw new TraceError(
-      "bad-input",
-      `${where}: an item is {"kind","data":{…}}, got ${String(JSON.stringify(value)).slice(0, 60)}; correct the sender`,
-    );
-  if (item?.kind === "span") return checkedItem({ kind: "span", data: decodeSpan(data, where) }, where);
-  if (item?.kind === "resource")
+  if (item?.kind === "span" && isObject(data)) return checkedItem({ kind: "span", data: decodeSpan(data, where) }, where);
+  if (item?.kind === "resource" && isObject(data))
     return checkedItem({ kind: "resource", data: { ...(data as Resource), files: decodeFiles((data as Resource).files, where) } }, where);
   return checkedItem(item as StoreItem, where);
 };

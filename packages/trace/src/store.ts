@@ -22,7 +22,7 @@ import {
   nameIn,
   refuse,
   text,
-  versionIn,
+  whole,
 } from "./values.ts";
 import type { Resource, Store, StoreEvent, StoreItem } from "./vocabulary.ts";
 import { platformTimer } from "./waitBounds.ts";
@@ -159,13 +159,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return write("relaxed", (rows, commit) => commands.enqueue(rows, commit, checked, clock()));
     },
     claim: async (workerId, limit = 1, claimId = undefined) => {
-      if (!Number.isSafeInteger(limit) || limit < 0)
-        throw new TraceError("bad-input", `claim: limit is an integer ≥ 0, got ${limit}; ask for as many as can run`);
-      if (claimId !== undefined && (typeof claimId !== "string" || claimId === ""))
-        throw new TraceError(
-          "bad-input",
-          `claim: claimId is a non-empty string, got ${JSON.stringify(claimId)}; leave it out or name the request`,
-        );
+      whole(limit, 0, "claim: limit");
+      if (claimId !== undefined) text(claimId, "claim: claimId");
       const request = { workerId: text(workerId, "claim: workerId"), newIds: Array.from({ length: limit }, newId), claimId };
       return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
@@ -223,9 +218,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return copyResource(await write("strict", (rows, commit) => commands.publish(rows, commit, input, clock())));
     },
     unpublish: async (resourceName, version) =>
-      write("strict", (rows, commit) => commands.unpublish(rows, commit, nameIn(resourceName, "resource"), versionIn(version))),
+      write("strict", (rows, commit) => commands.unpublish(rows, commit, nameIn(resourceName, "resource"), whole(version, 0, "version"))),
     resource: async (resourceName, version) => {
-      const found = await read((rows) => rows.resource(nameIn(resourceName, "resource"), version && versionIn(version)));
+      const found = await read((rows) =>
+        rows.resource(nameIn(resourceName, "resource"), version === undefined ? version : whole(version, 0, "version")),
+      );
       return found && copyResource(backend.checksFiles ? found : await withManifest(found, `store ${name}`));
     },
     async *resources() {

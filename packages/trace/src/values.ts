@@ -6,12 +6,13 @@
 import { mapped } from "./attributeCodec.ts";
 import { TraceError } from "./errors.ts";
 import type { CopyArray } from "./rows.ts";
-import { isErrorText, isSecretField, isSecretHeader, isSecretPair, REMOVED, withoutSecrets } from "./secretHeaders.ts";
+import { HEADERS, isSecret, isSecretField, isSecretPart, meaning, PRINTED_TEXT, REMOVED, withoutSecrets } from "./secretHeaders.ts";
 import { ATTEMPT_CHANGES, DEFAULT_CONFIG, ROLLOUT_CHANGES } from "./status.ts";
 import type {
   Attempt,
   AttemptError,
   AttemptRef,
+  AttemptStatus,
   Attributes,
   AttributeValue,
   Json,
@@ -20,13 +21,14 @@ import type {
   ResourceInput,
   Rollout,
   RolloutConfig,
+  RolloutStatus,
   Span,
   StoredSpan,
   StoreItem,
   TaskInput,
 } from "./vocabulary.ts";
 
-const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
+export const isObject = (value: unknown): value is object => typeof value === "object" && value !== null;
 
 export const refuse = (where: string, rule: string, got: unknown): never => {
   const shown = typeof got === "string" ? JSON.stringify(got) : isObject(got) ? "an object" : String(got);
@@ -43,28 +45,36 @@ const plain = (value: unknown, where: string): Record<string, unknown> => {
   return refuse(where, "a value is JSON", prototype ? prototype.constructor?.name : typeof value);
 };
 
-/** A frozen deep copy. @throws TraceError "bad-input" naming the path of what is not JSON. */
-export const copyJson = (value: unknown, where: string, depth = 0): Json => {
+/** A frozen deep copy. `place`: what its name says of secrets. @throws TraceError "bad-input" naming the path of what is not JSON. */
+export const copyJson = (value: unknown, where: string, depth = 0, place = 0): Json => {
   if (value === null || typeof value === "string" || typeof value === "boolean") return value;
   if (typeof value === "number") return Number.isFinite(value) ? value + 0 : refuse(where, "numbers are finite", value);
-  if (depth > DEEPEST) return refuse(where.slice(0, 80), `at most ${DEEPEST} values within each other`, "more");
+  if (depth > DEEPEST) return refuse(where.slice(0, 80), "a value is JSON", `more than ${DEEPEST} levels`);
   if (Array.isArray(value)) {
-    if (isSecretPair(value, where)) return Object.freeze([value[0] as string, REMOVED]);
     const copy: Json[] = [];
-    for (let index = 0; index < value.length; index++) copy.push(copyJson(value[index], `${where}[${index}]`, depth + 1)); // a hole is refused
+    // a hole is refused
+    for (let index = 0; index < value.length; index++) copy.push(copyItem(value, index, where, depth + 1, place));
     return Object.freeze(copy);
   }
   const members = plain(value, where);
-  const hides = isSecretField(members, where) ? "value" : undefined;
-  return Object.freeze(mapped(members, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where, depth + 1))));
+  const hides = isSecretField(members, place) ? "value" : undefined;
+  return Object.freeze(mapped(members, (item, key) => (key === hides ? REMOVED : copyMember(key, item, where, depth + 1, place))));
 };
 
-const copyMember = (name: string, value: unknown, where: string, depth = 0): Json => {
-  if (isSecretHeader(name, value, where)) return REMOVED;
+const copyItem = (list: readonly unknown[], index: number, where: string, depth: number, place: number): Json => {
+  if (isSecretPart(list, index, place)) return REMOVED;
+  const item = list[index];
+  if (typeof item === "string") return place & HEADERS ? withoutSecrets(item) : item; // a line of a header
+  return copyJson(item, `${where}[${index}]`, depth, place);
+};
+
+const copyMember = (name: string, value: unknown, where: string, depth = 0, place = 0): Json => {
+  const bits = meaning(name);
+  if (isSecret(bits, value, place)) return REMOVED;
   // nearly all members are one of these, and a path that nobody reads costs as much as they do
-  if (typeof value === "string") return isErrorText(name) ? withoutSecrets(value) : value;
+  if (typeof value === "string") return bits & PRINTED_TEXT ? withoutSecrets(value) : value;
   if (Number.isFinite(value)) return (value as number) + 0;
-  return copyJson(value, `${where}.${name}`, depth);
+  return copyJson(value, `${where}.${name}`, depth, bits);
 };
 
 const copyRecord = (value: unknown, where: string): Readonly<Record<string, Json>> => {
@@ -90,10 +100,10 @@ export const text = (value: unknown, where: string): string =>
 
 /** A name that an address and a file can carry too: half of a surrogate pair has no bytes in UTF-8, and all halves would be one name. */
 export const nameIn = (value: unknown, where: string): string =>
-  /\p{Cs}/u.test(text(value, where)) ? refuse(where, "text without halves of surrogate pairs", value) : (value as string);
+  /\p{Cs}/u.test(text(value, where)) ? refuse(where, "well-formed text", value) : (value as string);
 
-export const versionIn = (value: unknown): number =>
-  Number.isSafeInteger(value) ? (value as number) : refuse("version", "an integer", value);
+export const whole = (value: unknown, minimum: number, where: string): number =>
+  Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
 
 /** Not a list or a buffer, of which a Uint8Array would quietly make something else. */
 export const bytesIn = (value: unknown, where: string): Uint8Array =>
@@ -109,7 +119,7 @@ export const listIn = <T>(value: readonly T[], where: string): readonly T[] =>
   !Array.isArray(value) || value.some((item) => !isObject(item)) ? refuse(where, "a list of objects", value) : value;
 
 export const finite = (value: unknown, where: string): number =>
-  typeof value === "number" && Number.isFinite(value) ? value + 0 : refuse(where, "a finite number", value);
+  Number.isFinite(value) ? (value as number) + 0 : refuse(where, "a finite number", value);
 
 /** @throws TraceError "bad-input". */
 export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => {
@@ -130,26 +140,31 @@ export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => 
 /** @throws TraceError "bad-input" for a last span of somebody else's. */
 export const guardOwn = (attempt: AttemptRef, last: readonly Span[]): void => {
   const stray = last.find(({ rolloutId, attemptId }) => rolloutId !== attempt.rolloutId || attemptId !== attempt.id);
-  if (stray !== undefined)
-    throw new TraceError(
-      "bad-input",
-      `finish: the last spans are of attempt ${attempt.id} of rollout ${attempt.rolloutId}, got one of ${stray.attemptId} of ${stray.rolloutId}; append it`,
-    );
+  if (stray !== undefined) {
+    const rule = `the last spans are of attempt ${attempt.id} of rollout ${attempt.rolloutId}`;
+    refuse("finish", rule, `one of ${stray.attemptId} of ${stray.rolloutId}`);
+  }
 };
 
 /** Typed arrays cannot be frozen: whoever is handed a span gets arrays of its own. */
 export const copySpan = (span: StoredSpan): StoredSpan =>
   Object.freeze({ ...span, attributes: Object.freeze(mapped(span.attributes, (value) => (isTyped(value) ? value.slice() : value))) });
 
-const RETRIED = ["failed", "timeout", "unresponsive"] as const;
+const oneOf =
+  <T extends string>(list: readonly T[]) =>
+  (value: unknown, where: string): T =>
+    list.includes(value as T) ? (value as T) : refuse(where, `one of ${list.join(", ")}`, value);
+
+const RETRIED = oneOf(["failed", "timeout", "unresponsive"]);
+const MODE = oneOf(["train", "val"]);
+const KIND = oneOf(["lora", "prompt", "model"]);
 
 const checkedConfig = (config: Partial<RolloutConfig>, where: string): RolloutConfig => {
   const { timeoutMs = DEFAULT_CONFIG.timeoutMs, maxAttempts = DEFAULT_CONFIG.maxAttempts, retryOn = DEFAULT_CONFIG.retryOn } = config;
   if (!(finite(timeoutMs, `${where}.timeoutMs`) > 0)) refuse(`${where}.timeoutMs`, "more than 0", timeoutMs);
-  if (!Number.isSafeInteger(maxAttempts) || maxAttempts < 1) refuse(`${where}.maxAttempts`, "an integer ≥ 1", maxAttempts);
+  whole(maxAttempts, 1, `${where}.maxAttempts`);
   if (!Array.isArray(retryOn)) refuse(`${where}.retryOn`, "a list", retryOn);
-  for (const end of retryOn)
-    if (!(RETRIED as readonly string[]).includes(end)) refuse(`${where}.retryOn`, `any of ${RETRIED.join(", ")}`, end);
+  for (const end of retryOn) RETRIED(end, `${where}.retryOn`);
   return Object.freeze({ timeoutMs, maxAttempts, retryOn: Object.freeze([...retryOn]) });
 };
 
@@ -158,11 +173,9 @@ export type CheckedTask = Required<Omit<TaskInput, "config">> & { readonly confi
 /** @throws TraceError "bad-input". */
 export const checkedTask = (task: TaskInput, newId: () => string): CheckedTask => {
   const id = nameIn(task.id === undefined ? newId() : task.id, "task.id");
-  const mode = task.mode ?? "train";
-  if (mode !== "train" && mode !== "val") refuse(`task ${id}.mode`, "train or val", mode);
   return {
     id,
-    mode,
+    mode: MODE(task.mode ?? "train", `task ${id}.mode`),
     config: checkedConfig(task.config ?? {}, `task ${id}.config`),
     ...checkedRedaction(task, id),
   };
@@ -179,15 +192,13 @@ export type CheckedResource = Required<Omit<ResourceInput, "version">> & { reado
 /** @throws TraceError "bad-input". */
 export const checkedResource = (resource: ResourceInput): CheckedResource => {
   const name = nameIn(resource?.name, "resource.name");
-  const { kind, version } = resource;
-  if (kind !== "lora" && kind !== "prompt" && kind !== "model") refuse(`resource ${name}.kind`, "lora, prompt or model", kind);
-  if (version !== undefined && (!Number.isSafeInteger(version) || version < 1))
-    refuse(`resource ${name}.version`, "an integer ≥ 1", version);
+  const { version } = resource;
+  if (version !== undefined) whole(version, 1, `resource ${name}.version`);
   for (const [path, bytes] of Object.entries(resource.files ?? refuse(`resource ${name}.files`, "bytes by path", resource.files)))
     bytesIn(bytes, `resource ${name}.files.${path}`);
   return {
     name,
-    kind,
+    kind: KIND(resource.kind, `resource ${name}.kind`),
     version,
     metadata: copyRecord(resource.metadata ?? {}, `resource ${name}.metadata`),
     files: copyFiles(resource.files),
@@ -217,52 +228,60 @@ export const sameContent = (a: Content, b: Content): boolean =>
 
 // ---- what another store held ----------------------------------------------------------------------------------------------
 
-const whole = (value: unknown, minimum: number, where: string): number =>
-  Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
+type Check<T> = (value: unknown, where: string) => T;
 
-const oneOf = <T extends string>(table: Readonly<Record<T, unknown>>, value: unknown, where: string): T =>
-  typeof value === "string" && Object.hasOwn(table, value) ? (value as T) : refuse(where, `one of ${Object.keys(table).join(", ")}`, value);
-
-const optional = <K extends string, T>(name: K, value: T | undefined): Partial<Record<K, T>> =>
-  (value === undefined ? {} : { [name]: value }) as Partial<Record<K, T>>;
-
-const checkedRollout = (rollout: Rollout, where: string): Rollout => {
-  const task = checkedTask(rollout, () => refuse(`${where}.id`, "a non-empty string", rollout.id));
-  return Object.freeze({
-    ...task,
-    seq: whole(rollout.seq, 1, `${where}.seq`),
-    status: oneOf(ROLLOUT_CHANGES, rollout.status, `${where}.status`),
-    attempts: whole(rollout.attempts, 0, `${where}.attempts`),
-    createdAtMs: finite(rollout.createdAtMs, `${where}.createdAtMs`),
-    ...optional("endedAtMs", rollout.endedAtMs === undefined ? undefined : finite(rollout.endedAtMs, `${where}.endedAtMs`)),
-  });
+/** The members that `checks` names, each as its check gives it; what that gives as undefined is left out. */
+const checkedFields = <T extends object>(given: T, where: string, checks: { readonly [K in keyof T]-?: Check<T[K]> }): T => {
+  const checked: Partial<T> = {};
+  for (const name of Object.keys(checks) as (keyof T & string)[]) {
+    const value = checks[name](given[name], `${where}.${name}`);
+    if (value !== undefined) checked[name] = value;
+  }
+  return Object.freeze(checked) as T;
 };
 
-/** Without what it printed of secret headers. */
-export const checkedError = ({ name, message, stack }: AttemptError): AttemptError =>
+const optional =
+  <T>(check: Check<T>): Check<T | undefined> =>
+  (value, where) =>
+    value == null ? undefined : check(value, where);
+
+const positive: Check<number> = (value, where) => whole(value, 1, where);
+
+const checkedRollout = (rollout: Rollout, where: string): Rollout =>
   Object.freeze({
-    name: String(name),
-    message: withoutSecrets(String(message)),
-    ...optional("stack", stack == null ? undefined : withoutSecrets(String(stack))),
-  });
+    ...checkedTask(rollout, () => refuse(`${where}.id`, "a non-empty string", rollout.id)),
+    ...checkedFields<Omit<Rollout, keyof CheckedTask>>(rollout, where, {
+      seq: positive,
+      status: oneOf(Object.keys(ROLLOUT_CHANGES) as RolloutStatus[]),
+      attempts: (value, at) => whole(value, 0, at),
+      createdAtMs: finite,
+      endedAtMs: optional(finite),
+    }),
+  }) as Rollout;
+
+/** Without what it printed of secret headers. */
+export const checkedError = (error: AttemptError): AttemptError => {
+  const said = (value: unknown): string => withoutSecrets(String(value));
+  return checkedFields(error, "", { name: said, message: said, stack: optional(said) });
+};
 
 const checkedAttempt = (attempt: Attempt, where: string): Attempt =>
-  Object.freeze({
-    rolloutId: text(attempt.rolloutId, `${where}.rolloutId`),
-    id: nameIn(attempt.id, `${where}.id`),
-    sequence: whole(attempt.sequence, 1, `${where}.sequence`),
-    status: oneOf(ATTEMPT_CHANGES, attempt.status, `${where}.status`),
-    workerId: typeof attempt.workerId === "string" ? attempt.workerId : refuse(`${where}.workerId`, "a string", attempt.workerId),
-    startedAtMs: finite(attempt.startedAtMs, `${where}.startedAtMs`),
-    ...optional("claimId", attempt.claimId === undefined ? undefined : text(attempt.claimId, `${where}.claimId`)),
-    lastHeartbeatMs: finite(attempt.lastHeartbeatMs, `${where}.lastHeartbeatMs`),
-    ...optional("endedAtMs", attempt.endedAtMs === undefined ? undefined : finite(attempt.endedAtMs, `${where}.endedAtMs`)),
-    ...optional("error", attempt.error == null ? undefined : checkedError(attempt.error)),
+  checkedFields(attempt, where, {
+    rolloutId: text,
+    id: nameIn,
+    sequence: positive,
+    status: oneOf(Object.keys(ATTEMPT_CHANGES) as AttemptStatus[]),
+    workerId: text,
+    startedAtMs: finite,
+    claimId: optional(text),
+    lastHeartbeatMs: finite,
+    endedAtMs: optional(finite),
+    error: optional((value) => checkedError(value as AttemptError)),
   });
 
 /** @throws TraceError "bad-input", naming `where`. */
 export const checkedItem = (item: StoreItem, where: string): StoreItem => {
-  if (!isObject(item.data)) return refuse(where, "an item with kind and data", item);
+  if (!isObject(item?.data)) return refuse(where, "an item with kind and data", item);
   switch (item.kind) {
     case "rollout":
       return { kind: "rollout", data: checkedRollout(item.data, `${where}: rollout`) };

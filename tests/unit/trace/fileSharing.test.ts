@@ -3,8 +3,8 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { AttemptRef, Span, Store } from "@fulgurite/trace";
-import { type LogIo, openFileStore, platformIo } from "@fulgurite/trace/node";
-import { afterAll, expect, test } from "vitest";
+import { type LogIo, openFileStore, platformIo, verifyFileStore } from "@fulgurite/trace/node";
+import { afterAll, expect, test, vi } from "vitest";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-sharing-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -89,5 +89,36 @@ test("a crowd takes turns with the disk, every write a part of it; what was aske
   expect(found.length).toBe(2_064);
   expect(new Set(found)).toEqual(new Set([...ids, ...last.map((_, index) => `last${index}`)]));
   expect(found.slice(-64)).toEqual(last.map((_, index) => `last${index}`));
+  await again.close();
+});
+
+test("a record that is too large is refused with its call, whole, and harms nobody who shares the write", async () => {
+  const folder = join(root, "tooLarge");
+  const store = await openFileStore(folder, { clock: () => 1 });
+  const attempt = await begin(store, "a");
+  const stringify = JSON.stringify;
+  const spy = vi.spyOn(JSON, "stringify").mockImplementation(((value: unknown) => {
+    if (value === "huge") throw new RangeError("Invalid string length");
+    return stringify(value);
+  }) as typeof JSON.stringify);
+  const huge = (id: string): Span => ({ ...spanOf(attempt, id), attributes: { text: "huge" } });
+  const all = await Promise.allSettled([
+    store.append([spanOf(attempt, "s1")]),
+    store.append([spanOf(attempt, "small"), huge("h1")]),
+    store.append([spanOf(attempt, "s2")]),
+  ]);
+  expect(all.map((one) => (one.status === "rejected" ? one.reason.code : "kept"))).toEqual(["kept", "too-large", "kept"]);
+  await expect(store.finish(attempt, { status: "succeeded" }, [spanOf(attempt, "last"), huge("h2")])).rejects.toMatchObject({
+    code: "too-large",
+  });
+  await store.append([spanOf(attempt, "s3")]);
+  spy.mockRestore();
+  const kept = ["s1", "s2", "s3"];
+  expect(await idsOf(store, "a")).toEqual(kept);
+  expect(await store.stats()).toMatchObject({ spans: 3, rollouts: { running: 1 } });
+  await store.close();
+  expect((await verifyFileStore(folder)).problems).toEqual([]);
+  const again = await openFileStore(folder, { onReport: (message) => expect.fail(message) });
+  expect(await idsOf(again, "a")).toEqual(kept);
   await again.close();
 });

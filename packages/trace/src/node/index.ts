@@ -60,7 +60,17 @@ const checkMeta = async (path: string, nowMs: number): Promise<void> => {
     await replaceFile(path, Buffer.from(`${JSON.stringify({ magic: META_MAGIC, v: META_VERSION, createdMs: nowMs })}\n`));
     return;
   }
-  const meta = JSON.parse(text) as { magic?: unknown; v?: unknown };
+  let meta: { magic?: unknown; v?: unknown } | null = null;
+  try {
+    meta = JSON.parse(text);
+  } catch {
+    // told below
+  }
+  if (typeof meta !== "object" || meta === null)
+    throw new TraceError(
+      "corrupt",
+      `${path}: a JSON object, got ${JSON.stringify(text.slice(0, 80))}; delete it if the folder was a store's: it says no more than that`,
+    );
   if (meta.magic !== META_MAGIC || meta.v !== META_VERSION)
     throw new TraceError(
       "corrupt",

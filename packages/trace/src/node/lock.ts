@@ -1,9 +1,9 @@
 // One writer a folder. The file `lock` names its holder: {"magic":"fulgurite-lock","v":1,"pid","startedAt","host","token"}.
-// It appears whole or not at all (a hard link to a finished file). It is stale when its process is gone, or when its pid
+// It appears whole or not at all (a hard link to a finished file that is on disk). It is stale when its process is gone, or when its pid
 // belongs to a process that began at another time; a holder on another machine is never presumed gone.
 
 import { randomBytes } from "node:crypto";
-import { link, readFile, rename, unlink, writeFile } from "node:fs/promises";
+import { link, open, readFile, rename, unlink } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
@@ -73,11 +73,15 @@ const take = async (folder: string, path: string, finished: string): Promise<voi
     }
     const holder = await readHolder(path);
     if (holder === undefined) continue; // released between the two looks
-    if (!(await isStale(holder)))
+    if (!(await isStale(holder))) {
+      const isHere = holder.host === hostname();
       throw new TraceError(
         "locked",
-        `${folder}: one writer at a time, got a lock held by pid ${holder.pid} on ${holder.host}; stop that process, or share its store over HTTP`,
+        `${folder}: one writer at a time, got a lock held by pid ${holder.pid} on ${holder.host}; stop that process, or share its store over HTTP${
+          isHere ? "; in a copy of its folder, delete the copy of the lock" : `; if that machine is gone for good, delete ${path}`
+        }`,
       );
+    }
     const claim = join(folder, `lock.${holder.token}`);
     await take(folder, claim, finished);
     if ((await readHolder(path))?.token === holder.token) return rename(claim, path); // one step: the claim becomes the lock
@@ -103,11 +107,18 @@ export const acquireLock = async (folder: string): Promise<Lock> => {
     token,
   };
   const finished = `${path}.${token}.tmp`;
-  await writeFile(finished, `${JSON.stringify(mine)}\n`, { flag: "wx" });
   try {
+    // on disk before it is the lock: of a power cut a lock must not be left that names nobody
+    const handle = await open(finished, "wx");
+    try {
+      await handle.writeFile(`${JSON.stringify(mine)}\n`);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
     await take(folder, path, finished);
   } finally {
-    await unlink(finished);
+    await unlink(finished).catch(() => {}); // it is a lock's other name, or was never made: the first error is the one to tell
   }
   return {
     release: async () => {

@@ -212,6 +212,27 @@ export const createSegmentLog = (
     return { firstSeq, callers: 0, frames: spare.pop() ?? new FrameBuffer(mark), places: [], done, settle };
   };
 
+  /** All or none: nothing says yet that they are there. @throws TraceError "too-large". */
+  const encodeAll = (frames: FrameBuffer, data: readonly LogData[], after: number): Place[] => {
+    const { length, count } = frames;
+    try {
+      return data.map((record, index) => ({
+        held: frames,
+        file: "",
+        offset: frames.length,
+        byteLength: frames.add(record, after + index + 1),
+      }));
+    } catch (error) {
+      frames.length = length;
+      frames.count = count;
+      throw new TraceError(
+        "too-large",
+        `${folder}: a record's JSON is a text that the platform can make, got ${error}; nothing of this call is kept: say it in smaller parts`,
+        { cause: error },
+      );
+    }
+  };
+
   const startFile = async (firstSeq: number): Promise<LogFile> => {
     await reader.release(nameOf(firstSeq));
     return startLogFile(folder, io, firstSeq, clock(), mark);
@@ -332,15 +353,15 @@ export const createSegmentLog = (
     replay,
     add: (data, callers) => {
       if (failure) throw failure;
-      for (const record of data) {
-        lastSeq += 1;
-        waiting ??= openBatch(lastSeq);
-        const { frames } = waiting;
-        const place: Place = { held: frames, file: "", offset: frames.length, byteLength: frames.add(record, lastSeq) };
-        waiting.places.push(place);
-        active.note(record, lastSeq, place);
-      }
-      if (data.length > 0 && waiting) {
+      if (data.length > 0) {
+        const batch = waiting ?? openBatch(lastSeq + 1);
+        const places = encodeAll(batch.frames, data, lastSeq);
+        waiting = batch;
+        for (const [index, place] of places.entries()) {
+          lastSeq += 1;
+          batch.places.push(place);
+          active.note(data[index] as LogData, lastSeq, place);
+        }
         waiting.callers += callers;
         if (2 * waiting.callers >= woken && isDiskQuick(pace, waiting.callers + woken)) half?.();
         writing = waiting.done;

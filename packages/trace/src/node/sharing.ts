@@ -1,8 +1,9 @@
 // Appends that are asked for before the store comes to them are one transaction and one command: its price is paid once for all
 // of them. What is asked first is still done first: any other call ends the sharing. An append that breaks a rule fails alone;
-// what the log refuses, it refuses to all.
+// what the log refuses, it refuses to all, but for a record that is too large.
 // Where the disk is quick, a crowd goes in halves that take turns (pace.ts).
 
+import { TraceError } from "../errors.ts";
 import type { Backend, RunAppends, Transaction } from "../rows.ts";
 import { type Sharer, settleSharers, type Tell } from "../sharers.ts";
 import { isDiskQuick, type Pace } from "./pace.ts";
@@ -45,7 +46,10 @@ export const createSharing = (transact: Transact, pace: Pace, isIdle: () => bool
       );
       settleSharers(members, appended, tell);
     } catch (error) {
-      for (const { reject } of members) reject(error);
+      // nothing of it is kept; whose record was too large, each finds out alone
+      if (members.length > 1 && error instanceof TraceError && error.code === "too-large")
+        for (const member of members) await runGroup([member], run, tell);
+      else for (const { reject } of members) reject(error);
     }
   };
 
