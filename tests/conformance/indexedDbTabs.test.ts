@@ -224,9 +224,7 @@ test("an older tab that does not let go is named at once, and after 30 s the new
   const reports: string[] = [];
   const options = { timer, onReport: (message: string) => void reports.push(message) };
   const opening = errorOf(openIndexedDbStore(name, options));
-  await expect
-    .poll(() => reports)
-    .toEqual([expect.stringContaining("got another tab that holds an older version; reload that tab")]);
+  await expect.poll(() => reports).toEqual([expect.stringContaining("got another tab that holds an older version; reload that tab")]);
   const behind = errorOf(openIndexedDbStore(name, options)); // in a queue behind the other, and told nothing by the browser
   await settle();
   expect(waiting.map(({ ms }) => ms)).toEqual([30_000, 30_000]);
@@ -307,7 +305,7 @@ test("an upgrade on a full disk is refused by name, leaves the older version who
     });
     const error = await errorOf(openIndexedDbStore(name, { onReport: () => {} }));
     expect([error.code, (error.cause as Error).name]).toEqual(["full", "QuotaExceededError"]);
-    expect(error.message).toContain(`fulgurite/${name}: the browser must have room`);
+    expect(error.message).toContain(`fulgurite/${name}: it must have room`);
     vi.restoreAllMocks();
     const same = await ask(indexedDB.open(`fulgurite/${name}`));
     expect(same.version).toBe(version);

@@ -81,11 +81,7 @@ export const createConnection = (
         const error = upgrading?.error ?? (thrown as Error); // a full disk tells the transaction only
         if (tries > 1 && DEAD.test(error.name)) return opened(tries - 1, error.name === "VersionError" ? undefined : SCHEMA_VERSION);
         if (error instanceof TraceError || isFull(error)) throw error;
-        throw refusal(
-          "storage",
-          `the browser must keep data, got ${error}; allow it, leave a private window, or use createMemoryStore()`,
-          error,
-        );
+        throw refusal("storage", `the browser must keep data, got ${error}; allow it, or use createMemoryStore()`, error);
       }
     };
     const late = new Promise<never>((_, reject) => {
@@ -114,7 +110,7 @@ export const createConnection = (
         if (isFull(error))
           throw refusal(
             "full",
-            "the browser must have room, got QuotaExceededError, and nothing of this call is stored; free the disk, or export and forget rollouts",
+            "it must have room, got QuotaExceededError, and this call stored nothing; free the disk, or export and forget rollouts",
             error,
           );
         if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
@@ -122,7 +118,7 @@ export const createConnection = (
           if (!DEAD.test(error.name)) throw error;
           letGo(); // it is dead already
         }
-        if (!isFirst) throw refusal("storage", `its connection must live, got ${error} twice; reload this tab`, error);
+        if (!isFirst) throw refusal("storage", `it must be open, got ${error} twice; reload this tab`, error);
       }
     }
   };
