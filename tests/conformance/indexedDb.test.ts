@@ -2,6 +2,7 @@
 import { type Attempt, type AttemptRef, type Attributes, type Span, type Store, type StoreEvent, TraceError } from "@fulgurite/trace";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
 import { afterEach, expect, test, vi } from "vitest";
+import { ask, openFirstVersion, openSecondVersion } from "./indexedDbVersions.ts";
 import { inNode } from "./storeCases.ts";
 
 if (inNode) await import("./storeCasesInNode.ts"); // brings fake-indexeddb
@@ -13,14 +14,6 @@ afterEach(() => {
 const runId = Math.random().toString(36).slice(2);
 let names = 0;
 const newName = (): string => `connection-${runId}-${++names}`;
-
-const ask = <T>(request: IDBRequest<T>): Promise<T> =>
-  new Promise((resolve, reject) => {
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
-    if ("onblocked" in request)
-      (request as unknown as IDBOpenDBRequest).onblocked = () => reject(new Error("blocked: the store kept its handle"));
-  });
 
 /** The next `times` transactions fail as on a handle that is gone. */
 const killHandles = (times: number, name = "InvalidStateError") => {
@@ -79,32 +72,9 @@ test("a newer release may upgrade under us: the handle gives way, and what we kn
   await store.close();
 });
 
-/** What version 1 made, and version 2 kept: a fixture, not to be changed with schema.ts. */
-const makeFirstVersion = (db: IDBDatabase) => {
-  const rollouts = db.createObjectStore("rollouts", { keyPath: "id" });
-  rollouts.createIndex("bySeq", "seq", { unique: true });
-  rollouts.createIndex("byStatus", ["status", "seq"]);
-  const attempts = db.createObjectStore("attempts", { keyPath: ["rolloutId", "id"] });
-  attempts.createIndex("bySequence", ["rolloutId", "sequence"], { unique: true });
-  attempts.createIndex("byHeartbeat", ["status", "lastHeartbeatMs"]);
-  const spans = db.createObjectStore("spans", { keyPath: ["rolloutId", "attemptId", "id"] });
-  spans.createIndex("bySeq", "seq", { unique: true });
-  spans.createIndex("byRollout", ["rolloutId", "seq"]);
-  spans.createIndex("byAttempt", ["rolloutId", "attemptId", "seq"]);
-  db.createObjectStore("resources", { keyPath: ["name", "version"] });
-  db.createObjectStore("states").put(Uint8Array.of(7), "cursor");
-  return { rollouts, attempts, spans };
-};
-
 test("a database of the first version is upgraded with all that is in it, and can forget", async () => {
   const name = newName();
-  const request = indexedDB.open(`fulgurite/${name}`, 1);
-  request.onupgradeneeded = () => {
-    const db = request.result;
-    const { rollouts } = makeFirstVersion(db);
-    rollouts.put({ id: "a", seq: 4, input: 1, mode: "train", status: "queued", config: {}, metadata: {}, attempts: 0, createdAtMs: 1 });
-  };
-  (await ask(request)).close();
+  (await openFirstVersion(name)).close();
   const store = await openIndexedDbStore(name);
   expect((await store.stats()).rollouts.queued).toBe(1);
   expect(await store.getState("cursor")).toEqual(Uint8Array.of(7));
@@ -112,28 +82,6 @@ test("a database of the first version is upgraded with all that is in it, and ca
   expect((await store.enqueue([{ id: "b", input: 1 }]))[0]!.seq).toBe(5);
   await store.close();
 });
-
-/** What version 2 made, and what it left. */
-const openSecondVersion = async (name: string): Promise<IDBDatabase> => {
-  const request = indexedDB.open(`fulgurite/${name}`, 2);
-  request.onupgradeneeded = () => {
-    const db = request.result;
-    const { rollouts, attempts, spans } = makeFirstVersion(db);
-    const counters = db.createObjectStore("counters");
-    counters.put(9, "rolloutSeq"); // what came after seq 4 was forgotten
-    counters.put(20, "spanSeq");
-    const config = { timeoutMs: 1_000, maxAttempts: 2, retryOn: ["unresponsive"] };
-    const rollout = { id: "a", seq: 4, input: 1, mode: "train", status: "running", config, metadata: {}, attempts: 1, createdAtMs: 1 };
-    rollouts.put(rollout);
-    attempts.put({ rolloutId: "a", id: "t", sequence: 1, status: "running", workerId: "w", startedAtMs: 5, lastHeartbeatMs: 6 });
-    for (const [id, seq] of [
-      ["s2", 7],
-      ["s1", 8],
-    ] as const)
-      spans.put({ ...spanOf({ rolloutId: "a", id: "t" }, id, { tokens: Int32Array.of(seq) }), seq });
-  };
-  return ask(request);
-};
 
 test("a database of the second version is upgraded where it lies: rows, seqs and what runs go on", async () => {
   const name = newName();
@@ -549,25 +497,24 @@ test("what changes within a frame is told to other tabs in one message; closing 
 });
 
 test("the browser is asked once to keep the data, and its answer is reported", async () => {
-  const storageOf = (isKept: boolean, answer: boolean) => {
+  const storageOf = (answer: boolean) => {
     const persist = vi.fn(async () => answer);
-    return { storage: { persisted: async () => isKept, persist }, persist };
+    return { storage: { persist }, persist };
   };
-  for (const [isKept, answer, text, asked] of [
-    [false, true, "got yes", 1],
-    [false, false, "got no; the browser may delete it", 1],
-    [true, false, "got yes", 0],
+  for (const [answer, text] of [
+    [true, "got yes"],
+    [false, "got no; the browser may delete it"],
   ] as const) {
-    const { storage, persist } = storageOf(isKept, answer);
+    const { storage, persist } = storageOf(answer);
     vi.stubGlobal("navigator", { storage });
     const told = new Promise<string>((onReport) => {
       void openIndexedDbStore(newName(), { persist: true, onReport }).then((store) => store.close());
     });
     expect(await told).toContain(text);
-    expect(persist).toHaveBeenCalledTimes(asked);
+    expect(persist).toHaveBeenCalledTimes(1);
     vi.unstubAllGlobals();
   }
-  const { storage, persist } = storageOf(false, true);
+  const { storage, persist } = storageOf(true);
   vi.stubGlobal("navigator", { storage });
   await (await openIndexedDbStore(newName())).close();
   vi.unstubAllGlobals();

@@ -78,13 +78,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   const closing = new AbortController();
   let redacted = 0;
   let lastDigest: Promise<unknown> = Promise.resolve(); // never rejects
-
   let isClosed = false;
-  let ended: TraceError | undefined;
-  const closedError = () => ended ?? new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`);
-  const guardOpen = () => {
-    if (closing.signal.aborted) throw closedError();
-  };
+  const guardOpen = () => closing.signal.throwIfAborted();
 
   // each call in a microtask of its own: a listener that throws is the platform's uncaught error, and harms nobody else
   const emit = (events: readonly StoreEvent[]): void => {
@@ -94,11 +89,11 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
           if (listeners.has(listener)) listener(event);
         });
   };
-  hints.connect?.(emit, (error) => {
-    ended ??= error;
-    closing.abort();
+  const end = (error: TraceError): void => {
+    closing.abort(error); // the first is what everybody hears
     listeners.clear();
-  });
+  };
+  hints.connect?.(emit, end);
 
   const read = async <T>(body: (rows: Rows) => Promise<T>): Promise<T> => {
     guardOpen();
@@ -259,7 +254,6 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       read,
       watch,
       timer,
-      closedError,
       closing: closing.signal,
       hasOtherWriters: hints.hasOtherWriters ?? false,
     }),
@@ -268,8 +262,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
     close: async () => {
       if (isClosed) return;
       isClosed = true;
-      closing.abort();
-      listeners.clear();
+      end(new TraceError("closed", `store ${name}: it must be open, got a call after close(); open it again`));
       await backend.close();
     },
   };

@@ -14,20 +14,16 @@ export interface WaitBounds {
   readonly signal: AbortSignal | undefined;
   readonly timeoutMs: number | undefined;
   readonly timer: Timer;
-  /** Aborted by close(). */
+  /** Aborted by close(), with a TraceError. */
   readonly closing: AbortSignal;
-  readonly closedError: () => TraceError;
   /** Rollouts that are waited for, for the message. */
   readonly count: number;
 }
 
-/** Rejects with the signal's reason, the store's "closed" error or TraceError "timeout". Returns the way to stop listening. */
-export const boundWait = (
-  reject: (error: unknown) => void,
-  { signal, timeoutMs, timer, closing, closedError, count }: WaitBounds,
-): (() => void) => {
+/** Rejects with the signal's reason, closing's reason or TraceError "timeout". Returns the way to stop listening. */
+export const boundWait = (reject: (error: unknown) => void, { signal, timeoutMs, timer, closing, count }: WaitBounds): (() => void) => {
   const onAbort = (): void => reject(signal?.reason);
-  const onClose = (): void => reject(closedError());
+  const onClose = (): void => reject(closing.reason);
   signal?.addEventListener("abort", onAbort, { once: true });
   closing.addEventListener("abort", onClose, { once: true });
   const stopTimer =

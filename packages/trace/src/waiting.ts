@@ -16,9 +16,8 @@ export interface WaitingOptions {
   readonly read: Read;
   readonly watch: Store["watch"];
   readonly timer: Timer;
-  /** Aborted by close(). */
+  /** Aborted by close(), with what waits then reject with. */
   readonly closing: AbortSignal;
-  readonly closedError: () => TraceError;
   readonly hasOtherWriters: boolean;
 }
 
@@ -27,7 +26,7 @@ const IDS_A_LOOK = 1024;
 
 const liveIds = (rollouts: readonly Rollout[]): string[] => rollouts.filter(({ status }) => !isTerminal(status)).map(({ id }) => id);
 
-export const createWaitFor = ({ name, read, watch, timer, closing, closedError, hasOtherWriters }: WaitingOptions): Store["waitFor"] => {
+export const createWaitFor = ({ name, read, watch, timer, closing, hasOtherWriters }: WaitingOptions): Store["waitFor"] => {
   const rolloutsOf = (ids: readonly string[]): Promise<Rollout[]> =>
     read(async (rows) => {
       const found: Rollout[] = [];
@@ -45,14 +44,14 @@ export const createWaitFor = ({ name, read, watch, timer, closing, closedError, 
     });
 
   return async (rolloutIds, { signal, timeoutMs } = {}) => {
-    if (closing.aborted) throw closedError();
+    closing.throwIfAborted();
     signal?.throwIfAborted();
     const ids = Array.isArray(rolloutIds) ? [...rolloutIds] : refuse("waitFor: rolloutIds", "a list", rolloutIds);
     const wanted = new Set(ids);
     const stops: (() => void)[] = [];
     try {
       return await new Promise<Rollout[]>((resolve, reject) => {
-        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing, closedError, count: wanted.size }));
+        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing, count: wanted.size }));
         // one look at a time; what is heard meanwhile asks for one more. What has ended is not looked at again until all have,
         // or one is gone
         let looking = false;

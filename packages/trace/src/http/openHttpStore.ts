@@ -57,10 +57,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const listeners = new Set<(event: StoreEvent) => void>();
   let redacted = 0;
 
-  const closedError = () => new TraceError("closed", `store ${baseUrl}: it must be open, got a call after close(); open it again`);
-  const guardOpen = () => {
-    if (closing.signal.aborted) throw closedError();
-  };
+  const guardOpen = () => closing.signal.throwIfAborted();
   const { fetched, call, get, list } = createRequests({
     ...{ baseUrl, token, timer, guardOpen },
     fetch: options.fetch,
@@ -121,7 +118,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     const stops: (() => void)[] = [];
     try {
       return await new Promise<Rollout[]>((resolve, reject) => {
-        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing: closing.signal, closedError, count: new Set(ids).size }));
+        stops.push(boundWait(reject, { signal, timeoutMs, timer, closing: closing.signal, count: new Set(ids).size }));
         const ask = async (): Promise<void> => {
           while (!done.signal.aborted) {
             const json = { rolloutIds: ids, timeoutMs: WAIT_MS };
@@ -274,7 +271,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     },
     close: async () => {
       if (closing.signal.aborted) return;
-      closing.abort();
+      closing.abort(new TraceError("closed", `store ${baseUrl}: it must be open, got a call after close(); open it again`));
       listeners.clear();
       watching?.stop();
     },

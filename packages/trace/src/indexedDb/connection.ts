@@ -1,86 +1,134 @@
 // One handle to one database, and what to do when it dies. Browsers close handles behind the page's back: WebKit loses its
 // database server, another tab upgrades or deletes, storage is cleared. Then the handle is dropped, the next use opens
 // another, and the transaction that it died under runs once more. A second death is the caller's error.
+//
+// Who upgrades waits for every older tab to let go. So a tab lets go when it is asked, and before it is frozen, when nobody could
+// ask it; and who waits for one that does neither, or for an upgrade elsewhere, waits OPEN_MS.
 
-import { TraceError } from "../errors.ts";
+import { TraceError, type TraceErrorCode } from "../errors.ts";
+import type { Timer } from "../waitBounds.ts";
 import { ask } from "./requests.ts";
-import { SCHEMA_VERSION, upgrade } from "./schema.ts";
+import { isKnown, SCHEMA_VERSION, upgrade } from "./schema.ts";
 
 export interface Connection {
-  /** Runs `body` with a live handle; again, once, if the handle died under it. */
+  /** Runs `body` with a live handle; again, once, if the handle died under it. Where there is none to have, every error is a TraceError. */
   use<T>(body: (db: IDBDatabase) => Promise<T>): Promise<T>;
   close(): Promise<void>;
 }
 
 /**
  * How engines say that a handle is gone. All: AbortError, for a forced close aborts what is under way and only then says so, and
- * InvalidStateError, "The database connection is closing". WebKit: a lost server, a missing transaction. Chromium: "Internal error
- * opening backing store".
+ * InvalidStateError, "The database connection is closing". UnknownError: WebKit's lost server and missing transactions, Chromium's
+ * "Internal error". VersionError: the database is newer than what was asked for.
  */
-const DEAD =
-  /^(AbortError|InvalidStateError|UnknownError.*(Connection to Indexed Database server lost|without an in-progress transaction|Internal error))/;
+const DEAD = /Abort|InvalidState|Unknown|Version/;
 
-export const createConnection = (databaseName: string, onReport: (message: string) => void): Connection => {
+const OPEN_MS = 30_000;
+
+const isFull = (error: Error): boolean => error.name === "QuotaExceededError";
+
+/** `onOutdated` is told once, when a newer release has changed what this one knows; from then on that error is all there is. */
+export const createConnection = (
+  databaseName: string,
+  onReport: (message: string) => void,
+  timer: Timer,
+  onOutdated: (error: TraceError) => void,
+): Connection => {
   let handle: Promise<IDBDatabase> | undefined;
-  let isClosed = false;
+  let wasOpen = false;
+  let ended: TraceError | undefined;
+
+  const refusal = (code: TraceErrorCode, rule: string, cause?: unknown): TraceError =>
+    new TraceError(code, `${databaseName}: ${rule}`, { cause });
+  const inTheWay = () => refusal("locked", "it must be open, got another tab that holds an older version; reload that tab");
 
   const open = (): Promise<IDBDatabase> => {
+    let stop = () => {};
     const drop = () => {
       if (handle === opening) handle = undefined;
     };
-    const opened = async (version?: number): Promise<IDBDatabase> => {
-      const request = indexedDB.open(databaseName, version);
-      request.onupgradeneeded = ({ oldVersion }) => upgrade(request.transaction as IDBTransaction, oldVersion);
-      request.onblocked = () => onReport(`${databaseName}: another tab holds an older version open; close that tab to go on`);
-      const db = await ask(request);
-      db.onclose = drop;
-      db.onversionchange = () => {
-        drop();
-        db.close();
-      };
-      return db;
+    const opened = async (tries: number, version?: number): Promise<IDBDatabase> => {
+      let upgrading: IDBTransaction | undefined;
+      try {
+        const request = indexedDB.open(databaseName, version);
+        request.onupgradeneeded = ({ oldVersion }) => {
+          upgrading = request.transaction as IDBTransaction;
+          if (version === undefined) return upgrading.abort(); // deleted since: begin again
+          stop(); // it takes the time that it takes
+          if (wasOpen && oldVersion === 0) onReport(`${databaseName}: it was deleted, and begins anew`);
+          upgrade(upgrading, oldVersion);
+        };
+        request.onblocked = () => onReport(inTheWay().message);
+        const db = await ask(request);
+        db.onclose = drop;
+        db.onversionchange = ({ newVersion }) => {
+          drop();
+          db.close();
+          if (newVersion) use(async () => {}).catch(() => {}); // waits hear of it at once
+        };
+        if (handle !== opening) db.close(); // nobody waits for it any more
+        if (db.version > SCHEMA_VERSION && !isKnown(db)) {
+          db.close();
+          ended = refusal("outdated", `this tab's code must know it, got version ${db.version} of a newer release; reload this tab`);
+          onReport(ended.message);
+          onOutdated(ended);
+          throw ended;
+        }
+        wasOpen = true;
+        globalThis.addEventListener?.("freeze", letGo, true); // of the document; absent in Node
+        return db;
+      } catch (thrown) {
+        const error = upgrading?.error ?? (thrown as Error); // a full disk tells the transaction only
+        if (tries > 1 && DEAD.test(error.name)) return opened(tries - 1, error.name === "VersionError" ? undefined : SCHEMA_VERSION);
+        if (error instanceof TraceError || isFull(error)) throw error;
+        throw refusal("storage", `the browser must keep data, got ${error}; allow it, or use createMemoryStore()`, error);
+      }
     };
-    const opening = opened(SCHEMA_VERSION).catch((error) => {
-      // written by a newer release: its migrations only added, so what this one knows is all there
-      if (error.name === "VersionError") return opened();
-      throw error;
+    const late = new Promise<never>((_, reject) => {
+      stop = timer(() => reject(inTheWay()), OPEN_MS);
     });
-    opening.catch(drop);
+    const opening = Promise.race([opened(3, SCHEMA_VERSION), late]);
+    opening.catch(drop).then(stop);
     return opening;
   };
 
-  return {
-    use: async (body) => {
-      for (let isFirst = true; ; isFirst = false) {
-        if (isClosed) throw new TraceError("closed", `${databaseName}: it must be open, got a call after close(); open it again`);
-        handle ??= open();
-        const mine = handle;
-        try {
-          return await body(await mine);
-        } catch (error) {
-          if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
-          if (handle === mine) {
-            if (!DEAD.test(String(error))) throw error;
-            handle = undefined;
-            void mine.then((db) => db.close()).catch(() => {}); // it is dead already
-          }
-          if (!isFirst)
-            throw new TraceError(
-              "storage",
-              `${databaseName}: its connection must live, got lost twice in one transaction; reload the page`,
-              {
-                cause: error,
-              },
-            );
+  const letGo = async (): Promise<void> => {
+    const last = handle;
+    handle = undefined;
+    await last?.then((db) => db.close()).catch(() => {}); // transactions under way still complete
+  };
+
+  const use: Connection["use"] = async (body) => {
+    for (let isFirst = true; ; isFirst = false) {
+      if (ended) throw ended;
+      handle ??= open();
+      const mine = handle;
+      try {
+        return await body(await mine);
+      } catch (thrown) {
+        const error = thrown as Error;
+        if (isFull(error))
+          throw refusal(
+            "full",
+            "it must have room, got QuotaExceededError, and this call stored nothing; free the disk, or export and forget rollouts",
+            error,
+          );
+        if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
+        if (handle === mine) {
+          if (!DEAD.test(error.name)) throw error;
+          letGo(); // it is dead already
         }
+        if (!isFirst) throw refusal("storage", `it must be open, got ${error} twice; reload this tab`, error);
       }
-    },
-    close: async () => {
-      isClosed = true;
-      const last = handle;
-      handle = undefined;
-      const db = await last?.catch(() => undefined);
-      db?.close(); // transactions under way still complete
+    }
+  };
+
+  return {
+    use,
+    close: () => {
+      ended ??= refusal("closed", "it must be open, got a call after close(); open it again");
+      globalThis.removeEventListener?.("freeze", letGo, true);
+      return letGo();
     },
   };
 };

@@ -1,7 +1,6 @@
 // What one tab tells the others of a store: that something changed. Hints may be late and may be lost with their tab; what is
 // true is in the database.
 
-import type { Hints } from "../store.ts";
 import type { StoreEvent } from "../vocabulary.ts";
 
 /** A message between tabs of one store. */
@@ -14,15 +13,18 @@ interface TabMessage {
 /** A message costs as much as a fifth of an append: those of one frame of a screen share one. Tabs that nobody sees tell within a second. */
 const HINT_EVERY_MS = 16;
 
-const isTabMessage = (data: unknown): data is TabMessage => {
-  const message = data as Partial<TabMessage> | null;
-  return message?.magic === "fulgurite-hints" && message.v === 1;
-};
+const isTabMessage = (data: Partial<TabMessage> | null): data is TabMessage => data?.magic === "fulgurite-hints" && data.v === 1;
 
-export const openHints = (channelName: string): Hints & { close(): void } => {
+export interface TabHints {
+  readonly hasOtherWriters: true;
+  announce(events: readonly StoreEvent[]): void;
+  connect(emit: (events: readonly StoreEvent[]) => void): void;
+  /** Tells the rest. */
+  close(): void;
+}
+
+export const openHints = (channelName: string): TabHints => {
   let channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
-  // Node's channel keeps the process alive unless told; browsers' has no such method
-  (channel as unknown as { unref?(): void } | undefined)?.unref?.();
   let events: StoreEvent[] = [];
   let timer: ReturnType<typeof setTimeout> | undefined;
   const tell = () => {

@@ -25,6 +25,7 @@ const GROUP_SPANS = 64;
 
 export const createInOrder = (run: RunTransaction): InOrder => {
   const inTurn = createQueue();
+  const settled = () => inTurn(async () => {});
   let open: { readonly members: Sharer[]; spans: number } | undefined;
 
   const append = async (members: readonly Sharer[], how: RunAppends, tell: Tell): Promise<void> => {
@@ -41,7 +42,7 @@ export const createInOrder = (run: RunTransaction): InOrder => {
   return {
     transact: (mode, body) => {
       open = undefined;
-      return mode === "read" ? inTurn(async () => {}).then(() => run(mode, body)) : inTurn(() => run(mode, body));
+      return mode === "read" ? settled().then(() => run(mode, body)) : inTurn(() => run(mode, body));
     },
     gather: (request, how, tell) =>
       new Promise((resolve, reject) => {
@@ -56,6 +57,6 @@ export const createInOrder = (run: RunTransaction): InOrder => {
         open.spans += request.spans.length;
         open.members.push({ request, resolve, reject });
       }),
-    settled: () => inTurn(async () => {}),
+    settled,
   };
 };

@@ -11,11 +11,13 @@ import { TraceError } from "../errors.ts";
 import type { Backend, Rows } from "../rows.ts";
 import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
+import { platformTimer } from "../waitBounds.ts";
 import { createConnection } from "./connection.ts";
 import { openHints } from "./hints.ts";
 import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
 import { ask, committed } from "./requests.ts";
-import { createIndexedDbRows, type Guess, ROW_STORES } from "./rows.ts";
+import { createIndexedDbRows, type Guess } from "./rows.ts";
+import { ROW_STORES } from "./schema.ts";
 import { type Known, learn } from "./turns.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
@@ -29,41 +31,33 @@ export interface IndexedDbOptions extends StoreOptions {
 type Tried<T> = { readonly answer: T } | keyof Guess;
 
 /** What a transaction may be told for spans that are there already; an append on a full disk may have nothing else either. */
-const isOfSpans = (error: unknown, mode: Mode): boolean =>
-  error instanceof Error && (error.name === "ConstraintError" || (mode === "append" && error.name === "QuotaExceededError"));
+const isOfSpans = ({ name }: Error, mode: Mode): boolean =>
+  name === "ConstraintError" || (mode === "append" && name === "QuotaExceededError");
 
 const askToPersist = async (databaseName: string, onReport: (message: string) => void): Promise<void> => {
   const storage: Partial<StorageManager> | undefined = globalThis.navigator?.storage; // absent in Node and on insecure pages
-  const isKept = (await storage?.persisted?.()) || (await storage?.persist?.());
-  const answer = isKept === undefined ? "no such promise here" : "no";
+  const isKept = await storage?.persist?.(); // who keeps it already says yes, and asks nobody
   onReport(
-    `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : `${answer}; the browser may delete it when disks run short, so export what matters`}`,
+    `${databaseName}: persistent storage was asked for, got ${isKept ? "yes" : "no; the browser may delete it: export what matters"}`,
   );
 };
-
-const orFull = (databaseName: string, error: unknown): unknown =>
-  error instanceof Error && error.name === "QuotaExceededError"
-    ? new TraceError(
-        "full",
-        `${databaseName}: the browser must have room for this call, got QuotaExceededError, and nothing of it is stored; export and forget rollouts, free the disk, or raise the site's quota`,
-        { cause: error },
-      )
-    : error;
 
 /**
  * Opens (or makes) the database `fulgurite/<name>` of this origin.
  * claim, finish, cancel, publish and putState resolve when the browser says that they are flushed ("strict"); enqueue,
  * append and heartbeat when they are handed to the operating system: they survive a crash of the tab, not a power cut.
- * @throws the platform's DOMException where storage is refused; TraceError "storage" when the connection died twice; every
- * method that writes, TraceError "full".
+ * @throws TraceError, as all its methods do: "storage" where the browser keeps nothing, or loses the connection twice; "locked"
+ * when another tab stands in the way for 30 s; "outdated" for a database that a newer release has changed; every method that
+ * writes, and an upgrade, "full". What else the platform has to say passes untouched.
  */
 export const openIndexedDbStore = async (name: string, options: IndexedDbOptions = {}): Promise<Store> => {
   const databaseName = `fulgurite/${name}`;
-  const onReport = options.onReport ?? ((message) => console.warn(message));
-  const connection = createConnection(databaseName, onReport);
+  const { onReport = console.warn } = options;
+  let end = (_: TraceError): void => {};
+  const connection = createConnection(databaseName, onReport, options.timer ?? platformTimer, (error) => end(error));
   await connection.use(async () => {}); // refuse here, not at the first write
   // nobody waits: a browser may leave the question to its user
-  if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(`${databaseName}: persist failed (${error})`));
+  if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(String(error)));
   const hints = openHints(databaseName);
 
   /** Of the handle that it was learnt through: another may lead to another database. */
@@ -98,9 +92,9 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
         // it ended before: the first error is the one to tell
       }
       const cause = transaction.error ?? error;
-      if (guess.isNew && isOfSpans(cause, mode)) return "isNew";
+      if (guess.isNew && isOfSpans(cause as Error, mode)) return "isNew";
       if (!(error instanceof TraceError)) memory = undefined;
-      throw orFull(databaseName, cause);
+      throw cause;
     }
   };
 
@@ -114,24 +108,31 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
     });
   const inOrder = createInOrder(run);
 
+  const readStates = <T>(read: (states: IDBObjectStore) => IDBRequest<T>): Promise<T> =>
+    connection.use((db) => ask(read(db.transaction("states").objectStore("states"))));
+
   const backend: Backend = {
     givesOwnSpans: true, // cloned by the platform for each reader
     ...inOrder,
     putState: (stateName, bytes) =>
       connection.use(async (db) => {
         const transaction = db.transaction("states", "readwrite", { durability: "strict" });
-        const put = async () => ask(transaction.objectStore("states").put(bytes, stateName));
-        await Promise.all([put(), committed(transaction)]).catch((error) => {
-          throw orFull(databaseName, transaction.error ?? error);
-        });
+        transaction.objectStore("states").put(bytes, stateName);
+        await committed(transaction);
       }),
-    getState: (stateName) => connection.use((db) => ask(db.transaction("states").objectStore("states").get(stateName))),
-    states: () => connection.use((db) => ask(db.transaction("states").objectStore("states").getAllKeys() as IDBRequest<string[]>)),
+    getState: (stateName) => readStates((states) => states.get(stateName)),
+    states: () => readStates((states) => states.getAllKeys() as IDBRequest<string[]>),
     close: async () => {
       await inOrder.settled();
       hints.close();
       await connection.close();
     },
   };
-  return createStore(databaseName, backend, options, hints);
+  return createStore(databaseName, backend, options, {
+    ...hints,
+    connect: (emit, endStore) => {
+      hints.connect(emit);
+      end = endStore;
+    },
+  });
 };

@@ -12,7 +12,7 @@ export const ask = <T>(request: IDBRequest<T>): Promise<T> =>
 export const committed = (transaction: IDBTransaction): Promise<void> =>
   new Promise((resolve, reject) => {
     transaction.oncomplete = () => resolve();
-    transaction.onabort = () => reject(transaction.error ?? new DOMException("The transaction was aborted", "AbortError"));
+    transaction.onabort = () => reject(transaction.error ?? new DOMException("undone", "AbortError"));
   });
 
 /** The values that a cursor comes by, `limit` of them at most. */

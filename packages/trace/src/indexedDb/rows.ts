@@ -9,9 +9,8 @@ import type { Rows } from "../rows.ts";
 import { ROLLOUT_CHANGES } from "../status.ts";
 import type { Attempt, Resource, ResourceEntry, Rollout, RolloutStatus, StoredSpan } from "../vocabulary.ts";
 import { ask, askCursor } from "./requests.ts";
+import { ROW_STORES } from "./schema.ts";
 import { type Beat, type Head, headOf, type Known, type Lesson, learn, TURNS_KEPT } from "./turns.ts";
-
-export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "turns"] as const;
 
 /** What a transaction goes by without reading. */
 export interface Guess {
@@ -26,7 +25,12 @@ export interface IndexedDbRows extends Rows {
   end(): Promise<Lesson | "wrong" | undefined>;
 }
 
+type FiveStores = readonly [IDBObjectStore, IDBObjectStore, IDBObjectStore, IDBObjectStore, IDBObjectStore];
+
 const LAST = Number.POSITIVE_INFINITY;
+
+/** Of an index or key whose second part is a number. */
+const allOf = (first: string): IDBKeyRange => IDBKeyRange.bound([first, 0], [first, LAST]);
 
 /** Releases before manifests wrote none. */
 const entryOf = (row: Omit<Resource, "manifest"> & Partial<Resource>): ResourceEntry =>
@@ -38,11 +42,7 @@ const see = <T>(seen: Map<string, T>, key: string, row: T | undefined): T | unde
 };
 
 export const createIndexedDbRows = (transaction: IDBTransaction, { known, isNew }: Guess): IndexedDbRows => {
-  const rollouts = transaction.objectStore("rollouts");
-  const attempts = transaction.objectStore("attempts");
-  const spans = transaction.objectStore("spans");
-  const resources = transaction.objectStore("resources");
-  const turns = transaction.objectStore("turns");
+  const [rollouts, attempts, spans, resources, turns] = ROW_STORES.map((store) => transaction.objectStore(store)) as unknown as FiveStores;
   const seenRollouts = new Map<string, Rollout>();
   const seenAttempts = new Map<string, Attempt>();
   const beats = new Map<string, Beat>();
@@ -70,7 +70,7 @@ export const createIndexedDbRows = (transaction: IDBTransaction, { known, isNew 
 
   const resource = async (name: string, version?: number): Promise<Resource | undefined> => {
     if (version !== undefined) return ask(resources.get([name, version]));
-    return (await askCursor<Resource>(resources.openCursor(IDBKeyRange.bound([name, 0], [name, LAST]), "prev"), 1))[0];
+    return (await askCursor<Resource>(resources.openCursor(allOf(name), "prev"), 1))[0];
   };
 
   return {
@@ -82,8 +82,7 @@ export const createIndexedDbRows = (transaction: IDBTransaction, { known, isNew 
       order === "oldest"
         ? ask(rollouts.index("bySeq").getAll(IDBKeyRange.lowerBound(fromSeq ?? 0, true), limit))
         : askCursor(rollouts.index("bySeq").openCursor(IDBKeyRange.upperBound(fromSeq ?? LAST, true), "prev"), limit),
-    queued: async (limit) =>
-      limit === 0 ? [] : ask(rollouts.index("byStatus").getAll(IDBKeyRange.bound(["queued", 0], ["queued", LAST]), limit)), // a count of 0 means all
+    queued: async (limit) => (limit === 0 ? [] : ask(rollouts.index("byStatus").getAll(allOf("queued"), limit))), // a count of 0 means all
     attempt: ({ rolloutId, id }) => {
       const key = keyOf(rolloutId, id);
       const trusted = seenAttempts.get(key) ?? known?.attempts.get(key);
@@ -92,8 +91,7 @@ export const createIndexedDbRows = (transaction: IDBTransaction, { known, isNew 
         see(seenAttempts, key, row && (await alive([row]))[0]),
       );
     },
-    attempts: async (rolloutId) =>
-      alive(await ask(attempts.index("bySequence").getAll(IDBKeyRange.bound([rolloutId, 0], [rolloutId, LAST])))),
+    attempts: async (rolloutId) => alive(await ask(attempts.index("bySequence").getAll(allOf(rolloutId)))),
     silentSince: async (beforeMs) => {
       const range = IDBKeyRange.bound(["running", -LAST], ["running", beforeMs], false, true);
       const rows = await alive(await ask(attempts.index("byHeartbeat").getAll(range))); // a row's heartbeat is never later than the last
@@ -125,7 +123,7 @@ export const createIndexedDbRows = (transaction: IDBTransaction, { known, isNew 
     stats: async () => {
       const counts = {} as Record<RolloutStatus, number>;
       for (const status of Object.keys(ROLLOUT_CHANGES) as RolloutStatus[])
-        counts[status] = await ask(rollouts.index("byStatus").count(IDBKeyRange.bound([status, 0], [status, LAST])));
+        counts[status] = await ask(rollouts.index("byStatus").count(allOf(status)));
       return {
         rollouts: counts,
         attempts: await ask(attempts.count()),

@@ -1,6 +1,6 @@
-// The object stores of a database `fulgurite/<name>`. Version 3 took the counters away, so that releases of version 2, which
-// leave no turns, are refused by name (NotFoundError) instead of writing what nobody counts. Later migrations only add, so that
-// an older tab can go on.
+// The object stores of a database `fulgurite/<name>`. A migration that only adds lets older tabs go on. One after which older
+// code would write what nobody counts takes away or renames an object store that this code has, as version 3 did with the
+// counters of version 2: older code is refused, by name then, today's by TraceError "outdated" (connection.ts).
 
 import { ask } from "./requests.ts";
 import type { Turn } from "./turns.ts";
@@ -18,6 +18,13 @@ import type { Turn } from "./turns.ts";
  */
 export const SCHEMA_VERSION = 3;
 
+/** What every command opens together. */
+export const ROW_STORES = ["rollouts", "attempts", "spans", "resources", "turns"] as const;
+
+/** Does it have every object store of this version? */
+export const isKnown = ({ objectStoreNames }: IDBDatabase): boolean =>
+  [...ROW_STORES, "states"].every((name) => objectStoreNames.contains(name));
+
 const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise<void> => {
   const { db } = transaction;
   if (oldVersion === 0) {
@@ -31,8 +38,8 @@ const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise
     db.createObjectStore("resources", { keyPath: ["name", "version"] });
     db.createObjectStore("states");
   }
-  const turns = oldVersion < 3 ? db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true }) : undefined;
-  if (turns && oldVersion > 0) {
+  const turns = db.createObjectStore("turns", { keyPath: "turn", autoIncrement: true });
+  if (oldVersion > 0) {
     const spans = transaction.objectStore("spans");
     const counters = oldVersion === 2 ? transaction.objectStore("counters") : db.createObjectStore("counters"); // version 1 had none
     /** The last seq: as it was counted, or, where version 1 wrote last, of what is there. */
@@ -49,10 +56,6 @@ const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise
 
 /** All or nothing: what fails here leaves the older version, and fails the opening. */
 export const upgrade = (transaction: IDBTransaction, oldVersion: number): void =>
-  void migrate(transaction, oldVersion).catch(() => {
-    try {
-      transaction.abort();
-    } catch {
-      // it ended by itself: the opening tells why
-    }
-  });
+  void migrate(transaction, oldVersion)
+    .catch(() => transaction.abort())
+    .catch(() => {}); // it ended by itself: the opening tells why
