@@ -4,7 +4,7 @@ import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, 
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
-import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore, verifyFileStore } from "@fulgurite/trace/node";
+import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore, platformIo, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
 import { bundleChild } from "../bundle.ts";
 import { createFailingIo } from "./disk.ts";
@@ -251,6 +251,35 @@ test("damaged blobs, states and other formats are refused by name", async () => 
   writeFileSync(join(folder, "meta.json"), '{"magic":"fulgurite-store","v":2}');
   await expect(open(folder)).rejects.toThrow(/v 1, got magic fulgurite-store, v 2/);
   expect(existsSync(join(folder, "lock"))).toBe(false);
+});
+
+test("the room that forgetting makes on a full disk is kept for forgetting, until what is kept back is there again", async () => {
+  const folder = newFolder();
+  let isFull = false;
+  const reserve = join(folder, "reserve");
+  const io: LogIo = {
+    ...platformIo,
+    write: async (...args) => {
+      // what was kept back makes room for one write, and something else on the disk takes the rest
+      if (isFull && existsSync(reserve)) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
+      if (isFull) mkdirSync(reserve);
+      await platformIo.write(...args);
+    },
+  };
+  const { store } = await open(folder, { io });
+  await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: id })));
+  isFull = true;
+  expect(await codeOf(store.enqueue([{ id: "d", input: 1 }]))).toBe("full");
+  expect(await store.forget("a")).toBe(true);
+  isFull = false;
+  for (const act of [() => store.enqueue([{ id: "d", input: 1 }]), () => store.putState("s", Uint8Array.of(1)), () => store.claim("w")])
+    expect(await codeOf(act())).toBe("full");
+  expect(await store.forget("b")).toBe(true);
+  expect((await collect(store.rollouts())).map(({ id }) => id)).toEqual(["c"]);
+  rmSync(reserve, { recursive: true });
+  expect(await codeOf(store.enqueue([{ id: "d", input: 1 }]))).toBe("resolved");
+  expect(await codeOf(store.putState("s", Uint8Array.of(1)))).toBe("resolved");
+  await store.close();
 });
 
 test("what is no folder, or none of ours, is refused by name, and left as it is", async () => {

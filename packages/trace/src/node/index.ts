@@ -21,7 +21,7 @@ import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { createBlobUses, keepState, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
 import { type Compacted, type LogContents, noteRecord, rewriteAll } from "./compaction.ts";
-import { namingFull } from "./diskFull.ts";
+import { fullDisk, namingFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogIo, platformIo } from "./logFile.ts";
@@ -187,6 +187,14 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
     let state = await namingFull(folder, "its log", openState);
     const reserve = inside("reserve");
     await keepReserve(reserve);
+    /** It is spent on forgetting: until it is there again nothing else takes the room that this makes. */
+    let isSpent = false;
+    let forgetting = 0;
+    const guardRoom = async (): Promise<void> => {
+      if (isSpent && (forgetting > 0 || !(await keepReserve(reserve))))
+        throw fullDisk(folder, "what is kept back for forgetting", { code: "ENOSPC" });
+      isSpent = false;
+    };
 
     const inTurn = createQueue();
     const stateInTurn = createQueue();
@@ -208,8 +216,9 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
           mine = state;
           const { rows, add } = mine;
           const log: Transaction["log"] = (records) => {
-            hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-            return add(records, callers());
+            const isGone = records.some(({ kind }) => kind === "gone" || kind === "unpublished");
+            hasGone ||= isGone;
+            return isSpent && !isGone ? guardRoom().then(() => add(records, callers())) : add(records, callers());
           };
           const answer = body(Object.assign(Object.create(rows) as LogRows, { log })); // to copy every method would cost more
           await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
@@ -227,13 +236,20 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
               () => {},
             ),
           );
-        if (hasGone) await keepReserve(reserve);
+        if (hasGone && (await keepReserve(reserve))) isSpent = false;
         return await answer;
       } catch (error) {
         if (!(error instanceof TraceError && error.code === "full" && mine.log.hasFailed())) throw error;
         await startAgain(mine);
-        if (mode !== "read" && !(hasGone && (await spendReserve(reserve)))) throw error;
-        return transact(mode, body, callers);
+        if (mode === "read") return transact(mode, body, callers);
+        if (!(hasGone && (await spendReserve(reserve)))) throw error;
+        isSpent = true;
+        forgetting += 1;
+        try {
+          return await transact(mode, body, callers);
+        } finally {
+          forgetting -= 1;
+        }
       }
     };
 
@@ -244,7 +260,11 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       copyArray: createSlabCopy(),
       transact: sharing.transact,
       gather: sharing.gather,
-      putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
+      putState: (name, bytes) =>
+        stateInTurn(async () => {
+          await guardRoom();
+          await namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes));
+        }),
       getState: (name) => stateInTurn(() => namingFull(folder, `state ${name}`, () => loadState(inside("state"), name))),
       states: () => stateInTurn(() => namingFull(folder, "its states", () => stateNames(inside("state")))),
       close: async () => {
