@@ -273,7 +273,12 @@ test("whatever an event of theirs holds, it goes back", () => {
 
 test("names of ours in what is theirs go back too", () => {
   const event = (data: Record<string, Json>) => ({ event_type: "note", rollout_id: "r", attempt_id: "0", timestamp: 1, data });
-  const events = [event({ fulgurite: "a stone" }), event({ fulgurite: [1], x: 2 }), event({ "agentlightning.event": { type: "reward" } })];
+  const events = [
+    event({ fulgurite: "a stone" }),
+    event({ fulgurite: [1], x: 2 }),
+    event({ fulgurite: { set: 1 } }),
+    event({ "agentlightning.event": { type: "reward" } }),
+  ];
   const metadata = { ...theirs.rollout.metadata, agentlightning: { status: "mine" } };
   const given = { rollout: { ...theirs.rollout, metadata }, events };
   const { rollout, spans } = fromAgentLightning(overTheWire(given));

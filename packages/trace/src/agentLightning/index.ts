@@ -54,7 +54,8 @@ export const fromAgentLightning = (trace: AgentLightningTrace): { rollout: Rollo
   const patch = rollout.fulgurite;
   const plain = fromPlainRollout(rollout, patch !== undefined);
   const mine = patch === undefined ? plain : (patched(plain as unknown as JsonObject, patch) as unknown as Rollout);
-  const isOurs = ({ data }: AgentLightningEvent): boolean => isObject(data[OURS]);
+  const isOurs = ({ data }: AgentLightningEvent): boolean =>
+    isObject(data[OURS]) && Object.keys(data[OURS]).every((name) => name === "attributes" || name === "fields");
   const spans = fromEvents(mine.mode, events, isOurs).map((span, index): StoredSpan => {
     const event = events[index] as AgentLightningEvent;
     if (!isOurs(event)) return span;
