@@ -4,7 +4,7 @@ import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, 
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/trace";
-import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore, verifyFileStore } from "@fulgurite/trace/node";
+import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore, platformIo, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
 import { bundleChild } from "../bundle.ts";
 import { createFailingIo } from "./disk.ts";
@@ -251,6 +251,66 @@ test("damaged blobs, states and other formats are refused by name", async () => 
   writeFileSync(join(folder, "meta.json"), '{"magic":"fulgurite-store","v":2}');
   await expect(open(folder)).rejects.toThrow(/v 1, got magic fulgurite-store, v 2/);
   expect(existsSync(join(folder, "lock"))).toBe(false);
+});
+
+test("the room that forgetting makes on a full disk is kept for forgetting, until what is kept back is there again", async () => {
+  const folder = newFolder();
+  let isFull = false;
+  const reserve = join(folder, "reserve");
+  const io: LogIo = {
+    ...platformIo,
+    write: async (...args) => {
+      // what was kept back makes room for one write, and something else on the disk takes the rest
+      if (isFull && existsSync(reserve)) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" });
+      if (isFull) mkdirSync(reserve);
+      await platformIo.write(...args);
+    },
+  };
+  const { store } = await open(folder, { io });
+  await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: id })));
+  isFull = true;
+  expect(await codeOf(store.enqueue([{ id: "d", input: 1 }]))).toBe("full");
+  expect(await store.forget("a")).toBe(true);
+  isFull = false;
+  for (const act of [() => store.enqueue([{ id: "d", input: 1 }]), () => store.putState("s", Uint8Array.of(1)), () => store.claim("w")])
+    expect(await codeOf(act())).toBe("full");
+  expect(await store.forget("b")).toBe(true);
+  expect((await collect(store.rollouts())).map(({ id }) => id)).toEqual(["c"]);
+  rmSync(reserve, { recursive: true });
+  expect(await codeOf(store.enqueue([{ id: "d", input: 1 }]))).toBe("resolved");
+  expect(await codeOf(store.putState("s", Uint8Array.of(1)))).toBe("resolved");
+  await store.close();
+});
+
+test("what is no folder, or none of ours, is refused by name, and left as it is", async () => {
+  const file = join(newFolder(), "file");
+  mkdirSync(join(file, ".."), { recursive: true });
+  writeFileSync(file, "mine");
+  for (const act of [openFileStore, verifyFileStore, compactFileStore]) {
+    await expect(act(file)).rejects.toMatchObject({
+      code: "storage",
+      message: expect.stringContaining(`${file}: a folder that can be read and written`),
+    });
+    if (act !== openFileStore) await expect(act(newFolder())).rejects.toMatchObject({ code: "storage", cause: { code: "ENOENT" } });
+  }
+  expect(readFileSync(file, "utf8")).toBe("mine");
+  const folder = newFolder();
+  const { store } = await open(folder);
+  await store.enqueue([{ id: "a", input: 1 }]);
+  await store.close();
+  for (const name of ["log", "state", "blobs", "index"]) {
+    rmSync(join(folder, "kept"), { recursive: true, force: true });
+    cpSync(join(folder, name), join(folder, "kept"), { recursive: true });
+    rmSync(join(folder, name), { recursive: true });
+    writeFileSync(join(folder, name), "no folder");
+    expect(await codeOf(openFileStore(folder)), name).toBe("storage");
+    expect(existsSync(join(folder, "lock"))).toBe(false);
+    rmSync(join(folder, name));
+    cpSync(join(folder, "kept"), join(folder, name), { recursive: true });
+  }
+  const { store: again } = await open(folder);
+  expect((await again.stats()).rollouts.queued).toBe(1);
+  await again.close();
 });
 
 test("a second opener gets an error naming the pid, and may open once the first has closed", async () => {

@@ -1,4 +1,5 @@
-// A full disk is not a broken one: what is asked for is refused, and everything else goes on.
+// A full disk is not a broken one: what is asked for is refused, and everything else goes on. What else the platform refuses is
+// told with the folder that it is about.
 
 import { TraceError } from "../errors.ts";
 
@@ -13,11 +14,20 @@ export const fullDisk = (folder: string, what: string, cause: unknown): TraceErr
     { cause },
   );
 
-/** Names a full disk; every other error stays as it is. */
+const isRefusal = (error: unknown): error is NodeJS.ErrnoException =>
+  typeof (error as NodeJS.ErrnoException | undefined)?.errno === "number";
+
+/** Names a full disk, and every other refusal of the platform. */
 export const namingFull = async <T>(folder: string, what: string, act: () => Promise<T>): Promise<T> => {
   try {
     return await act();
   } catch (error) {
-    throw isFull(error) ? fullDisk(folder, what, error) : error;
+    if (isFull(error)) throw fullDisk(folder, what, error);
+    if (!isRefusal(error)) throw error;
+    throw new TraceError(
+      "storage",
+      `${folder}: a folder that can be read and written for ${what}, got ${error.message}; look at its rights and at the disk`,
+      { cause: error },
+    );
   }
 };

@@ -21,7 +21,7 @@ import { createStore, type StoreOptions } from "../store.ts";
 import type { Store } from "../vocabulary.ts";
 import { createBlobUses, keepState, loadState, removeBlobs, removeTemporary, stateNames } from "./blobs.ts";
 import { type Compacted, type LogContents, noteRecord, rewriteAll } from "./compaction.ts";
-import { namingFull } from "./diskFull.ts";
+import { fullDisk, namingFull } from "./diskFull.ts";
 import { isMissing, replaceFile, syncFolder } from "./durable.ts";
 import { acquireLock } from "./lock.ts";
 import { type LogIo, platformIo } from "./logFile.ts";
@@ -86,14 +86,15 @@ const makeSubfolders = async (folder: string): Promise<void> => {
 };
 
 /** Runs `body` as the only process in `folder`, which must be there. */
-const lockFolder = async <T>(folder: string, body: () => Promise<T>): Promise<T> => {
-  const lock = await acquireLock(folder);
-  try {
-    return await body();
-  } finally {
-    await lock.release();
-  }
-};
+const lockFolder = async <T>(folder: string, body: () => Promise<T>): Promise<T> =>
+  namingFull(folder, "a store that nobody has open", async () => {
+    const lock = await acquireLock(folder);
+    try {
+      return await body();
+    } finally {
+      await lock.release();
+    }
+  });
 
 const foldersOf = (folder: string): LogFolders => ({
   log: join(folder, "log"),
@@ -167,7 +168,7 @@ export const verifyFileStore = async (folder: string, { signal }: { signal?: Abo
 /**
  * Opens (or makes) the store in `folder` and holds its lock until close().
  * After a crash call requeueStale(now): what was running then is not any more.
- * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; the platform's file errors.
+ * @throws TraceError "locked" naming the holder's pid; "corrupt" for another format version; "full"; "storage" for what else the platform refuses.
  */
 export const openFileStore = async (folder: string, options: FileStoreOptions = {}): Promise<Store> => {
   const { clock = Date.now, onReport = (message) => console.warn(message), rotateBytes = 32 * 2 ** 20, io = platformIo } = options;
@@ -178,12 +179,22 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
   });
   try {
     await namingFull(folder, "meta.json", () => checkMeta(inside("meta.json"), clock()));
-    for (const name of SUBFOLDERS) await removeTemporary(inside(name));
+    await namingFull(folder, "its files", async () => {
+      for (const name of SUBFOLDERS) await removeTemporary(inside(name));
+    });
     const pace = createPace();
     const openState = (): Promise<LogState> => openLogState(folder, foldersOf(folder), { rotateBytes, io, pace, clock, onReport });
-    let state = await openState();
+    let state = await namingFull(folder, "its log", openState);
     const reserve = inside("reserve");
     await keepReserve(reserve);
+    /** It is spent on forgetting: until it is there again nothing else takes the room that this makes. */
+    let isSpent = false;
+    let forgetting = 0;
+    const guardRoom = async (): Promise<void> => {
+      if (isSpent && (forgetting > 0 || !(await keepReserve(reserve))))
+        throw fullDisk(folder, "what is kept back for forgetting", { code: "ENOSPC" });
+      isSpent = false;
+    };
 
     const inTurn = createQueue();
     const stateInTurn = createQueue();
@@ -205,8 +216,9 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
           mine = state;
           const { rows, add } = mine;
           const log: Transaction["log"] = (records) => {
-            hasGone ||= records.some(({ kind }) => kind === "gone" || kind === "unpublished");
-            return add(records, callers());
+            const isGone = records.some(({ kind }) => kind === "gone" || kind === "unpublished");
+            hasGone ||= isGone;
+            return isSpent && !isGone ? guardRoom().then(() => add(records, callers())) : add(records, callers());
           };
           const answer = body(Object.assign(Object.create(rows) as LogRows, { log })); // to copy every method would cost more
           await answer.catch(() => {}); // a refusal may rest on what is not safe yet, and is told no sooner
@@ -224,13 +236,20 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
               () => {},
             ),
           );
-        if (hasGone) await keepReserve(reserve);
+        if (hasGone && (await keepReserve(reserve))) isSpent = false;
         return await answer;
       } catch (error) {
         if (!(error instanceof TraceError && error.code === "full" && mine.log.hasFailed())) throw error;
         await startAgain(mine);
-        if (mode !== "read" && !(hasGone && (await spendReserve(reserve)))) throw error;
-        return transact(mode, body, callers);
+        if (mode === "read") return transact(mode, body, callers);
+        if (!(hasGone && (await spendReserve(reserve)))) throw error;
+        isSpent = true;
+        forgetting += 1;
+        try {
+          return await transact(mode, body, callers);
+        } finally {
+          forgetting -= 1;
+        }
       }
     };
 
@@ -241,9 +260,13 @@ export const openFileStore = async (folder: string, options: FileStoreOptions = 
       copyArray: createSlabCopy(),
       transact: sharing.transact,
       gather: sharing.gather,
-      putState: (name, bytes) => stateInTurn(() => namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes))),
-      getState: (name) => stateInTurn(() => loadState(inside("state"), name)),
-      states: () => stateInTurn(() => stateNames(inside("state"))),
+      putState: (name, bytes) =>
+        stateInTurn(async () => {
+          await guardRoom();
+          await namingFull(folder, `state ${name}`, () => keepState(inside("state"), name, bytes));
+        }),
+      getState: (name) => stateInTurn(() => namingFull(folder, `state ${name}`, () => loadState(inside("state"), name))),
+      states: () => stateInTurn(() => namingFull(folder, "its states", () => stateNames(inside("state")))),
       close: async () => {
         sharing.end();
         try {

@@ -5,13 +5,14 @@ import { isMissing, replaceFile } from "./durable.ts";
 
 const RESERVE_BYTES = 64 * 1024;
 
-/** Puts it there unless it is. Without room, or with a disk that fails, another time: nothing depends on it. */
-export const keepReserve = async (path: string): Promise<void> => {
+/** Puts it there unless it is, and tells whether it is. Without room, or with a disk that fails, another time. */
+export const keepReserve = async (path: string): Promise<boolean> => {
   try {
     const known = await stat(path).catch(() => undefined);
     if (known?.size !== RESERVE_BYTES) await replaceFile(path, Buffer.alloc(RESERVE_BYTES, "reserve "));
+    return true;
   } catch {
-    // told by the next write, if it is so still
+    return false; // told by the next write, if it is so still
   }
 };
 

@@ -1,14 +1,8 @@
-// Random histories: whatever memory answers, error codes included, the stores that persist answer too, also after reopening.
-import "fake-indexeddb/auto";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+// Random histories on every store: whatever memory answers, error codes included, the others answer too, also after reopening.
 import { type AttemptRef, createMemoryStore, type Store, type StoreOptions, TraceError } from "@fulgurite/trace";
-import { openHttpStore, serveStore } from "@fulgurite/trace/http";
-import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
-import { openFileStore } from "@fulgurite/trace/node";
 import * as fc from "fast-check";
-import { expect, test } from "vitest";
+import { expect } from "vitest";
+import { describeStores } from "./world.ts";
 
 type Command =
   | { do: "enqueue"; ids: string[]; maxAttempts: number; input: unknown }
@@ -160,66 +154,33 @@ const createSubject = (open: (options: StoreOptions) => Promise<Store>) => {
   };
 };
 
-const persisting: {
-  name: string;
-  open: (name: string) => (options: StoreOptions) => Promise<Store>;
-  runs: number;
-  clean: (name: string) => void;
-}[] = [
-  {
-    name: "fake-indexeddb",
-    open: (name) => (options) => openIndexedDbStore(name, options),
-    runs: 40,
-    clean: (name) => void indexedDB.deleteDatabase(`fulgurite/${name}`),
-  },
-  {
-    name: "files",
-    open: (name) => (options) => openFileStore(name, { ...options, rotateBytes: 1_000 }),
-    runs: 40,
-    clean: (name) => rmSync(name, { recursive: true }),
-  },
-  {
-    name: "HTTP",
-    open: () => {
-      let serve: ReturnType<typeof serveStore> | undefined;
-      return async (options) => {
-        serve ??= serveStore(createMemoryStore(options));
-        const served = serve;
-        return openHttpStore("http://store.test", { ...options, fetch: (url, init) => served(new Request(url, init)) });
-      };
-    },
-    runs: 40,
-    clean: () => {},
-  },
-];
+const runId = Math.random().toString(36).slice(2); // a browser keeps its databases between runs
 
-const root = mkdtempSync(join(tmpdir(), "fulgurite-model-"));
-
-test.each(persisting)("$name answers every history as memory does", async ({ open, runs, clean, name: kind }) => {
-  let histories = 0;
-  await fc.assert(
-    fc.asyncProperty(fc.array(command, { minLength: 1, maxLength: 40, size: "max" }), async (steps) => {
-      const name = join(root, `${kind}-${++histories}`);
-      const memory = createMemoryStore;
-      let kept: Store | undefined;
-      const model = createSubject(async (options) => {
-        kept ??= Object.assign(memory(options), { close: async () => {} }); // "reopen" leaves memory as it is
-        return kept;
-      });
-      const subject = createSubject(open(name));
-      await model.start();
-      await subject.start();
-      try {
-        for (const step of steps) expect(await subject.act(step), JSON.stringify(step)).toEqual(await model.act(step));
-        const expected = await model.look();
-        expect(await subject.look()).toEqual(expected);
-        await subject.act({ do: "reopen" });
-        expect(await subject.look()).toEqual(expected);
-      } finally {
-        await subject.close();
-        clean(name);
-      }
-    }),
-    { numRuns: runs, seed: 20261122 },
-  );
+describeStores((storeCase, _test, where) => {
+  where(storeCase.persists, "it is the model")("every history is answered as memory answers it, also after reopening", async () => {
+    let histories = 0;
+    await fc.assert(
+      fc.asyncProperty(fc.array(command, { minLength: 1, maxLength: 40, size: "max" }), async (steps) => {
+        const name = `history-${runId}-${++histories}`;
+        let kept: Store | undefined;
+        const model = createSubject(async (options) => {
+          kept ??= Object.assign(createMemoryStore(options), { close: async () => {} }); // "reopen" leaves memory as it is
+          return kept;
+        });
+        const subject = createSubject((options) => storeCase.open(name, options));
+        await model.start();
+        await subject.start();
+        try {
+          for (const step of steps) expect(await subject.act(step), JSON.stringify(step)).toEqual(await model.act(step));
+          const expected = await model.look();
+          expect(await subject.look()).toEqual(expected);
+          await subject.act({ do: "reopen" });
+          expect(await subject.look()).toEqual(expected);
+        } finally {
+          await subject.close();
+        }
+      }),
+      { numRuns: 40, seed: 20261122 },
+    );
+  });
 });
