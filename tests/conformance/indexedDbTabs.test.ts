@@ -265,7 +265,7 @@ test("an upgrade elsewhere that takes long is waited for, and the call that wait
   expect((await collect(store.rollouts())).map(({ id }) => id)).toEqual(["a", "c"]);
 });
 
-test("a tab lets go before it is frozen, and takes hold again with the next call", async () => {
+test("a tab lets go before it is frozen, of what it is doing too, and takes hold again when it goes on", async () => {
   const target = inNode ? new EventTarget() : document;
   if (inNode) {
     vi.stubGlobal("addEventListener", target.addEventListener.bind(target));
@@ -275,12 +275,21 @@ test("a tab lets go before it is frozen, and takes hold again with the next call
   const { store } = await open(name);
   const attempt = await begin(store, "a");
   const close = vi.spyOn(IDBDatabase.prototype, "close");
-  const inFlight = store.append([spanOf(attempt, "x")]);
+  const abort = vi.spyOn(IDBTransaction.prototype, "abort");
+  const settled: string[] = [];
+  const calls = ["x", "y"].map((id) => store.append([spanOf(attempt, id)]).then(() => settled.push(id)));
+  const read = collect(store.spans({ rolloutId: "a" })).then(() => settled.push("read"));
+  for (let turn = 0; turn < 15; turn++) await Promise.resolve(); // their transactions have begun, and no request is answered
   target.dispatchEvent(new Event("freeze"));
-  await inFlight;
-  expect(close).toHaveBeenCalledTimes(1);
-  await store.append([spanOf(attempt, "y")]);
-  expect((await store.stats()).spans).toBe(2);
+  expect(abort).toHaveBeenCalled();
+  await settle();
+  expect(close).toHaveBeenCalled();
+  expect(settled).toEqual([]); // nothing begins while it stands still
+  const other = await upgradeTo(name, 4, (db) => void db.createObjectStore("later")); // and nothing is in the way
+  expect(await ask(other.transaction("spans").objectStore("spans").count())).toBe(0);
+  target.dispatchEvent(new Event("resume"));
+  await Promise.all([...calls, read]);
+  expect((await collect(store.spans({ rolloutId: "a" }))).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["x@1", "y@2"]);
   await store.close();
   close.mockClear();
   target.dispatchEvent(new Event("freeze"));
@@ -335,7 +344,7 @@ test("where the browser keeps nothing, the store says so", async () => {
   ] as const) {
     refuse(how);
     const error = await errorOf(openIndexedDbStore(newName()));
-    expect([error.code, error.message]).toEqual(["storage", expect.stringContaining(`the browser must keep data, got ${got}`)]);
+    expect([error.code, error.message]).toEqual(["storage", expect.stringContaining(`it must be open, got ${got}`)]);
     expect(error.cause).toBeInstanceOf(DOMException);
     vi.restoreAllMocks();
   }

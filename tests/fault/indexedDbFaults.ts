@@ -1,11 +1,13 @@
 // Everything that can happen to a browser's store, in a real Chromium: its writers ended in the middle, its tabs crashed, the
-// whole browser killed, transactions aborted, handles closed, disks full, and tabs that want one queue.
+// whole browser killed, transactions aborted, handles closed, disks full, tabs frozen, tabs that want one queue, and upgrades
+// under some of it.
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { BrowserContext, Page } from "playwright-core";
 import { launchChromium, servePage } from "./chromium.ts";
 import type { Progress } from "./fileFaults.ts";
+import { freezeTabs } from "./indexedDbFrozen.ts";
 import type { PageActions, Round } from "./indexedDbPage.ts";
 import { createLedger, type Ledger, sum, type Tally } from "./ledger.ts";
 import { uponEnd } from "./uponEnd.ts";
@@ -97,6 +99,51 @@ const fill = async (page: Page, origin: string, cycles: number, refusals: number
   await session.send("Storage.overrideQuotaForOrigin", { origin }); // as it was
   await session.detach();
   return ledger.tally();
+};
+
+const UPGRADED_SPANS = 3_000;
+
+/** Each origin its own quota, from its first byte on: Chromium finds these names at home. */
+const originOf = (origin: string, name: string): string => origin.replace("127.0.0.1", `${name}.localhost`);
+
+/** Databases of past releases, opened by this one without a byte of room: refused by name, whole, and upgraded when there is room. */
+const upgradeFull = async (
+  browser: { readonly context: BrowserContext },
+  origin: string,
+  restart: () => Promise<BrowserContext>,
+): Promise<Tally[]> => {
+  const cases = ([1, 2] as const).flatMap((version) => [1, 2].map((index) => ({ version, name: `full-${version}-${index}` })));
+  const ledgers = new Map<string, Ledger>();
+  for (const { version, name } of cases) {
+    const ledger = createLedger("upgrade");
+    ledgers.set(name, ledger);
+    const tab = await openTab(browser.context, originOf(origin, name));
+    ledger.acknowledge(...(await call(tab, "makeOld", name, version, 400)));
+    await tab.close();
+  }
+  const context = await restart(); // it goes by what an origin was once allotted for half a minute, and by nothing afterwards
+  for (const { version, name } of cases) {
+    const ledger = ledgers.get(name) as Ledger;
+    const tab = await openTab(context, originOf(origin, name));
+    const session = await context.newCDPSession(tab);
+    await session.send("Storage.overrideQuotaForOrigin", { origin: originOf(origin, name), quotaSize: 1 });
+    for (let tries = 0; tries < 5; tries++) {
+      const code = await call(tab, "tryOpen", name);
+      if (code !== "full") throw new Error(`${name}: an upgrade without room is refused with "full", got ${code}`);
+      ledger.fault();
+      const found = await call(tab, "look", name);
+      if (found.version !== version || found.spans !== 400)
+        throw new Error(`${name}: version ${version} with 400 spans stays, got ${found.version} with ${found.spans}`);
+    }
+    await session.send("Storage.overrideQuotaForOrigin", { origin: originOf(origin, name) });
+    for (let tries = 1; (await call(tab, "tryOpen", name)) !== "opened"; tries++) {
+      if (tries === 100) throw new Error(`${name}: with room it is upgraded, got refused for 10 s`);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    ledger.check(await call(tab, "inventory", name));
+    await tab.close();
+  }
+  return [...ledgers.values()].map((ledger) => ledger.tally());
 };
 
 /** Lets a tab write until `enough` keys have come out of the browser, then lets `end` happen to it. */
@@ -193,6 +240,49 @@ export const faultIndexedDb = async (progress: Progress): Promise<Tally> => {
       }
       await look(await openTab(browser.context, server.origin));
       return [...lives, ledger.tally()];
+    });
+    await part("frozen tabs", () => freezeTabs(join(root, "frozen"), server.origin, 20));
+    await part("upgrades on a full disk", () =>
+      upgradeFull(browser, server.origin, async () => {
+        await browser.kill();
+        browser = await launchChromium(profile);
+        return browser.context;
+      }),
+    );
+    await part("SIGKILL of the browser in the middle of an upgrade", async () => {
+      const lives: Tally[] = [];
+      const versions: number[] = [];
+      for (let index = 0; index < 16; index++) {
+        const name = `upgrade-${index}`;
+        const version = (1 + (index % 2)) as 1 | 2;
+        const ledger = createLedger("upgrade");
+        const tab = await openTab(browser.context, server.origin);
+        await call(tab, "mark");
+        ledger.acknowledge(...(await call(tab, "makeOld", name, version, UPGRADED_SPANS)));
+        let ring = () => {};
+        const rung = new Promise<void>((resolve) => {
+          ring = resolve;
+        });
+        await tab.exposeFunction("acknowledged", () => ring());
+        await call(tab, "upgradeUntilKilled", name, index % 4 < 2 ? 1_000 : 0); // before the commit; somewhere around it
+        await rung;
+        await new Promise((resolve) => setTimeout(resolve, index % 4 < 2 ? 20 * index : 3 * index));
+        await browser.kill();
+        ledger.fault();
+        browser = await launchChromium(profile);
+        const after = await openTab(browser.context, server.origin);
+        if (await call(after, "isMarked")) {
+          const found = await call(after, "look", name);
+          versions.push(found.version);
+          if ((found.version !== version && found.version !== 3) || found.spans !== UPGRADED_SPANS)
+            throw new Error(`${name}: version ${version} or 3 with ${UPGRADED_SPANS} spans, got ${found.version} with ${found.spans}`);
+          ledger.check(await call(after, "inventory", name));
+        } else progress("indexedDb: the browser threw the origin's data away, a plain database's with it");
+        await after.close();
+        lives.push(ledger.tally());
+      }
+      progress(`indexedDb: versions that were found after an upgrade was killed: ${versions.join(" ")}`);
+      return lives;
     });
     return sum("indexedDb", tallies);
   } finally {

@@ -2,6 +2,7 @@
 // What it calls acknowledged is what an awaited method of the store has resolved with.
 import type { Span, Store } from "@fulgurite/trace";
 import { openIndexedDbStore } from "@fulgurite/trace/indexedDb";
+import { ask, openFirstVersion, openSecondVersion } from "../conformance/indexedDbVersions.ts";
 import { type Inventory, takeInventory } from "./ledger.ts";
 
 /** What a round of faults saw. */
@@ -258,6 +259,50 @@ const fill = async (name: string, id: string, victim: string | undefined, refusa
   return { faults, acknowledged, claims: [], released, codes };
 };
 
+// ---- upgrades -------------------------------------------------------------------------------------------------------------
+
+/** A database of a past release, with one rollout of so many spans. Resolves with what is in it. */
+const makeOld = async (name: string, version: 1 | 2, spanCount: number): Promise<readonly string[]> => {
+  (await (version === 1 ? openFirstVersion : openSecondVersion)(name, spanCount)).close();
+  return ["rollout/a", "attempt/a/t", ...Array.from({ length: spanCount }, (_, index) => `span/a/s${index + 1}`)];
+};
+
+/** As it lies there: asks for no version, and upgrades nothing. */
+const look = async (name: string): Promise<{ readonly version: number; readonly spans: number }> => {
+  const db = await ask(indexedDB.open(`fulgurite/${name}`));
+  const found = { version: db.version, spans: await ask(db.transaction("spans").objectStore("spans").count()) };
+  db.close();
+  return found;
+};
+
+/** "opened", or how the store named its refusal. */
+const tryOpen = async (name: string): Promise<string> => {
+  try {
+    await (await open(name)).close();
+    return "opened";
+  } catch (error) {
+    return String((error as { code?: unknown }).code ?? error);
+  }
+};
+
+/** Begins an upgrade and says so; if `holdMs` > 0 all is done then but the commit, which waits as long. */
+const upgradeUntilKilled = (name: string, holdMs: number): void => {
+  const { add } = IDBObjectStore.prototype;
+  const tell = (globalThis as unknown as { acknowledged(me: string, keys: readonly string[]): void }).acknowledged;
+  IDBObjectStore.prototype.add = function (...args) {
+    const until = performance.now() + holdMs;
+    const hold = () => {
+      if (performance.now() < until) this.get(0).onsuccess = hold;
+    };
+    if (this.name === "turns") {
+      hold();
+      tell(name, ["upgrading"]);
+    }
+    return add.apply(this, args);
+  };
+  void open(name);
+};
+
 // ---- what no store can outlive ----------------------------------------------------------------------------------------------
 
 /** A database of the platform's own, without a store: what it loses is not a store's to keep. */
@@ -283,6 +328,10 @@ const actions = {
   endClaimers,
   liveUnder,
   fill,
+  makeOld,
+  look,
+  tryOpen,
+  upgradeUntilKilled,
   inventory: async (name: string): Promise<Inventory> => {
     const store = await open(name);
     const found = await takeInventory(store);
@@ -296,6 +345,21 @@ const actions = {
   },
   mark: async (): Promise<void> => void (await withMarks("readwrite", (marks) => marks.put("there", "mark"))),
   isMarked: async (): Promise<boolean> => (await withMarks("readonly", (marks) => marks.count())) > 0,
+  /** Ends what is queued, beside whoever else works on it, and begins something new. */
+  workBeside: async (name: string, me: string): Promise<Round> => {
+    const acknowledged: string[] = [];
+    const claims: (readonly [string, string])[] = [];
+    const store = await open(name);
+    await store.enqueue([{ id: me, input: null }]);
+    acknowledged.push(`rollout/${me}`);
+    await store.close();
+    await claimAll(name, me, (word) => {
+      if (!("keys" in word)) return;
+      acknowledged.push(...word.keys);
+      if (word.claim) claims.push(word.claim);
+    });
+    return { faults: 0, acknowledged, claims };
+  },
   /** Says its keys by `globalThis.acknowledged`, a way out of the browser, until it is killed. */
   writeUntilKilled: (name: string, me: string): void => {
     const tell = (globalThis as unknown as { acknowledged(me: string, keys: readonly string[]): void }).acknowledged;

@@ -3,11 +3,11 @@
 // another, and the transaction that it died under runs once more. A second death is the caller's error.
 //
 // Who upgrades waits for every older tab to let go. So a tab lets go when it is asked, and before it is frozen, when nobody could
-// ask it; and who waits for one that does neither, or for an upgrade elsewhere, waits OPEN_MS.
+// ask it, of its transactions too; and who waits for one that does neither, or for an upgrade elsewhere, waits OPEN_MS.
 
 import { TraceError, type TraceErrorCode } from "../errors.ts";
 import type { Timer } from "../waitBounds.ts";
-import { ask } from "./requests.ts";
+import { ask, undo } from "./requests.ts";
 import { isKnown, SCHEMA_VERSION, upgrade } from "./schema.ts";
 
 export interface Connection {
@@ -27,19 +27,26 @@ const OPEN_MS = 30_000;
 
 const isFull = (error: Error): boolean => error.name === "QuotaExceededError";
 
-/** `onOutdated` is told once, when a newer release has changed what this one knows; from then on that error is all there is. */
+/**
+ * `onOutdated` is told once, when a newer release has changed what this one knows; from then on that error is all there is.
+ * `running`: what bodies have begun and not ended.
+ */
 export const createConnection = (
   databaseName: string,
   onReport: (message: string) => void,
   timer: Timer,
   onOutdated: (error: TraceError) => void,
+  running: ReadonlySet<IDBTransaction>,
 ): Connection => {
   let handle: Promise<IDBDatabase> | undefined;
   let wasOpen = false;
   let ended: TraceError | undefined;
+  let awake: Promise<unknown> | undefined; // from a freeze on
 
   const refusal = (code: TraceErrorCode, rule: string, cause?: unknown): TraceError =>
     new TraceError(code, `${databaseName}: ${rule}`, { cause });
+  const lost = (error: Error) =>
+    refusal("storage", `it must be open, got ${error}; let the browser keep data, or use createMemoryStore()`, error);
   const inTheWay = () => refusal("locked", "it must be open, got another tab that holds an older version; reload that tab");
 
   const open = (): Promise<IDBDatabase> => {
@@ -75,13 +82,13 @@ export const createConnection = (
           throw ended;
         }
         wasOpen = true;
-        globalThis.addEventListener?.("freeze", letGo, true); // of the document; absent in Node
+        globalThis.addEventListener?.("freeze", onFreeze, true); // of the document; absent in Node
         return db;
       } catch (thrown) {
         const error = upgrading?.error ?? (thrown as Error); // a full disk tells the transaction only
         if (tries > 1 && DEAD.test(error.name)) return opened(tries - 1, error.name === "VersionError" ? undefined : SCHEMA_VERSION);
         if (error instanceof TraceError || isFull(error)) throw error;
-        throw refusal("storage", `the browser must keep data, got ${error}; allow it, or use createMemoryStore()`, error);
+        throw lost(error);
       }
     };
     const late = new Promise<never>((_, reject) => {
@@ -98,8 +105,16 @@ export const createConnection = (
     await last?.then((db) => db.close()).catch(() => {}); // transactions under way still complete
   };
 
+  /** A transaction of a tab that stands still would stop all others: it is undone, and done again when the tab goes on. */
+  const onFreeze = () => {
+    awake = new Promise((resolve) => globalThis.addEventListener("resume", resolve, { capture: true, once: true }));
+    for (const transaction of running) undo(transaction);
+    letGo();
+  };
+
   const use: Connection["use"] = async (body) => {
     for (let isFirst = true; ; isFirst = false) {
+      await awake;
       if (ended) throw ended;
       handle ??= open();
       const mine = handle;
@@ -107,18 +122,13 @@ export const createConnection = (
         return await body(await mine);
       } catch (thrown) {
         const error = thrown as Error;
-        if (isFull(error))
-          throw refusal(
-            "full",
-            "it must have room, got QuotaExceededError, and this call stored nothing; free the disk, or export and forget rollouts",
-            error,
-          );
+        if (isFull(error)) throw refusal("full", "it must have room, got none; free the disk, or export and forget rollouts", error);
         if (error instanceof TraceError) throw error; // a rule was broken; the handle's death is another matter
         if (handle === mine) {
           if (!DEAD.test(error.name)) throw error;
           letGo(); // it is dead already
         }
-        if (!isFirst) throw refusal("storage", `it must be open, got ${error} twice; reload this tab`, error);
+        if (!isFirst) throw lost(error);
       }
     }
   };
@@ -127,7 +137,7 @@ export const createConnection = (
     use,
     close: () => {
       ended ??= refusal("closed", "it must be open, got a call after close(); open it again");
-      globalThis.removeEventListener?.("freeze", letGo, true);
+      globalThis.removeEventListener?.("freeze", onFreeze, true);
       return letGo();
     },
   };

@@ -15,7 +15,7 @@ import { platformTimer } from "../waitBounds.ts";
 import { createConnection } from "./connection.ts";
 import { openHints } from "./hints.ts";
 import { createInOrder, type Mode, type RunTransaction } from "./inOrder.ts";
-import { ask, committed } from "./requests.ts";
+import { ask, committed, undo } from "./requests.ts";
 import { createIndexedDbRows, type Guess } from "./rows.ts";
 import { ROW_STORES } from "./schema.ts";
 import { type Known, learn } from "./turns.ts";
@@ -53,8 +53,9 @@ const askToPersist = async (databaseName: string, onReport: (message: string) =>
 export const openIndexedDbStore = async (name: string, options: IndexedDbOptions = {}): Promise<Store> => {
   const databaseName = `fulgurite/${name}`;
   const { onReport = console.warn } = options;
+  const running = new Set<IDBTransaction>();
   let end = (_: TraceError): void => {};
-  const connection = createConnection(databaseName, onReport, options.timer ?? platformTimer, (error) => end(error));
+  const connection = createConnection(databaseName, onReport, options.timer ?? platformTimer, (error) => end(error), running);
   await connection.use(async () => {}); // refuse here, not at the first write
   // nobody waits: a browser may leave the question to its user
   if (options.persist) void askToPersist(databaseName, onReport).catch((error) => onReport(String(error)));
@@ -68,6 +69,7 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
       mode === "read"
         ? db.transaction(ROW_STORES)
         : db.transaction(ROW_STORES, "readwrite", { durability: mode === "strict" ? mode : "relaxed" });
+    running.add(transaction);
     const done = committed(transaction);
     done.catch(() => {}); // awaited below; an abort must not also be an unhandled rejection
     try {
@@ -86,15 +88,13 @@ export const openIndexedDbStore = async (name: string, options: IndexedDbOptions
       }
       return { answer };
     } catch (error) {
-      try {
-        transaction.abort();
-      } catch {
-        // it ended before: the first error is the one to tell
-      }
+      undo(transaction); // the first error is the one to tell
       const cause = transaction.error ?? error;
       if (guess.isNew && isOfSpans(cause as Error, mode)) return "isNew";
       if (!(error instanceof TraceError)) memory = undefined;
       throw cause;
+    } finally {
+      running.delete(transaction);
     }
   };
 

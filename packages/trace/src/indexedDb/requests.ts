@@ -27,3 +27,12 @@ export const askCursor = <T>(request: IDBRequest<IDBCursorWithValue | null>, lim
     };
     request.onerror = () => reject(request.error);
   });
+
+/** Unless it has ended or is being committed. */
+export const undo = (transaction: IDBTransaction): void => {
+  try {
+    transaction.abort();
+  } catch {
+    // there is nothing to undo
+  }
+};

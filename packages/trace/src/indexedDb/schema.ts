@@ -2,7 +2,7 @@
 // code would write what nobody counts takes away or renames an object store that this code has, as version 3 did with the
 // counters of version 2: older code is refused, by name then, today's by TraceError "outdated" (connection.ts).
 
-import { ask } from "./requests.ts";
+import { ask, undo } from "./requests.ts";
 import type { Turn } from "./turns.ts";
 
 /*
@@ -56,6 +56,4 @@ const migrate = async (transaction: IDBTransaction, oldVersion: number): Promise
 
 /** All or nothing: what fails here leaves the older version, and fails the opening. */
 export const upgrade = (transaction: IDBTransaction, oldVersion: number): void =>
-  void migrate(transaction, oldVersion)
-    .catch(() => transaction.abort())
-    .catch(() => {}); // it ended by itself: the opening tells why
+  void migrate(transaction, oldVersion).catch(() => undo(transaction)); // the opening tells why
