@@ -1,6 +1,7 @@
 // Everything that can happen between clients and a served folder: a request or an answer that is lost, a server that goes down
-// after the work and comes back, one that is a proxy's page for a moment; at each request of a life, once and for a while; to two
-// clients that want one queue; and kill -9 of a server process that two clients ask through sockets.
+// after the work and comes back, a proxy's page in its place, an answer that is cut, a request that is sent twice; at each
+// request of a life, once and for a while; to two clients that want one queue; and kill -9 of a server process that two clients
+// ask through sockets.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -15,7 +16,10 @@ import type { Progress } from "./fileFaults.ts";
 import { createLedger, type Ledger, sum, type Tally, takeInventory } from "./ledger.ts";
 import { uponEnd } from "./uponEnd.ts";
 
-const FAULTS = ["request lost", "answer lost", "answer lost, server restarted", "bad gateway", "answer cut"] as const;
+const FAULTS = [
+  ...(["request lost", "answer lost", "answer lost, server restarted", "bad gateway", "answer cut"] as const),
+  ...(["answer cut without a word", "another's page", "request sent twice"] as const),
+];
 type Fault = (typeof FAULTS)[number];
 
 const open = (folder: string): Promise<Store> => openFileStore(folder, { onReport: () => {} });
@@ -59,8 +63,13 @@ const createLine = (server: Awaited<ReturnType<typeof createServer>>, faultAt: (
     if (fault !== undefined) fired += 1;
     if (fault === "request lost") throw failedFetch();
     if (fault === "bad gateway") return new Response("<html>502", { status: 502 });
+    if (fault === "another's page") return new Response("<html>Sign in to the network");
     const response = await server.ask(String(url), init);
     if (fault === undefined) return response;
+    if (fault === "request sent twice") {
+      void response.body?.cancel();
+      return server.ask(String(url), init);
+    }
     const bytes = await response.arrayBuffer(); // the work is done
     if (fault === "answer cut")
       return new Response(
@@ -72,6 +81,8 @@ const createLine = (server: Awaited<ReturnType<typeof createServer>>, faultAt: (
         }),
         response.status === 204 ? { status: 200 } : response,
       );
+    if (fault === "answer cut without a word")
+      return new Response(bytes.byteLength === 0 ? null : bytes.slice(0, bytes.byteLength >> 1), response);
     if (fault === "answer lost, server restarted") await server.restart();
     throw failedFetch();
   };
@@ -117,6 +128,12 @@ const live = async (store: Store, ledger: Ledger): Promise<void> => {
   ledger.release("resource/p/1");
   await store.unpublish("p", 1);
   ledger.gone("resource/p/1");
+  const { id } = tasks[1] as { id: string };
+  ledger.release(`rollout/${id}`);
+  for (const attempt of await store.attempts(id))
+    ledger.release(`attempt/${id}/${attempt.id}`, `ended/${id}/${attempt.id}/succeeded`, ...["x", "y"].map((span) => `span/${id}/${span}`));
+  if (!(await store.forget(id))) throw new Error(`forget ${id}: it was there, got another answer`);
+  ledger.gone(`rollout/${id}`);
   if ((await store.resource("p"))?.files.same?.[0] !== 9) throw new Error("resource p 2: its files stay, got others");
 };
 
@@ -147,7 +164,7 @@ const failEach = async (newFolder: () => string): Promise<Tally[]> => {
         await store.close();
         await server.close();
         ledger.fault(line.fired());
-        tallies.push(await lookAtEnd(folder, ledger, 3));
+        tallies.push(await lookAtEnd(folder, ledger, 2));
         if (line.fired() === 0) break;
       }
   return tallies;

@@ -2,6 +2,8 @@
 import {
   ATTRIBUTES,
   createMemoryStore,
+  exportStore,
+  importStore,
   type Json,
   modelCallSpan,
   type Rollout,
@@ -9,7 +11,7 @@ import {
   type StoredSpan,
   toTransitions,
 } from "@fulgurite/trace";
-import { type AgentLightningTrace, fromAgentLightning, toAgentLightning } from "@fulgurite/trace/agentLightning";
+import { type AgentLightningTrace, fromAgentLightning, toAgentLightning, toStoreItems } from "@fulgurite/trace/agentLightning";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
 
@@ -251,7 +253,9 @@ test("whatever an event of theirs holds, it goes back", () => {
     attempt_id: fc.constantFrom("0", "unknown"),
     timestamp: fc.double({ noNaN: true, noDefaultInfinity: true }).map((value) => value + 0),
     data: fc.dictionary(
-      fc.constantFrom("model", "request", "response", "status", "latency_ms", "value", "error", "server", "x"),
+      fc.constantFrom(
+        ...["model", "request", "response", "status", "latency_ms", "value", "error", "server", "x", "agentlightning.event", "__proto__"],
+      ),
       fc.oneof(
         json,
         fc.record({ choices: fc.array(fc.record({ token_ids: json, logprobs: json })) }).map((value) => value as Json),
@@ -265,4 +269,55 @@ test("whatever an event of theirs holds, it goes back", () => {
     }),
     { seed: 1, numRuns: 400 },
   );
+});
+
+test("names of ours in what is theirs go back too", () => {
+  const event = (data: Record<string, Json>) => ({ event_type: "note", rollout_id: "r", attempt_id: "0", timestamp: 1, data });
+  const events = [
+    event({ fulgurite: "a stone" }),
+    event({ fulgurite: [1], x: 2 }),
+    event({ fulgurite: { set: 1 } }),
+    event({ "agentlightning.event": { type: "reward" } }),
+  ];
+  const metadata = { ...theirs.rollout.metadata, agentlightning: { status: "mine" } };
+  const given = { rollout: { ...theirs.rollout, metadata }, events };
+  const { rollout, spans } = fromAgentLightning(overTheWire(given));
+  expect(overTheWire(toAgentLightning(rollout, spans))).toEqual(overTheWire(given));
+});
+
+test("what is no trace is refused by the name of its field", () => {
+  const bad: [unknown, string][] = [
+    [null, "agent lightning"],
+    [{ rollout: null, events: [] }, "rollout:"],
+    [{ ...theirs, rollout: { ...theirs.rollout, config: {} } }, "rollout.config.timeout_seconds"],
+    [{ ...theirs, rollout: { ...theirs.rollout, metadata: [] } }, "rollout.metadata"],
+    [{ ...theirs, rollout: { ...theirs.rollout, status: { ...theirs.rollout.status, state: "constructor" } } }, "rollout.status.state"],
+    [{ ...theirs, events: {} }, "events: a list"],
+    [{ ...theirs, events: [null] }, "events[0]"],
+    [{ ...theirs, events: [{ ...theirs.events[0], data: null }] }, "events[0].data"],
+    [{ ...theirs, events: [{ ...theirs.events[0], timestamp: "now" }] }, "events[0].timestamp"],
+  ];
+  for (const [trace, field] of bad) {
+    const act = () => fromAgentLightning(trace as AgentLightningTrace);
+    expect(act).toThrow(field);
+    expect(act).toThrow(expect.objectContaining({ code: "bad-input" }));
+  }
+});
+
+test("a store takes what is theirs, in every state, and tells it again as it was", async () => {
+  for (const state of ["queuing", "running", "succeeded", "failed"] as const)
+    for (const events of [theirs.events, []]) {
+      const given = { rollout: { ...theirs.rollout, status: { ...theirs.rollout.status, state } }, events };
+      const store = createMemoryStore();
+      expect(new Set(await store.adopt(toStoreItems(overTheWire(given))))).toEqual(new Set(["added"]));
+      const id = given.rollout.rollout_id;
+      const rollouts: Rollout[] = [];
+      for await (const rollout of store.rollouts()) rollouts.push(rollout);
+      const spans: StoredSpan[] = [];
+      for await (const span of store.spans({ rolloutId: id })) spans.push(span);
+      expect(overTheWire(toAgentLightning(rollouts[0]!, spans))).toEqual(overTheWire(given));
+      const taken = createMemoryStore();
+      await importStore(taken, exportStore(store));
+      expect((await taken.attempts(id)).map(({ status }) => status)).toEqual((await store.attempts(id)).map(({ status }) => status));
+    }
 });

@@ -90,8 +90,8 @@ test("an answer that is lost is asked for again, and no work is done twice", asy
     spans: 1,
     resources: 1,
   });
-  expect(calls).toBe(21);
-  expect(pauses).toEqual(Array.from({ length: 7 }, () => [250, 750]).flat());
+  expect(calls).toBe(24); // forgetting asks first what is there
+  expect(pauses).toEqual(Array.from({ length: 8 }, () => [250, 750]).flat());
 });
 
 test("claims and publications whose answers went down with the server are answered by the next one, from the folder", async () => {
@@ -296,7 +296,9 @@ test("pages of known origins may ask, and are told so before they send their key
   const asked = await ask("OPTIONS", "/claim", { ...preflight, origin: "https://app.test" });
   expect([asked.status, allowed(asked), asked.headers.get("vary")]).toEqual([204, "https://app.test", "origin"]);
   expect(asked.headers.get("access-control-allow-methods")).toBe("GET, POST, PUT");
-  expect(asked.headers.get("access-control-allow-headers")).toBe("authorization, content-type, last-event-id, fulgurite-again");
+  expect(asked.headers.get("access-control-allow-headers")).toBe(
+    "authorization, content-type, last-event-id, fulgurite-request, fulgurite-again",
+  );
   expect(asked.headers.get("access-control-allow-private-network")).toBeNull();
   const near = await ask("OPTIONS", "/claim", {
     ...preflight,
@@ -309,6 +311,7 @@ test("pages of known origins may ask, and are told so before they send their key
 
   const good = await ask("GET", "/stats", { origin: "http://localhost:5173", authorization: "Bearer k" });
   expect([good.status, allowed(good)]).toEqual([200, "http://localhost:5173"]);
+  expect(good.headers.get("access-control-expose-headers")).toBe("fulgurite-length"); // else a page takes no answer for whole
   const keyless = await ask("GET", "/stats", { origin: "https://app.test" });
   expect([keyless.status, allowed(keyless)]).toEqual([401, "https://app.test"]); // the page may read why
   const evil = await ask("GET", "/stats", { origin: "https://evil.test", authorization: "Bearer k" });

@@ -243,6 +243,21 @@ test("other exporters' ways are read: base64 ids, upper-case hex, numbers as tex
   expect(tokens.attributes["fulgurite.prompt.tokens"]).toEqual(Int32Array.of(5));
 });
 
+test("what we have no field for goes out as it came: kind, an explicit ok, bytes", () => {
+  const attributes = [
+    { key: "raw", value: { bytesValue: "AQI=" } },
+    { key: "list", value: { arrayValue: { values: [{ bytesValue: "AA==" }] } } },
+  ];
+  for (const kind of [0, 1, 2, 3, 4, 5])
+    for (const code of [0, 1, 2]) {
+      const [span] = fromOtlp(foreign({ kind, status: { code }, attributes }), { attemptOf: () => attempt }).spans;
+      const out = onlySpan(sent([span!]));
+      expect([out.kind, out.status!.code]).toEqual([kind, code]);
+      expect(out.attributes).toEqual(expect.arrayContaining(attributes));
+      expect(out.attributes!.some(({ key }) => key.startsWith("otel.") || key.startsWith("fulgurite.otel."))).toBe(false);
+    }
+});
+
 test("a span that cannot be read rejects itself alone; a body that is none is refused", () => {
   let deep: object = { stringValue: "x" };
   for (let level = 0; level < 1_000; level++) deep = { arrayValue: { values: [deep] } };

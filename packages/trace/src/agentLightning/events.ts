@@ -74,11 +74,12 @@ export const fromEvents = (
     const plain = without(data, OURS);
     const attributes =
       type === "model_request" ? fromModelRequest(plain, mode, turn, !ours) : type === "reward" ? fromReward(plain) : (plain as Attributes);
-    const isKnown = type === "model_request" || type === "reward";
+    // whole, where our attributes have another form, or a name of ours is in it
+    const isKnown = type === "model_request" || type === "reward" || (!ours && (OURS in data || THEIRS in data));
     const theirs = present({
       type,
       timestamp: event.timestamp,
-      data: isKnown ? (type === "reward" ? data : without(data, "request", "response")) : undefined,
+      data: isKnown ? (type === "model_request" ? without(data, "request", "response") : data) : undefined,
     });
     const endMs = event.timestamp * 1_000;
     return {

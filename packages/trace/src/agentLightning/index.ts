@@ -6,15 +6,17 @@
 //   - theirs in and out again: what our spans have no place for stays on them as the attribute `agentlightning.event`
 //     (on the rollout: metadata `agentlightning`), and request and response stay whole.
 // Times are float seconds there and milliseconds here. Of several choices, the first is the one that is trained on.
-// Not here: attempts as rows (v1.0 has none but their ids), and the triplet projection, which is a view of these events.
+// Attempts as rows, of which v1.0 has the ids only, are made anew for a store (items.ts). Not here: the triplet projection, which is a view of these events.
 
 import { decodeAttributes, encodeAttributes, webBase64 } from "../attributeCodec.ts";
 import type { Rollout, StoredSpan } from "../vocabulary.ts";
 import { fromEvents, toPlainEvent, toTheirEvent } from "./events.ts";
+import { guardTrace } from "./guard.ts";
 import { difference, isObject, objectOf, patched, present } from "./objects.ts";
 import { fromPlainRollout, toPlainRollout } from "./rollouts.ts";
 import { type AgentLightningEvent, type AgentLightningTrace, type JsonObject, OURS, THEIRS, THEIRS_OF_ROLLOUT } from "./shapes.ts";
 
+export { toStoreItems } from "./items.ts";
 export type { AgentLightningEvent, AgentLightningRollout, AgentLightningTrace } from "./shapes.ts";
 
 const encodedAttributes = ({ attributes }: StoredSpan): JsonObject => encodeAttributes(attributes, webBase64);
@@ -44,13 +46,16 @@ export const toAgentLightning = (rollout: Rollout, spans: readonly StoredSpan[])
 
 /**
  * What toAgentLightning told, or what Agent Lightning itself recorded. Foreign spans get ids and seqs by their position.
- * @throws TraceError "corrupt" for typed arrays that are not whole.
+ * @throws TraceError "bad-input" naming the field that is not as v1.0 has it; "corrupt" for typed arrays that are not whole.
  */
-export const fromAgentLightning = ({ rollout, events }: AgentLightningTrace): { rollout: Rollout; spans: StoredSpan[] } => {
+export const fromAgentLightning = (trace: AgentLightningTrace): { rollout: Rollout; spans: StoredSpan[] } => {
+  guardTrace(trace);
+  const { rollout, events } = trace;
   const patch = rollout.fulgurite;
   const plain = fromPlainRollout(rollout, patch !== undefined);
   const mine = patch === undefined ? plain : (patched(plain as unknown as JsonObject, patch) as unknown as Rollout);
-  const isOurs = ({ data }: AgentLightningEvent): boolean => isObject(data[OURS]);
+  const isOurs = ({ data }: AgentLightningEvent): boolean =>
+    isObject(data[OURS]) && Object.keys(data[OURS]).every((name) => name === "attributes" || name === "fields");
   const spans = fromEvents(mine.mode, events, isOurs).map((span, index): StoredSpan => {
     const event = events[index] as AgentLightningEvent;
     if (!isOurs(event)) return span;

@@ -1,9 +1,9 @@
 // A rollout as v1.0's rollout object, and back, by what its fields alone say.
 
 import { DEFAULT_CONFIG, isTerminal } from "../status.ts";
-import type { Rollout, RolloutStatus, StoredSpan } from "../vocabulary.ts";
+import type { Json, Rollout, RolloutStatus, StoredSpan } from "../vocabulary.ts";
 import { numberOf, objectOf, without } from "./objects.ts";
-import { type AgentLightningRollout, THEIRS_OF_ROLLOUT } from "./shapes.ts";
+import { type AgentLightningRollout, type JsonObject, THEIRS_OF_ROLLOUT } from "./shapes.ts";
 
 const STATES = {
   queued: "queuing",
@@ -12,7 +12,11 @@ const STATES = {
   failed: "failed",
   cancelled: "failed",
 } as const satisfies Readonly<Record<RolloutStatus, string>>;
-const STATUSES = { queuing: "queued", running: "running", succeeded: "succeeded", failed: "failed" } as const;
+export const STATUSES = { queuing: "queued", running: "running", succeeded: "succeeded", failed: "failed" } as const;
+
+/** What already has our name in their metadata. */
+const only = (metadata: JsonObject): JsonObject =>
+  Object.hasOwn(metadata, THEIRS_OF_ROLLOUT) ? { [THEIRS_OF_ROLLOUT]: metadata[THEIRS_OF_ROLLOUT] as Json } : {};
 
 export const toPlainRollout = (rollout: Rollout, spans: readonly StoredSpan[]): AgentLightningRollout => {
   const kept = objectOf(rollout.metadata[THEIRS_OF_ROLLOUT]);
@@ -40,6 +44,7 @@ export const toPlainRollout = (rollout: Rollout, spans: readonly StoredSpan[]): 
     metadata: {
       ...("status" in kept ? {} : { batch_idx: null, sample_idx_in_batch: null }),
       ...without(rollout.metadata, THEIRS_OF_ROLLOUT),
+      ...(THEIRS_OF_ROLLOUT in kept ? { [THEIRS_OF_ROLLOUT]: kept[THEIRS_OF_ROLLOUT] as Json } : {}),
     },
     // as it was, unless it has moved on since
     status: was.state === state ? { ...status, ...was } : { ...status, version: (numberOf(was.version) ?? 0) + 1 },
@@ -56,7 +61,7 @@ export const fromPlainRollout = (rollout: AgentLightningRollout, isOurs: boolean
     mode: rollout.is_train ? "train" : "val",
     status: mine,
     config: { ...DEFAULT_CONFIG, timeoutMs: config.timeout_seconds * 1_000 },
-    metadata: isOurs ? rollout.metadata : { ...rollout.metadata, [THEIRS_OF_ROLLOUT]: { status, config } },
+    metadata: isOurs ? rollout.metadata : { ...rollout.metadata, [THEIRS_OF_ROLLOUT]: { status, config, ...only(rollout.metadata) } },
     attempts: mine === "queued" ? 0 : 1,
     createdAtMs: status.created_at * 1_000,
     ...(isTerminal(mine) ? { endedAtMs: status.updated_at * 1_000 } : {}),

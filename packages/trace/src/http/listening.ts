@@ -47,7 +47,8 @@ export const startListening = (fetched: Requests["fetched"], timer: Timer, emit:
       try {
         const headers = last === undefined ? {} : { "last-event-id": last };
         const response = await fetched("GET", "/watch", { signal: connection.signal }, headers);
-        if (response.ok && response.body)
+        const isStream = response.headers.get("content-type")?.startsWith("text/event-stream") ?? true; // else a proxy's page
+        if (response.ok && response.body && isStream)
           for await (const { event, id, data } of readEvents(response.body, onBytes)) {
             if (stopped.signal.aborted) return;
             pauseMs = PAUSE_MS;
@@ -60,6 +61,7 @@ export const startListening = (fetched: Requests["fetched"], timer: Timer, emit:
       } finally {
         calm();
         stopped.signal.removeEventListener("abort", end);
+        end(); // what is left of it is nobody's
       }
       isReady(); // a server that cannot be heard does not stop anyone from writing
       if (stopped.signal.aborted) return;

@@ -27,7 +27,7 @@ import type {
 import { boundWait, platformTimer } from "../waitBounds.ts";
 import { type Listening, startListening } from "./listening.ts";
 import { ROLLOUTS_A_PAGE, SPANS_A_PAGE, WAIT_MS } from "./protocol.ts";
-import { createRequests } from "./requests.ts";
+import { createRequests, jsonOf } from "./requests.ts";
 
 export interface HttpStoreOptions extends StoreOptions {
   /** Sent as `authorization: Bearer …`; a function is asked before each request. */
@@ -46,8 +46,9 @@ const IDS_A_REQUEST = 40;
 /**
  * The store that serveStore serves at `baseUrl` ("https://host" or "https://host/behind/a/proxy"). Nothing is asked yet.
  * `watch` hears all stores of that server; what this object does after watch() it also hears.
- * @throws (its methods) TraceError as the store over there; "denied" for a wrong token; "too-large" for what the server does
- * not take at once; "storage" when the server cannot be reached or is no store.
+ * @throws (its methods) TraceError as the store over there; "denied" for a wrong token, or none that could be had; "too-large"
+ * for what the server, or a proxy before it, does not take at once; "storage" when the server cannot be reached, is no store, or
+ * gives no whole answer in four tries.
  */
 export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): Store => {
   const { clock = Date.now, timer = platformTimer, token, redact } = options;
@@ -59,14 +60,15 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
 
   const guardOpen = () => closing.signal.throwIfAborted();
   const { fetched, call, get, list } = createRequests({
-    ...{ baseUrl, token, timer, guardOpen },
+    ...{ baseUrl, token, timer, guardOpen, newRequestId: requestId },
     fetch: options.fetch,
     timeoutMs: options.timeoutMs ?? TIMEOUT_MS,
   });
   const post = async <T>(path: string, json: unknown): Promise<T> => {
     guardOpen();
     await watching?.ready;
-    return call("POST", path, { json }, async (response) => (response.status === 204 ? (undefined as T) : ((await response.json()) as T)));
+    const heard = await call("POST", path, { json });
+    return heard.bytes.length === 0 ? (undefined as T) : jsonOf<T>(heard); // 204
   };
 
   // One after the other what is about one thing, in the order of the calls, as in a store that is here: of requests that are
@@ -122,9 +124,8 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
         const ask = async (): Promise<void> => {
           while (!done.signal.aborted) {
             const json = { rolloutIds: ids, timeoutMs: WAIT_MS };
-            const { rollouts } = await call("POST", "/wait", { json, signal: done.signal }, async (response) => {
-              return (await response.json()) as { rollouts: Rollout[] | null };
-            });
+            const heard = await call("POST", "/wait", { json, signal: done.signal, isQuestion: true });
+            const { rollouts } = jsonOf<{ rollouts: Rollout[] | null }>(heard);
             if (rollouts) return resolve(rollouts);
           }
         };
@@ -222,17 +223,24 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     },
     cancel: async (rolloutId) =>
       inTurn([aboutRollout(rolloutId)], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
-    forget: async (rolloutId, seq) => (await post<{ forgotten: boolean }>("/forget", { rolloutId, seq, requestId: requestId() })).forgotten,
+    forget: async (rolloutId, seq) =>
+      inTurn([aboutRollout(rolloutId)], async () => {
+        guardOpen();
+        // meant is the one that is there now: asked again, perhaps of a server that was restarted, nothing newer is deleted
+        const [there] = (await list("/rollouts", rolloutSearch({ ids: [rolloutId] }))) as Rollout[];
+        if (there === undefined || there.seq !== (seq ?? there.seq)) return false;
+        return (await post<{ forgotten: boolean }>("/forget", { rolloutId, seq: there.seq })).forgotten;
+      }),
     requeueStale: async (beforeMs) => {
       const finite = Math.max(-Number.MAX_VALUE, Math.min(beforeMs, Number.MAX_VALUE)); // JSON has no infinity
-      return (await post<{ count: number }>("/requeue-stale", { beforeMs: finite, requestId: requestId() })).count;
+      return (await post<{ count: number }>("/requeue-stale", { beforeMs: finite })).count;
     },
     rollouts,
     attempts: async (rolloutId) => (await list("/attempts", new URLSearchParams({ rolloutId }))) as Attempt[],
     spans,
     publish: async (resource) => {
       const checked = checkedResource(resource);
-      const json = { resource: { ...checked, files: encodeFiles(checked.files) }, requestId: requestId() };
+      const json = { resource: { ...checked, files: encodeFiles(checked.files) } };
       return received((await post<{ resource: SentResource }>("/resources", json)).resource);
     },
     resource: async (name, version) => {
@@ -240,20 +248,19 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       const { resource } = await get<{ resource: SentResource | null }>("/resource", search);
       return resource === null ? undefined : received(resource);
     },
-    unpublish: async (name, version) =>
-      (await post<{ unpublished: boolean }>("/unpublish", { name, version, requestId: requestId() })).unpublished,
+    unpublish: async (name, version) => (await post<{ unpublished: boolean }>("/unpublish", { name, version })).unpublished,
     async *resources() {
       yield* (await list("/resources")) as ResourceEntry[];
     },
     putState: async (name, bytes) => {
       guardOpen();
       const copy = new Uint8Array(bytes);
-      await inTurn([`state ${name}`], () => call("PUT", "/state", { search: new URLSearchParams({ name }), bytes: copy }, async () => {}));
+      await inTurn([`state ${name}`], () => call("PUT", "/state", { search: new URLSearchParams({ name }), bytes: copy }));
     },
-    getState: async (name) =>
-      call("GET", "/state", { search: new URLSearchParams({ name }) }, async (response) =>
-        response.status === 204 ? undefined : new Uint8Array(await response.arrayBuffer()),
-      ),
+    getState: async (name) => {
+      const { status, bytes } = await call("GET", "/state", { search: new URLSearchParams({ name }) });
+      return status === 204 ? undefined : bytes;
+    },
     states: async () => (await get<{ names: string[] }>("/states")).names,
     adopt: async (items) => {
       const checked = redactedItems(items, redact);

@@ -1,7 +1,7 @@
 // Which pages of other origins may talk to a served store (CORS). A browser asks before it sends a token or JSON; the answer is
 // given without a key, for such a question carries none. Tokens travel in a header of ours, so cookies are never allowed.
 
-import { AGAIN, PREFIX } from "./protocol.ts";
+import { AGAIN, LENGTH, PREFIX, REQUEST } from "./protocol.ts";
 
 export interface Origins {
   /** Whether the request comes from no page, or from one that may ask. */
@@ -21,7 +21,10 @@ export const createOrigins = (allowed: "*" | readonly string[]): Origins => {
   const opened: Origins["opened"] = (request, response) => {
     const origin = request.headers.get("origin");
     if (allowed !== "*") response.headers.append("vary", "origin");
-    if (origin !== null && allows(origin)) response.headers.set("access-control-allow-origin", allowed === "*" ? "*" : origin);
+    if (origin !== null && allows(origin)) {
+      response.headers.set("access-control-allow-origin", allowed === "*" ? "*" : origin);
+      response.headers.set("access-control-expose-headers", LENGTH);
+    }
     return response;
   };
   return {
@@ -34,7 +37,7 @@ export const createOrigins = (allowed: "*" | readonly string[]): Origins => {
       if (!new URL(request.url).pathname.startsWith(`${PREFIX}/`)) return undefined;
       const headers: Record<string, string> = {
         "access-control-allow-methods": "GET, POST, PUT",
-        "access-control-allow-headers": `authorization, content-type, last-event-id, ${AGAIN}`,
+        "access-control-allow-headers": `authorization, content-type, last-event-id, ${REQUEST}, ${AGAIN}`,
         "access-control-max-age": String(MAX_AGE_SECONDS),
       };
       // a public page that asks for a machine of the user's own network

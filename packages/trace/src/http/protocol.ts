@@ -9,13 +9,13 @@
 //   POST /heartbeat      { attempt }                                  → 204
 //   POST /finish         { attempt, outcome, spans? }                 → { rollout }
 //   POST /cancel         { rolloutId }                                → { rollout }
-//   POST /forget         { rolloutId, seq?, requestId? }              → { forgotten }   the same again for the same requestId
-//   POST /requeue-stale  { beforeMs, requestId? }                     → { count }       likewise
+//   POST /forget         { rolloutId, seq? }                          → { forgotten }
+//   POST /requeue-stale  { beforeMs }                                 → { count }
 //   POST /wait           { rolloutIds, timeoutMs }                    → { rollouts }, or { rollouts: null } after timeoutMs
-//   POST /resources      { resource, requestId? }                     → { resource }    likewise
+//   POST /resources      { resource }                                 → { resource }
 //   GET  /resources                                                   → NDJSON, without files
 //   GET  /resource       ?name=&version=                              → { resource }, null where there is none
-//   POST /unpublish      { name, version, requestId? }                → { unpublished } likewise
+//   POST /unpublish      { name, version }                            → { unpublished }
 //   PUT  /state          ?name=                bytes                  → 204
 //   GET  /state          ?name=                                       → bytes, 204 where there is none
 //   GET  /states                                                      → { names }
@@ -23,15 +23,24 @@
 //   GET  /stats                                                       → StoreStats
 //   GET  /watch          Last-Event-ID                                → server-sent events: `ready` first, then `change` with a StoreEvent
 //
-// What is sent once more, because its answer was lost, says so in the header AGAIN. Every path begins with PREFIX. A refusal is { error: { code, message } }: a TraceErrorCode with the status of STATUSES, or
-// "origin" (403), "no-route" (404), "method" (405), "internal" (500). Spans and files are as itemCodec.ts writes them.
+// Every path begins with PREFIX. What writes carries an id in the header REQUEST, and when it is sent once more, because its
+// answer was lost, the same and AGAIN: it is done once, and gets the first answer, as long as the server remembers it. Every
+// answer but a stream says its length in the header LENGTH. A refusal is { error: { code, message } }: a TraceErrorCode with the
+// status of STATUSES, or "origin" (403), "no-route" (404), "method" (405), "internal" (500). Spans and files are as
+// itemCodec.ts writes them.
 
 import type { TraceErrorCode } from "../errors.ts";
 
 export const PREFIX = "/fulgurite/v1/store";
 
+/** A text of its own for each request that writes. */
+export const REQUEST = "fulgurite-request";
+
 /** "1" from the second try of a request on. */
 export const AGAIN = "fulgurite-again";
+
+/** The bytes of an answer's body, before any compression on the way. */
+export const LENGTH = "fulgurite-length";
 
 export const STATUSES: Readonly<Record<TraceErrorCode, number>> = {
   "bad-input": 400,

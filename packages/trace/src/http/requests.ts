@@ -2,7 +2,7 @@
 
 import { TraceError, type TraceErrorCode } from "../errors.ts";
 import type { Timer } from "../waitBounds.ts";
-import { AGAIN, fromNdjson, PREFIX, STATUSES } from "./protocol.ts";
+import { AGAIN, fromNdjson, LENGTH, PREFIX, REQUEST, STATUSES } from "./protocol.ts";
 
 /** Tries in all, the pause before the second and what it is multiplied by. */
 const TRIES = 4;
@@ -20,6 +20,8 @@ export interface RequestsOptions {
   readonly timeoutMs: number;
   /** Before each try. */
   readonly guardOpen: () => void;
+  /** Of each request that writes, the same for all its tries. */
+  readonly newRequestId: () => string;
 }
 
 interface Ask {
@@ -27,7 +29,17 @@ interface Ask {
   readonly json?: unknown;
   readonly bytes?: Uint8Array<ArrayBuffer>;
   readonly signal?: AbortSignal;
+  /** Changes nothing over there: it needs no id. */
+  readonly isQuestion?: boolean;
 }
+
+/** A whole answer of a store. */
+export interface Heard {
+  readonly status: number;
+  readonly bytes: Uint8Array<ArrayBuffer>;
+}
+
+export const jsonOf = <T>({ bytes }: Heard): T => JSON.parse(new TextDecoder().decode(bytes)) as T;
 
 /** Ends a try with the caller's signal, or when it takes too long. */
 const limitTry = (
@@ -54,27 +66,48 @@ const limitTry = (
   };
 };
 
+/** Rejects when it is aborted. */
+const aborted = (signal: AbortSignal): Promise<never> =>
+  new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+
 export interface Requests {
   /** One try, whatever the answer. */
   fetched(method: string, path: string, ask: Ask, headers?: Readonly<Record<string, string>>): Promise<Response>;
   /** @throws TraceError of the store over there; "storage" when it cannot be reached. */
-  call<T>(method: string, path: string, ask: Ask, read: (response: Response) => Promise<T>): Promise<T>;
+  call(method: string, path: string, ask: Ask): Promise<Heard>;
   get<T>(path: string, search?: URLSearchParams): Promise<T>;
   /** NDJSON. */
   list(path: string, search?: URLSearchParams): Promise<unknown[]>;
 }
 
+/** What stands before a store may refuse too, in words of its own. */
+const REFUSALS: Readonly<Record<number, TraceErrorCode>> = { 401: "denied", 403: "denied", 407: "denied", 413: "too-large" };
+
 const isCode = (code: unknown): code is TraceErrorCode => typeof code === "string" && Object.hasOwn(STATUSES, code);
 
-export const createRequests = ({ baseUrl, token, fetch, timer, timeoutMs, guardOpen }: RequestsOptions): Requests => {
+export const createRequests = ({ baseUrl, token, fetch, timer, timeoutMs, guardOpen, newRequestId }: RequestsOptions): Requests => {
   const base = `${new URL(baseUrl).href.replace(/\/+$/, "")}${PREFIX}`;
   const sleep = (ms: number): Promise<void> => new Promise((resolve) => void timer(resolve, ms));
   const unreachable = (got: string, cause?: unknown): TraceError =>
     new TraceError("storage", `store ${baseUrl}: a server that serves a store, got ${got}; look at the address and the server`, { cause });
 
+  /** Never in a message. @throws TraceError "denied". */
+  const authorization = async (): Promise<string> => {
+    let given: string | undefined;
+    let cause: unknown;
+    try {
+      given = typeof token === "function" ? await token() : token;
+    } catch (error) {
+      cause = error;
+    }
+    if (typeof given === "string" && /^[\x20-\x7e]*$/.test(given)) return `Bearer ${given}`;
+    const got = cause === undefined ? `${typeof given} of other characters` : `${cause}`;
+    throw new TraceError("denied", `store ${baseUrl}: a token of visible ASCII, got ${got}; look at the token option`, { cause });
+  };
+
   const fetched: Requests["fetched"] = async (method, path, { search, json, bytes, signal }, more = {}) => {
     const headers: Record<string, string> = { ...more };
-    if (token !== undefined) headers.authorization = `Bearer ${typeof token === "string" ? token : await token()}`;
+    if (token !== undefined) headers.authorization = await Promise.race([authorization(), ...(signal ? [aborted(signal)] : [])]);
     if (json !== undefined) headers["content-type"] = "application/json";
     const body = json === undefined ? bytes : JSON.stringify(json);
     const ask = fetch ?? globalThis.fetch;
@@ -87,39 +120,47 @@ export const createRequests = ({ baseUrl, token, fetch, timer, timeoutMs, guardO
     });
   };
 
-  /** A refusal as the error it was; undefined for one that may pass. */
-  const errorOf = async (response: Response): Promise<TraceError | undefined> => {
-    const text = await response.text();
+  /** A refusal as the error it was, and whether it is final; another answer may come in a moment. */
+  const refusalOf = ({ status }: Response, bytes: Uint8Array): { readonly error: TraceError; readonly isFinal: boolean } => {
+    const text = new TextDecoder().decode(bytes);
     let told: { code?: unknown; message?: unknown } | undefined;
     try {
       told = (JSON.parse(text) as { error?: typeof told } | null)?.error;
     } catch {
       // a proxy's page: told below
     }
-    if (isCode(told?.code)) return new TraceError(told.code, String(told.message));
-    if (PASSING.includes(response.status)) return undefined;
-    return unreachable(`${response.status} ${told === undefined ? text.slice(0, 80) : `${told.code}: ${told.message}`}`);
+    if (isCode(told?.code)) return { error: new TraceError(told.code, String(told.message)), isFinal: true };
+    const got = `${status} ${told === undefined ? text.slice(0, 80) : `${told.code}: ${told.message}`}`;
+    const code = REFUSALS[status];
+    if (code === undefined) return { error: unreachable(got), isFinal: !PASSING.includes(status) && status >= 300 };
+    const advice = code === "denied" ? "look at its rules" : "send less at once, or raise its limit";
+    const rule = "a request that what stands before the store lets through";
+    return { error: new TraceError(code, `store ${baseUrl}: ${rule}, got ${got}; ${advice}`), isFinal: true };
   };
 
-  const call: Requests["call"] = async (method, path, ask, read) => {
+  const call: Requests["call"] = async (method, path, ask) => {
+    const id = method === "GET" || ask.isQuestion ? {} : { [REQUEST]: newRequestId() };
     for (let tried = 1; ; tried++) {
       guardOpen();
       let failure: TraceError;
+      let isFinal = false;
       const limit = limitTry(timer, timeoutMs, ask.signal);
       try {
-        const response = await fetched(method, path, { ...ask, signal: limit.signal }, tried > 1 ? { [AGAIN]: "1" } : {});
-        if (response.ok) return await read(response);
-        const error = await errorOf(response);
-        if (error) throw error;
-        failure = unreachable(`${response.status} ${TRIES} times`);
+        const response = await fetched(method, path, { ...ask, signal: limit.signal }, { ...id, ...(tried > 1 && { [AGAIN]: "1" }) });
+        const bytes = new Uint8Array(await response.arrayBuffer());
+        // a proxy's page in its place is not an answer, nor is the first half of one
+        if (response.ok && response.headers.get(LENGTH) === String(bytes.length)) return { status: response.status, bytes };
+        ({ error: failure, isFinal } = refusalOf(response, bytes));
       } catch (cause) {
         ask.signal?.throwIfAborted();
-        if (cause instanceof TraceError) throw cause;
-        failure = unreachable(limit.isLate() ? `no whole answer within ${timeoutMs} ms` : String(cause), cause);
+        failure =
+          cause instanceof TraceError
+            ? cause
+            : unreachable(limit.isLate() ? `no whole answer within ${timeoutMs} ms` : String(cause), cause);
       } finally {
         limit.clear();
       }
-      if (tried === TRIES) throw failure;
+      if (isFinal || tried === TRIES) throw failure;
       await sleep(PAUSE_MS * PAUSE_GROWTH ** (tried - 1));
     }
   };
@@ -127,8 +168,7 @@ export const createRequests = ({ baseUrl, token, fetch, timer, timeoutMs, guardO
   return {
     fetched,
     call,
-    get: <T>(path: string, search?: URLSearchParams) =>
-      call("GET", path, search ? { search } : {}, async (response) => (await response.json()) as T),
-    list: (path, search) => call("GET", path, search ? { search } : {}, async (response) => fromNdjson(await response.text())),
+    get: async <T>(path: string, search?: URLSearchParams) => jsonOf<T>(await call("GET", path, search ? { search } : {})),
+    list: async (path, search) => fromNdjson(new TextDecoder().decode((await call("GET", path, search ? { search } : {})).bytes)),
   };
 };

@@ -7,6 +7,7 @@ import { manifestOf } from "../manifest.ts";
 import { checkedResource, sameContent } from "../values.ts";
 import type { Outcome, Resource, ResourceInput, Store, TaskInput } from "../vocabulary.ts";
 import { platformTimer } from "../waitBounds.ts";
+import { type Answer, binary, createMemory, empty, json, ndjson, refused, toResponse } from "./answers.ts";
 import { createBroadcast } from "./broadcast.ts";
 import {
   attemptIn,
@@ -26,7 +27,7 @@ import {
   wholeIn,
 } from "./incoming.ts";
 import { createOrigins } from "./origins.ts";
-import { AGAIN, PREFIX, SPANS_A_PAGE, STATUSES, toNdjson, WAIT_MS } from "./protocol.ts";
+import { AGAIN, PREFIX, REQUEST, SPANS_A_PAGE, STATUSES, WAIT_MS } from "./protocol.ts";
 
 export interface ServeOptions {
   /** Whether to let a request in; without it everyone may do everything. */
@@ -42,29 +43,6 @@ export interface ServeOptions {
   /** Runs `act` once after `ms`; returns the way to stop it. Default: setTimeout. */
   readonly timer?: (act: () => void, ms: number) => () => void;
 }
-
-/** Answers that are given again for the same id. */
-const REMEMBERED = 1_000;
-
-/** A refusal that is about HTTP and not about the store. */
-interface Refusal {
-  readonly status: number;
-  readonly code: string;
-  readonly message: string;
-  readonly headers?: Readonly<Record<string, string>>;
-}
-
-const json = (value: unknown, status = 200, headers: Readonly<Record<string, string>> = {}): Response =>
-  new Response(JSON.stringify(value), { status, headers: { "content-type": "application/json", ...headers } });
-
-const ndjson = (values: readonly unknown[]): Response =>
-  new Response(toNdjson(values), { headers: { "content-type": "application/x-ndjson" } });
-
-const empty = (): Response => new Response(null, { status: 204 });
-
-const refused = ({ status, code, message, headers }: Refusal): Response => json({ error: { code, message } }, status, headers);
-
-// ---- what goes out --------------------------------------------------------------------------------------------------------
 
 const encodeResource = (resource: Resource) => ({ ...resource, files: encodeFiles(resource.files) });
 
@@ -86,25 +64,6 @@ const publishedBefore = async (store: Store, input: ResourceInput): Promise<Reso
   return latest && sameContent(latest, { ...checked, manifest: await manifestOf(checked.files) }) ? latest : undefined;
 };
 
-/** Gives the same promise again for the same request and id; what failed is tried anew. */
-const createMemory = () => {
-  const answers = new Map<string, Promise<unknown>>();
-  return <T>(what: string, given: unknown, act: () => Promise<T>): Promise<T> => {
-    if (typeof given !== "string") return act();
-    const id = `${what} ${given}`;
-    const known = answers.get(id) as Promise<T> | undefined;
-    if (known) return known;
-    const answer = act();
-    answers.set(id, answer);
-    answer.catch(() => answers.delete(id));
-    for (const oldest of answers.keys()) {
-      if (answers.size <= REMEMBERED) break;
-      answers.delete(oldest);
-    }
-    return answer;
-  };
-};
-
 // ---- the routes -----------------------------------------------------------------------------------------------------------
 
 interface Call {
@@ -114,14 +73,14 @@ interface Call {
   readonly body: () => Promise<Fields>;
 }
 
-type Route = (call: Call) => Promise<Response>;
+/** A Response: a stream. */
+type Route = (call: Call) => Promise<Answer | Response>;
 
 /** Ends with the request, or with the server. */
 const until = (request: Request, closing: AbortSignal | undefined): AbortSignal =>
   closing === undefined ? request.signal : AbortSignal.any([request.signal, closing]);
 
 const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, Readonly<Record<string, Route>>>> => {
-  const once = createMemory();
   const broadcast = createBroadcast(store, options.timer ?? platformTimer);
   return {
     "/rollouts": {
@@ -178,18 +137,20 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
     },
     "/cancel": { POST: async ({ body }) => json({ rollout: await store.cancel(textIn(await body(), "rolloutId")) }) },
     "/forget": {
-      POST: async ({ body }) => {
+      POST: async ({ request, body }) => {
         const given = await body();
         const rolloutId = textIn(given, "rolloutId");
         const seq = given.seq === undefined ? undefined : numberIn(given, "seq");
-        return json({ forgotten: await once("forget", given.requestId, () => store.forget(rolloutId, seq)) });
+        const isForgotten = await store.forget(rolloutId, seq);
+        // who names a seq has seen it there: if it is gone when asked again, the first asking deleted it
+        return json({ forgotten: isForgotten || (seq !== undefined && request.headers.has(AGAIN)) });
       },
     },
     "/requeue-stale": {
       POST: async ({ body }) => {
         const given = await body();
         const beforeMs = numberIn(given, "beforeMs");
-        return json({ count: await once("requeue-stale", given.requestId, () => store.requeueStale(beforeMs)) });
+        return json({ count: await store.requeueStale(beforeMs) });
       },
     },
     "/wait": {
@@ -211,9 +172,8 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const resource = fieldsIn(given, "resource");
         const input = { ...resource, files: decoded(() => decodeFiles(resource.files, "body.resource")) } as unknown as ResourceInput;
-        const publish = async (): Promise<Resource> =>
-          (request.headers.has(AGAIN) ? await publishedBefore(store, input) : undefined) ?? store.publish(input);
-        return json({ resource: encodeResource(await once("publish", given.requestId, publish)) });
+        const before = request.headers.has(AGAIN) ? await publishedBefore(store, input) : undefined;
+        return json({ resource: encodeResource(before ?? (await store.publish(input))) });
       },
       GET: async () => ndjson(await taken(store.resources(), Number.POSITIVE_INFINITY)),
     },
@@ -227,7 +187,7 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
       POST: async ({ body }) => {
         const given = await body();
         const [name, version] = [textIn(given, "name"), numberIn(given, "version")];
-        return json({ unpublished: await once("unpublish", given.requestId, () => store.unpublish(name, version)) });
+        return json({ unpublished: await store.unpublish(name, version) });
       },
     },
     "/state": {
@@ -238,7 +198,7 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
       GET: async ({ search }) => {
         const bytes = await store.getState(needed(search, "name"));
         if (bytes === undefined) return empty();
-        return new Response(new Uint8Array(bytes), { headers: { "content-type": "application/octet-stream" } });
+        return binary(bytes);
       },
     },
     "/states": { GET: async () => json({ names: await store.states() }) },
@@ -255,63 +215,72 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
 
 /**
  * The handler never throws: what goes wrong is a Response. It listens to the store until the store is closed.
- * A lost answer strands nothing, after a restart too: a claim that is repeated with its id gets the same attempts, a publication
- * that is sent again its version, for the store knows them. What a deletion or a requeuing found is told again while this handler lives.
+ *
+ * A request that comes twice (its answer was lost, or a proxy sent it again) is done once while this handler remembers its
+ * answer: the last 1000 of 16 MiB together. After that, and after a restart, the store itself knows: a rollout, a span, an end or
+ * a cancelling that is sent again is there already, a claim gets the same attempts, a publication its version, and forgetting
+ * means the rollout that was there when it was first asked. Two answers are then of the second time alone: how many attempts were
+ * requeued (each is ended once all the same; with a `beforeMs` still to come also those that began meanwhile) and whether a
+ * version was there to be unpublished. Both only inform.
  */
 export const serveStore = (store: Store, options: ServeOptions = {}): ((request: Request) => Promise<Response>) => {
   const { authorize, maxBodyBytes = 64 * 2 ** 20, onError = (error: unknown) => console.error(error) } = options;
   const routes = routesOf(store, options);
   const origins = options.origins === undefined ? undefined : createOrigins(options.origins);
+  const once = createMemory();
 
-  const answer = async (request: Request): Promise<Response> => {
-    try {
-      const { pathname, searchParams } = new URL(request.url);
-      const path = pathname.startsWith(`${PREFIX}/`) ? pathname.slice(PREFIX.length) : "";
-      if (origins?.admits(request) === false)
-        return refused({
-          status: 403,
-          code: "origin",
-          message: `${request.method} ${pathname}: a page of an origin that may ask, got ${request.headers.get("origin")}; add it to the server's origins`,
-        });
-      // before anything else: who may not come in does not learn what is there
-      if (authorize !== undefined && !(await authorize(request)))
-        throw new TraceError(
-          "denied",
-          `${request.method} ${pathname}: the server's key is needed, got none or another; give openHttpStore its token`,
-        );
-      const methods = Object.hasOwn(routes, path) ? routes[path] : undefined;
-      if (methods === undefined)
-        return refused({
-          status: 404,
-          code: "no-route",
-          message: `${pathname}: a path of a store below ${PREFIX}, got none of them; look at its version`,
-        });
-      const route = Object.hasOwn(methods, request.method) ? methods[request.method] : undefined;
-      if (route === undefined) {
-        const allow = Object.keys(methods).join(", ");
-        return refused({
-          status: 405,
-          code: "method",
-          message: `${pathname}: ${allow}, got ${request.method}; correct the client`,
-          headers: { allow },
-        });
-      }
-      const bytes = () => readBytes(request, maxBodyBytes);
-      return await route({ request, search: searchParams, bytes, body: async () => parseBody(await bytes()) });
-    } catch (error) {
-      if (error instanceof TraceError) return refused({ status: STATUSES[error.code], code: error.code, message: error.message });
-      if (request.signal.aborted) return refused({ status: 499, code: "aborted", message: "the client left" });
-      onError(error);
+  const answer = async (request: Request): Promise<Answer | Response> => {
+    const { pathname, searchParams } = new URL(request.url);
+    const path = pathname.startsWith(`${PREFIX}/`) ? pathname.slice(PREFIX.length) : "";
+    if (origins?.admits(request) === false)
       return refused({
-        status: 500,
-        code: "internal",
-        message: `${request.method} ${request.url}: the server's store failed; its log says why`,
+        status: 403,
+        code: "origin",
+        message: `${request.method} ${pathname}: a page of an origin that may ask, got ${request.headers.get("origin")}; add it to the server's origins`,
+      });
+    // before anything else: who may not come in does not learn what is there
+    if (authorize !== undefined && !(await authorize(request)))
+      throw new TraceError(
+        "denied",
+        `${request.method} ${pathname}: the server's key is needed, got none or another; give openHttpStore its token`,
+      );
+    const methods = Object.hasOwn(routes, path) ? routes[path] : undefined;
+    if (methods === undefined)
+      return refused({
+        status: 404,
+        code: "no-route",
+        message: `${pathname}: a path of a store below ${PREFIX}, got none of them; look at its version`,
+      });
+    const route = Object.hasOwn(methods, request.method) ? methods[request.method] : undefined;
+    if (route === undefined) {
+      const allow = Object.keys(methods).join(", ");
+      return refused({
+        status: 405,
+        code: "method",
+        message: `${pathname}: ${allow}, got ${request.method}; correct the client`,
+        headers: { allow },
       });
     }
+    const bytes = () => readBytes(request, maxBodyBytes);
+    const act = () => route({ request, search: searchParams, bytes, body: async () => parseBody(await bytes()) });
+    const id = request.headers.get(REQUEST);
+    return id === null || request.method === "GET" ? act() : once(`${path} ${id}`, act as () => Promise<Answer>); // streams are got
+  };
+
+  const refusalOf = (request: Request, error: unknown): Answer => {
+    if (error instanceof TraceError) return refused({ status: STATUSES[error.code], code: error.code, message: error.message });
+    if (request.signal.aborted) return refused({ status: 499, code: "aborted", message: "the client left" });
+    onError(error);
+    return refused({
+      status: 500,
+      code: "internal",
+      message: `${request.method} ${request.url}: the server's store, or its authorize, failed; its log says why`,
+    });
   };
 
   return async (request) => {
-    const response = origins?.preflight(request) ?? (await answer(request));
+    const told = origins?.preflight(request) ?? (await answer(request).catch((error) => refusalOf(request, error)));
+    const response = told instanceof Response ? told : toResponse(told);
     return origins?.opened(request, response) ?? response;
   };
 };

@@ -4,6 +4,7 @@
 //   a number: intValue as decimal text where it is a safe integer, else doubleValue
 //   the three arrays of a model call: bytesValue (base64, little-endian) or arrayValue, as asked; their names say their type
 //   any other typed array: a kvlistValue of one bytesValue named $i32 or $f32
+//   bytesValue of others: {"$bytes":"<base64>"}, and back
 //
 // Reading also takes what others write: intValue as a number, doubleValue as text. An integer too large for a number, and a
 // NaN, become text: a store keeps neither.
@@ -69,6 +70,8 @@ const toAny = (value: Json): AnyValue => {
   if (typeof value === "boolean") return { boolValue: value };
   if (typeof value === "number") return toNumber(value);
   if (Array.isArray(value)) return { arrayValue: { values: value.map(toAny) } };
+  const { $bytes } = value as { readonly $bytes?: Json };
+  if (typeof $bytes === "string" && Object.keys(value).length === 1) return { bytesValue: $bytes };
   return { kvlistValue: { values: Object.entries(value).map(([key, item]) => ({ key, value: toAny(item) })) } };
 };
 

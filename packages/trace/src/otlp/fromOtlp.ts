@@ -10,6 +10,7 @@ import {
   EVENTS,
   HEX_SPAN,
   HEX_TRACE,
+  KIND,
   type OtlpBody,
   type OtlpEvent,
   type OtlpSpan,
@@ -19,8 +20,10 @@ import {
   SCOPE_VERSION,
   SERVICE_NAME,
   SPAN_ID,
+  STATUS_CODE,
   STATUS_DESCRIPTION,
 } from "./shapes.ts";
+import { kindOf } from "./toOtlp.ts";
 
 export interface FromOtlpOptions {
   /** Whose a span is that does not say so itself. Absent or undefined: it is rejected. */
@@ -112,7 +115,8 @@ const fromSpan = (
   const service = firstText([SERVICE_NAME], resource);
   const events = listIn(given.events, `${where}: events`).map((event) => fromEvent(event, `${where}: event`));
   const message = given.status?.message;
-  const status = given.status?.code === 2 || (given.status?.code as unknown) === "STATUS_CODE_ERROR" ? "error" : "ok";
+  const code: unknown = given.status?.code;
+  const status = code === 2 || code === "STATUS_CODE_ERROR" ? "error" : "ok";
   const startMs = fromNano(given.startTimeUnixNano, `${where}: startTimeUnixNano`);
   return {
     spanId,
@@ -131,6 +135,8 @@ const fromSpan = (
         ...(typeof scope.name === "string" && scope.name !== "" && scope.name !== OUR_SCOPE && { [SCOPE_NAME]: scope.name }),
         ...(typeof scope.version === "string" && scope.version !== "" && { [SCOPE_VERSION]: scope.version }),
         ...(events.length > 0 && { [EVENTS]: events }),
+        ...(isSet(given.kind) && given.kind !== kindOf(attributes) && { [KIND]: given.kind as Json }),
+        ...(code === 1 || code === "STATUS_CODE_OK" ? { [STATUS_CODE]: "OK" } : {}),
         ...(status === "error" &&
           typeof message === "string" &&
           message !== attributes[ATTRIBUTES.errorType] && { [STATUS_DESCRIPTION]: message }),

@@ -40,9 +40,13 @@ export interface OtlpBody {
 export const SCOPE_NAME = "otel.scope.name";
 export const SCOPE_VERSION = "otel.scope.version";
 export const STATUS_DESCRIPTION = "otel.status_description";
+/** "OK" where somebody said so: what is merely no error is unset. */
+export const STATUS_CODE = "otel.status_code";
 export const SERVICE_NAME = "service.name";
 /** Ours, where OpenTelemetry has none: a list of { name, timeMs, attributes }. */
 export const EVENTS = "fulgurite.otel.events";
+/** Of a span, where it is not the one that its attributes make of it. */
+export const KIND = "fulgurite.otel.kind";
 /** A span's own id, where it is not 16 hex digits. */
 export const SPAN_ID = "fulgurite.span.id";
 /** Where Agent Lightning 0.3 says whose a span is, often on the resource. */

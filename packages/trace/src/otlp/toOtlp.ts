@@ -6,6 +6,7 @@ import { type Arrays, toKeyValues } from "./anyValue.ts";
 import {
   EVENTS,
   HEX_SPAN,
+  KIND,
   type OtlpBody,
   type OtlpEvent,
   type OtlpSpan,
@@ -14,6 +15,7 @@ import {
   SCOPE_VERSION,
   SERVICE_NAME,
   SPAN_ID,
+  STATUS_CODE,
   STATUS_DESCRIPTION,
 } from "./shapes.ts";
 
@@ -55,7 +57,7 @@ const toNano = (ms: number): string => {
 
 const CALLS: readonly unknown[] = ["chat", "text_completion"];
 
-const kindOf = ({ attributes }: Span): number =>
+export const kindOf = (attributes: Attributes): number =>
   CALLS.includes(attributes[ATTRIBUTES.operation]) && attributes[ATTRIBUTES.provider] !== "fulgurite" ? 3 : 1;
 
 const toSpan = (span: Span, { arrays = "omit", content = false }: ToOtlpOptions): OtlpSpan => {
@@ -65,6 +67,8 @@ const toSpan = (span: Span, { arrays = "omit", content = false }: ToOtlpOptions)
     [SCOPE_NAME]: _name,
     [SCOPE_VERSION]: _version,
     [SERVICE_NAME]: _service,
+    [STATUS_CODE]: code,
+    [KIND]: kind,
     [ATTRIBUTES.request]: request,
     [ATTRIBUTES.response]: response,
     ...rest
@@ -83,13 +87,13 @@ const toSpan = (span: Span, { arrays = "omit", content = false }: ToOtlpOptions)
     spanId: toHexSpan(span.id),
     ...(span.parentId === undefined ? {} : { parentSpanId: toHexSpan(span.parentId) }),
     name: span.name,
-    kind: kindOf(span),
+    kind: typeof kind === "number" ? kind : kindOf(span.attributes),
     startTimeUnixNano: toNano(span.startMs),
     endTimeUnixNano: toNano(span.endMs),
     attributes: toKeyValues(attributes, arrays),
     events: Array.isArray(events) ? events.map(toEvent) : [],
     // OpenTelemetry leaves "ok" to people: what did not fail is unset
-    status: span.status === "error" ? { code: 2, ...(typeof message === "string" && { message }) } : { code: 0 },
+    status: span.status === "error" ? { code: 2, ...(typeof message === "string" && { message }) } : { code: code === "OK" ? 1 : 0 },
   };
 };
 
