@@ -311,7 +311,7 @@ export const adopt = async (rows: Rows, commit: Commit, items: readonly (StoreIt
       }
       case "span": {
         const { rolloutId, attemptId, id } = item.data;
-        const at = JSON.stringify([rolloutId, attemptId, id]);
+        const at = keyOf(rolloutId, attemptId, id);
         const isFresh = newRollouts.get(rolloutId)?.attempts.some((attempt) => attempt.id === attemptId) ?? false;
         if (!isFresh && (await rows.attempt({ rolloutId, id: attemptId })) === undefined) return "different";
         if (newSpans.has(at) || (!isFresh && (await rows.hasSpan(rolloutId, attemptId, id)))) return "known";
