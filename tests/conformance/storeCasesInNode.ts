@@ -32,6 +32,7 @@ const ioOf = (name: string): LogIo => {
       guard();
       await platformIo.lengthen(path, from, byteLength);
     },
+    overwrite: platformIo.overwrite, // takes no room
     replace: async (path, bytes) => {
       guard();
       await platformIo.replace(path, bytes);

@@ -119,6 +119,15 @@ describeStores((storeCase, test_, where) => {
     expect(await store.requeueStale(1_001)).toBe(1);
   });
 
+  test_("whoever asks for more than there is gets what there is, however much was asked for", async () => {
+    const { store } = await openWorld(storeCase);
+    await store.enqueue(["a", "b", "c"].map((id) => ({ id, input: id })));
+    const claims = await store.claim("w", Number.MAX_SAFE_INTEGER);
+    expect(claims.map(({ rollout }) => rollout.id)).toEqual(["a", "b", "c"]);
+    expect(new Set(claims.map(({ attempt }) => attempt.id)).size).toBe(3);
+    expect(await store.claim("w", 2 ** 33)).toEqual([]);
+  });
+
   test_(
     "names and texts of any kind come back as they were: slashes, zeros, names of prototypes, long ones, halves of pairs in texts",
     async () => {

@@ -25,7 +25,7 @@ const HELP = `usage: fulgurite store <command> <folder> [options]
   export FOLDER                   everything as one archive on stdout
   import FOLDER                   adds from an archive on stdin what is not there yet (the folder is made if missing)
   verify FOLDER                   checks every line and every blob; exit code 1 when something is damaged
-  forget FOLDER ID …              deletes these rollouts; their bytes may stay on the disk until compact
+  forget FOLDER ID …              deletes these rollouts: what they held is overwritten, its room is given back by compact
   gc FOLDER                       deletes adapter versions that no rollout and no checkpoint needs, oldest first
   compact FOLDER                  takes what is gone off the disk
   serve FOLDER                    the store over HTTP, for openHttpStore, until SIGINT or SIGTERM (the folder is made if missing)

@@ -2,7 +2,7 @@
 // "#edge" import picks one.
 
 import type { Backend, BackendOptions, DeviceKind, Policy, PolicyModel, PolicyOptions, Precision } from "@fulgurite/engine";
-import type { Store } from "@fulgurite/trace";
+import type { Redact, Store } from "@fulgurite/trace";
 import type { FileEdge } from "./fileEdge.ts";
 import type { LoadProgress } from "./modelFiles.ts";
 import type { WeightPlace } from "./weightPlace.ts";
@@ -23,6 +23,15 @@ export interface StartHooks {
   readonly onReport?: (message: string) => void;
 }
 
+export interface StoreHooks {
+  /** What is kept of spans, tasks and errors. Default: everything but secret headers. */
+  readonly redact?: Redact;
+  /** Asks a browser, once, not to delete the data when disks run short; the answer goes to onReport. Node's folders are nobody's to delete. */
+  readonly persist?: boolean; // false
+  /** Hears what a person should know: damage and what was done, another tab in the way, the answer to `persist`. Default: console.warn. */
+  readonly onReport?: (message: string) => void;
+}
+
 export interface Edge extends FileEdge {
   /** What the machine has, where the platform says so: a policy that needs more would only make it swap. */
   memoryBytes(): number | undefined;
@@ -31,5 +40,5 @@ export interface Edge extends FileEdge {
   /** Browser: in a worker of its own. Node: in this process. */
   startPolicy(options: StartOptions, hooks?: StartHooks): Promise<Policy>;
   /** Browser: an IndexedDB database of this name. Node: a folder. */
-  openStore(name: string): Promise<Store>;
+  openStore(name: string, hooks: StoreHooks): Promise<Store>;
 }

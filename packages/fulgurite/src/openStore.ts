@@ -2,8 +2,9 @@
 
 import { type Store, type SuperviseOptions, supervise } from "@fulgurite/trace";
 import { edge } from "#edge";
+import type { StoreHooks } from "./edge.ts";
 
-export interface OpenStoreOptions {
+export interface OpenStoreOptions extends StoreHooks {
   /** Attempts whose tab or process is gone are ended and tried again as their config says. false leaves them to the caller. */
   readonly supervise?: SuperviseOptions | false;
 }
@@ -13,9 +14,10 @@ export interface OpenStoreOptions {
  * Throws TraceError when the store is in use, newer than this version, or damaged beyond what can be set aside.
  */
 export const openStore = async (name: string, options: OpenStoreOptions = {}): Promise<Store> => {
-  const store = await edge.openStore(name);
-  if (options.supervise === false) return store;
-  const stop = supervise(store, options.supervise);
+  const { supervise: supervised, ...hooks } = options;
+  const store = await edge.openStore(name, hooks);
+  if (supervised === false) return store;
+  const stop = supervise(store, supervised);
   return {
     ...store,
     close: async () => {

@@ -60,8 +60,9 @@ export const enqueue = async (rows: Rows, commit: Commit, tasks: readonly Checke
 
 export interface ClaimRequest {
   readonly workerId: string;
-  /** As many as the limit: minted before the transaction, so that a repeated one is the same. */
-  readonly newIds: readonly string[];
+  readonly limit: number;
+  /** The same for the same place, so that a transaction that is repeated gives the same. */
+  readonly newIdAt: (place: number) => string;
   readonly claimId: string | undefined;
 }
 
@@ -74,15 +75,14 @@ const claimedBefore = async (rows: Rows, claimId: string): Promise<Claim[]> => {
 };
 
 export const claim = async (rows: Rows, commit: Commit, request: ClaimRequest, nowMs: number): Promise<Claim[]> => {
-  const { workerId, newIds, claimId } = request;
+  const { workerId, limit, newIdAt, claimId } = request;
   const before = claimId === undefined ? [] : await claimedBefore(rows, claimId);
   if (before.length > 0) return before;
-  const queued = await rows.queued(newIds.length);
+  const queued = await rows.queued(limit);
   const attempts = queued.map((rollout, index): Attempt => {
-    const id = newIds[index] as string;
     return Object.freeze({
       rolloutId: rollout.id,
-      id,
+      id: newIdAt(index),
       sequence: rollout.attempts + 1,
       status: "running",
       workerId,
@@ -311,7 +311,7 @@ export const adopt = async (rows: Rows, commit: Commit, items: readonly (StoreIt
       }
       case "span": {
         const { rolloutId, attemptId, id } = item.data;
-        const at = JSON.stringify([rolloutId, attemptId, id]);
+        const at = keyOf(rolloutId, attemptId, id);
         const isFresh = newRollouts.get(rolloutId)?.attempts.some((attempt) => attempt.id === attemptId) ?? false;
         if (!isFresh && (await rows.attempt({ rolloutId, id: attemptId })) === undefined) return "different";
         if (newSpans.has(at) || (!isFresh && (await rows.hasSpan(rolloutId, attemptId, id)))) return "known";

@@ -50,10 +50,9 @@ export const encodeItem = (item: StoreItem): Json => {
 
 /** @throws TraceError "bad-input" or "corrupt", naming `where`. */
 export const decodeItem = (value: unknown, where: string): StoreItem => {
-  const item = value as { kind?: unknown; data?: unknown } | null;
-  const data = item?.data;
-  if (item?.kind === "span" && isObject(data)) return checkedItem({ kind: "span", data: decodeSpan(data, where) }, where);
-  if (item?.kind === "resource" && isObject(data))
-    return checkedItem({ kind: "resource", data: { ...(data as Resource), files: decodeFiles((data as Resource).files, where) } }, where);
-  return checkedItem(item as StoreItem, where);
+  const { kind, data } = (value ?? {}) as StoreItem;
+  if (!isObject(data)) return checkedItem(value as StoreItem, where);
+  if (kind === "span") return checkedItem({ kind, data: decodeSpan(data, where) }, where);
+  if (kind === "resource") return checkedItem({ kind, data: { ...data, files: decodeFiles(data.files, where) } as Resource }, where);
+  return checkedItem({ kind, data } as StoreItem, where);
 };

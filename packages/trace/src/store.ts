@@ -154,9 +154,15 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return write("relaxed", (rows, commit) => commands.enqueue(rows, commit, checked, clock()));
     },
     claim: async (workerId, limit = 1, claimId = undefined) => {
-      whole(limit, 0, "claim: limit");
+      whole(limit, 0, "claim: limit"); // more than IndexedDB can be asked for is all that there is
       if (claimId !== undefined) text(claimId, "claim: claimId");
-      const request = { workerId: text(workerId, "claim: workerId"), newIds: Array.from({ length: limit }, newId), claimId };
+      const ids: string[] = [];
+      const request = {
+        workerId: text(workerId, "claim: workerId"),
+        limit: Math.min(limit, 1e9),
+        newIdAt: (place: number) => (ids[place] ??= newId()),
+        claimId,
+      };
       return write("strict", (rows, commit) => commands.claim(rows, commit, request, clock()));
     },
     append: async (spans) => {

@@ -1,7 +1,8 @@
 // The store of this runtime, supervised unless the caller wants it otherwise.
-import { mkdtempSync, rmSync } from "node:fs";
+import { appendFileSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { RedactableTask } from "@fulgurite/trace";
 import { openFileStore } from "@fulgurite/trace/node";
 import { openStore } from "fulgurite";
 import { afterAll, expect, test } from "vitest";
@@ -39,4 +40,19 @@ test("who does not want it opens the same store without", async () => {
   const store = await openStore(await leave("alone"), { supervise: false });
   expect((await store.stats()).rollouts).toMatchObject({ running: 1, queued: 0 });
   await store.close();
+});
+
+test("what is not to be kept, and who hears of damage, is said where the store is opened", async () => {
+  const folder = join(root, "hooked");
+  const heard: string[] = [];
+  const redact = { task: (task: RedactableTask) => ({ ...task, input: "[input]" }) };
+  const store = await openStore(folder, { redact, onReport: (message) => heard.push(message), persist: true, supervise: false });
+  const [rollout] = await store.enqueue([{ id: "a", input: "Ann" }]);
+  expect(rollout!.input).toBe("[input]");
+  await store.close();
+  const [name] = readdirSync(join(folder, "log"));
+  appendFileSync(join(folder, "log", name!), "torn");
+  await (await openStore(folder, { onReport: (message) => heard.push(message), supervise: false })).close();
+  expect(heard.length).toBe(1);
+  expect(heard[0]).toContain("4 bytes after the last whole record");
 });

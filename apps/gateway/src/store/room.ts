@@ -8,13 +8,11 @@ export const forget: Command = {
   knows: ["json"],
   takes: { least: 1, most: Number.POSITIVE_INFINITY, what: "ids of rollouts" },
   run: async (folder, ids, { json }) => {
-    const forgotten: string[] = [];
-    const unknown: string[] = [];
-    await withStore(folder, async (opened) => {
-      for (const id of ids) ((await opened.forget(id)) ? forgotten : unknown).push(id);
-    });
+    const wasThere = await withStore(folder, (opened) => Promise.all(ids.map((id) => opened.forget(id))));
+    const forgotten = ids.filter((_, index) => wasThere[index]);
+    const unknown = ids.filter((_, index) => !wasThere[index]);
     if (json) answer({ forgotten, unknown });
-    else process.stdout.write(`forgotten ${forgotten.length}, not there ${unknown.length}; run compact to take them off the disk\n`);
+    else process.stdout.write(`forgotten ${forgotten.length}, not there ${unknown.length}; run compact to give their room back\n`);
     return 0;
   },
 };

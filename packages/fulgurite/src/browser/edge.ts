@@ -52,5 +52,5 @@ export const edge: Edge = {
     }
   },
 
-  openStore: (name) => openIndexedDbStore(name),
+  openStore: openIndexedDbStore,
 };

@@ -22,5 +22,5 @@ export const edge: Edge = {
     return startFrom(options, await createBackend(device, { ...given, check }), hooks);
   },
 
-  openStore: (name) => openFileStore(name),
+  openStore: (name, { persist: _, ...hooks }) => openFileStore(name, hooks),
 };

@@ -6,9 +6,9 @@
 // Version 2 is written; files of version 1 are read for ever.
 
 import { TraceError } from "../errors.ts";
-import { decodeFrame, isFrame, outlineFrame } from "./frame.ts";
+import { decodeFrame, isFrame, outlineFrame, refillFrame } from "./frame.ts";
 import { decodeLineRecord, outlineLine } from "./lineRecord.ts";
-import { decodeLine, encodeLine } from "./lines.ts";
+import { decodeLine, encodeLine, refillLine } from "./lines.ts";
 import type { LogRecord } from "./logRecord.ts";
 
 const LOG_MAGIC = "fulgurite-log";
@@ -25,6 +25,10 @@ export const decodeRecord = (bytes: Buffer): LogRecord | undefined => (isFrame(b
 
 /** What a whole record says; a span's attributes are left out or as they are written: they are most of the work. @throws as decodeRecord. */
 export const decodeOutline = (bytes: Buffer): LogRecord => (isFrame(bytes) ? outlineFrame(bytes) : outlineLine(bytes));
+
+/** Another record of the same kind and number in the bytes of one, which are then as many. Its JSON is no longer than theirs. */
+export const refill = (bytes: Buffer, { seq, kind, data }: LogRecord): Buffer =>
+  isFrame(bytes) ? refillFrame(bytes, { seq, kind, data } as LogRecord) : refillLine(bytes, { seq, kind, data });
 
 export const encodeHeader = (firstSeq: number, createdMs: number, mark: number | undefined): Buffer =>
   encodeLine({

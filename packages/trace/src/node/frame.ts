@@ -182,6 +182,17 @@ export const encodeFrame = (record: LogRecord, mark: number): Buffer => {
   return Buffer.from(buffer.bytes);
 };
 
+/** A frame with another record of the same kind and number in it. It keeps its length: behind the JSON are spaces. */
+export const refillFrame = (frame: Buffer, record: LogRecord): Buffer => {
+  const refilled = Buffer.alloc(frame.length, " ");
+  frame.copy(refilled, 0, 0, HEADER);
+  refilled.writeUInt32LE(frame.length - HEADER - 1, 12);
+  refilled.write(JSON.stringify(record.data), HEADER);
+  refilled[frame.length - 1] = NEWLINE;
+  refilled.writeUInt32LE(crc32(refilled.subarray(CHECKED_FROM), refilled.readUInt32BE(0)), 4);
+  return refilled;
+};
+
 // ---- finding --------------------------------------------------------------------------------------------------------------
 
 const lengthAt = (bytes: Buffer, at: number): number => bytes.readUInt32LE(at + 8);

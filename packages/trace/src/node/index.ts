@@ -8,9 +8,9 @@
 // through its sidecar in index/, and opening begins from the manifest. Either may be deleted: it is made anew from the log.
 // On a full disk what is asked for is refused ("full") and leaves no trace; reading and forgetting go on.
 //
-// forget: no method gives a forgotten rollout back, here or after reopening. A log file is deleted as soon as all of its
-// rollouts are gone; in a file shared with rollouts that live, the bytes stay until compactFileStore. unpublish deletes the
-// blobs that no other version names. Damaged files that were set aside in quarantine/ are a person's to delete.
+// forget: no method gives a forgotten rollout back, here or after reopening, and what it held is overwritten on the disk
+// (scrub.ts) or deleted with its file before forget resolves; ids, times and the room it took stay until compactFileStore.
+// unpublish deletes the blobs that no other version names. What is in quarantine/ is a person's to delete.
 
 import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";

@@ -11,11 +11,20 @@ export const NEWLINE = 0x0a;
 const SPACE = 0x20;
 const JSON_AT = 9;
 
+const sumText = (sum: number): string => sum.toString(16).padStart(JSON_AT - 1, "0");
+
 /** Any JSON value as a whole line. */
 export const encodeLine = (value: unknown): Buffer => {
   const json = JSON.stringify(value);
-  const sum = crc32(json).toString(16).padStart(8, "0");
-  return Buffer.from(`${sum} ${json}\n`);
+  return Buffer.from(`${sumText(crc32(json))} ${json}\n`);
+};
+
+/** Another JSON value in a line as long, without its newline: behind the JSON are spaces. */
+export const refillLine = (line: Buffer, value: unknown): Buffer => {
+  const refilled = Buffer.alloc(line.length, " ");
+  refilled.write(JSON.stringify(value), JSON_AT);
+  refilled.write(sumText(crc32(refilled.subarray(JSON_AT))));
+  return refilled;
 };
 
 /** The checksum that a line begins with; undefined for anything but eight lower-case hexadecimal digits and a space. */

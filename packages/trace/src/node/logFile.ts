@@ -8,6 +8,11 @@ import { encodeHeader } from "./codec.ts";
 import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
 import { nameOf } from "./segmentFile.ts";
 
+export interface FilePart {
+  readonly position: number;
+  readonly bytes: Uint8Array;
+}
+
 /** The calls that a disk can fail, replaceable so that tests can fail them. What is written is on disk once both have resolved. */
 export interface LogIo {
   /** Of a file that was opened with LOG_FLAGS: where the system has O_DSYNC, this is all. */
@@ -15,6 +20,8 @@ export interface LogIo {
   datasync(handle: FileHandle): Promise<void>;
   /** Makes a file longer by zeros, which are on disk when resolved. By a handle of its own: what goes wrong here, the log's own still hears of. */
   lengthen(path: string, from: number, byteLength: number): Promise<void>;
+  /** Bytes of a file replaced by as many, where they are; on disk when resolved. */
+  overwrite(path: string, parts: readonly FilePart[]): Promise<void>;
   /** Of what lies beside the log: sidecars and the manifest. */
   replace(path: string, bytes: Uint8Array): Promise<void>;
 }
@@ -33,6 +40,15 @@ export const platformIo: LogIo = {
     try {
       await writeAll(handle, Buffer.alloc(byteLength), from);
       if (DSYNC === undefined) await handle.datasync();
+    } finally {
+      await handle.close();
+    }
+  },
+  overwrite: async (path, parts) => {
+    const handle = await open(path, "r+");
+    try {
+      for (const { position, bytes } of parts) await writeAll(handle, bytes, position);
+      await handle.datasync();
     } finally {
       await handle.close();
     }

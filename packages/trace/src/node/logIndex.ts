@@ -9,7 +9,7 @@ import { DamagedBlock } from "./blocks.ts";
 import type { KeyFilter } from "./keyFilter.ts";
 import type { LogRecord } from "./logRecord.ts";
 import { ofRollout, ownerOf } from "./segmentFile.ts";
-import type { Held, Place, SegmentIndex, SpanPlace } from "./segmentIndex.ts";
+import { type Held, type Place, placesOf, type SegmentIndex, type SpanPlace } from "./segmentIndex.ts";
 import { type Extent, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";
 
 /** A log file that is left, as the manifest knows it. */
@@ -59,6 +59,8 @@ export interface LogIndexOptions {
 export interface LogIndex {
   /** Oldest first. */
   readonly segments: Segment[];
+  /** By owner: where what was forgotten still lies on the disk. Whoever overwrites it empties this. */
+  readonly remains: Map<string, Place[]>;
   /** What is known of an owner, in the order of the records. `fromRollout`: a rollout's seq, before which nothing is its. */
   holdings(owner: string, fromRollout?: number): AsyncGenerator<Held>;
   hasSpan(rolloutId: string, attemptId: string, id: string, fromRollout?: number): Soon<boolean>;
@@ -77,6 +79,7 @@ export type RolloutPlace = { readonly seq: number } & ({ readonly owner: string 
 
 export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: LogIndexOptions): LogIndex => {
   const segments: Segment[] = [];
+  const remains = new Map<string, Place[]>();
   const sidecars = new WeakMap<Segment, Sidecar>();
   /** Of those that were asked for spans, the oldest first. */
   const filters = new Map<Segment, KeyFilter>();
@@ -112,15 +115,18 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
   const liveRows = (segment: Segment, sidecar: Sidecar, key: ReturnType<typeof keyOf>): number[] =>
     sidecar.owners(key).filter((row) => !isMarked(segment, row));
 
+  const leave = (owner: string, places: readonly Place[]): void => {
+    remains.set(owner, [...(remains.get(owner) ?? []), ...places]);
+  };
+
   const forgetIn: LogIndex["forgetIn"] = async (segment, owner) => {
     let spans = 0;
     for (const row of await within(segment, (sidecar) => liveRows(segment, sidecar, keyOf(owner)))) {
-      const [proof, count] = await within(segment, (sidecar) => {
-        const { record, attempts } = sidecar.held(row);
-        return [record ?? attempts[0] ?? sidecar.spans(row, 0, 1)[0]?.place, sidecar.spanCount(row)] as const;
-      });
+      const [places, count] = await within(segment, (sidecar) => [sidecar.places(row), sidecar.spanCount(row)] as const);
+      const [proof] = places;
       if (proof === undefined || ownerOf(await read(proof)) !== owner) continue;
       mark(segment, row);
+      leave(owner, places);
       spans += count;
     }
     return spans;
@@ -155,6 +161,7 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
 
   return {
     segments,
+    remains,
     within,
 
     async *holdings(owner, fromRollout = 0) {
@@ -233,7 +240,9 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     },
 
     forget: async (owner) => {
-      let spans = recent().drop(owner);
+      const entry = recent().drop(owner);
+      if (entry) leave(owner, placesOf(entry));
+      let spans = entry?.spans.length ?? 0;
       for (const segment of segments) spans += await forgetIn(segment, owner);
       return spans;
     },

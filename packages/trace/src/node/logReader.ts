@@ -25,7 +25,7 @@ interface OpenFile {
 }
 
 /** Places that follow each other in one file, or one that is in memory. */
-interface Run {
+export interface Run {
   readonly places: Place[];
   end: number;
 }
@@ -47,7 +47,7 @@ interface Part {
   readonly bytes: Promise<Buffer>;
 }
 
-const toRuns = (places: readonly Place[]): Run[] => {
+export const toRuns = (places: readonly Place[]): Run[] => {
   const runs: Run[] = [];
   for (const place of places) {
     const end = place.offset + place.byteLength;

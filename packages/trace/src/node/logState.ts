@@ -11,6 +11,8 @@ import { namingFull } from "./diskFull.ts";
 import type { BlobRef, LogData, StoredResource } from "./logRecord.ts";
 import { createLogRows, type LogRows } from "./logRows.ts";
 import { type Counts, encodeManifest, readManifest } from "./manifest.ts";
+import { scrubLog } from "./scrub.ts";
+import { type Known, knownIn, recheckManifest, scrubManifest } from "./scrubManifest.ts";
 import { SEGMENT } from "./segmentFile.ts";
 import { createSegmentLog, type LogFolders, type SegmentLog, type SegmentLogOptions } from "./segmentLog.ts";
 import { findSpent, removeSpent } from "./spent.ts";
@@ -82,8 +84,11 @@ export const openLogState = async (
   /** Bytes of log files that were left since; it costs no more than what it saves reading. */
   let unlisted = 0;
   let listedBytes = 0;
+  /** Of the manifest on disk, where it was looked through. */
+  let known: Known | undefined;
   const writeManifest = async (): Promise<void> => {
     if (log.isDamaged()) return;
+    known = undefined;
     const bytes = encodeManifest({ counts: rows.counts, segments: log.index.segments, rows: await rows.live(), resources: [...published] });
     unlisted = 0;
     listedBytes = bytes.length;
@@ -122,13 +127,22 @@ export const openLogState = async (
   const tidy: LogState["tidy"] = async (hasGone) => {
     try {
       const spent = hasGone ? await findSpent(log.index) : []; // never the file that says why
+      if (log.index.remains.size > 0) {
+        if (await scrubLog(folders.log, io, log, spent)) {
+          known = undefined;
+          await recheckManifest(manifestPath, io, log.index);
+        }
+        known ??= await knownIn(manifestPath);
+        await scrubManifest(manifestPath, io, log.index, known);
+        log.index.remains.clear();
+      }
       if (log.isRipe() || spent.length > 0) await log.leave();
       if (spent.length > 0) {
         await removeSpent(folders.log, log, spent);
         await writeManifest();
       }
     } catch (error) {
-      onReport(`${folders.log}: a file could not be left or deleted (${error}); it is tried again`);
+      onReport(`${folders.log}: a file could not be left or deleted, or what was forgotten overwritten (${error}); it is tried again`);
     }
     if (hasGone) await removeUnusedBlobs();
   };

@@ -63,7 +63,8 @@ interface Header {
   readonly counts: Counts;
 }
 
-type Line =
+/** Any but the first. */
+export type ManifestLine =
   | { readonly kind: "segment"; readonly data: Omit<Segment, "marks"> & { readonly marks: string } }
   | { readonly kind: "rollout"; readonly data: LiveRow }
   | { readonly kind: "resource"; readonly data: StoredResource };
@@ -86,7 +87,7 @@ export const decodeManifest = (bytes: Buffer): Manifest | undefined => {
       header = first;
       continue;
     }
-    const { kind, data } = value as Line;
+    const { kind, data } = value as ManifestLine;
     if (kind === "segment") segments.push({ ...data, marks: new Uint8Array(Buffer.from(data.marks, "base64")) });
     else if (kind === "rollout") rows.push(freeze(data));
     else resources.push(freeze(data));

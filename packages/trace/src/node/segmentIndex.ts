@@ -41,9 +41,27 @@ export interface Entry {
   readonly spans: IndexedSpan[];
   /** By attempt: the ids of its spans. */
   readonly spanIds: Map<string, Set<string>>;
+  /** Records of the rollout and of its attempts that later ones here took the place of. */
+  readonly older: Place[];
 }
 
-const createEntry = (): Entry => ({ record: undefined, rolloutSeq: 0, begins: false, attempts: new Map(), spans: [], spanIds: new Map() });
+const createEntry = (): Entry => ({
+  record: undefined,
+  rolloutSeq: 0,
+  begins: false,
+  attempts: new Map(),
+  spans: [],
+  spanIds: new Map(),
+  older: [],
+});
+
+/** Of all records of an owner, in no order. */
+export const placesOf = ({ record, attempts, spans, older }: Entry): Place[] => [
+  ...(record ? [record] : []),
+  ...attempts.values(),
+  ...spans.map(({ place }) => place),
+  ...older,
+];
 
 /** The first index of `items` whose seq is beyond `seq`, by halving. */
 export const firstBeyond = (items: { readonly length: number }, seqAt: (index: number) => number, seq: number): number => {
@@ -110,6 +128,8 @@ export class SegmentIndex {
     if (owner !== undefined) {
       if (record.kind === "rollout" && record.data.status !== "cancelled") this.drop(owner);
       const entry = this.#entry(owner);
+      const before = record.kind === "attempt" ? entry.attempts.get(record.data.id) : entry.record;
+      if (before) entry.older.push(before);
       if (record.kind === "attempt") entry.attempts.set(record.data.id, place);
       else entry.record = place;
       if (record.kind === "rollout") {
@@ -147,11 +167,11 @@ export class SegmentIndex {
     if (seq > (this.order.at(-1)?.seq ?? 0)) this.order.push({ seq, owner });
   }
 
-  /** Forgets what was noted of an owner. Returns how many spans. */
-  drop(owner: string): number {
-    const spans = this.owners.get(owner)?.spans.length ?? 0;
+  /** Forgets what was noted of an owner, and returns it. */
+  drop(owner: string): Entry | undefined {
+    const entry = this.owners.get(owner);
     if (this.owners.delete(owner)) this.#ofRollouts.delete(rolloutOf(owner));
-    return spans;
+    return entry;
   }
 
   find(owner: string): Held | undefined {

@@ -2,14 +2,16 @@
 // they lie. It says nothing that its log file does not say, and is made anew from it when it is missing or wrong.
 //
 //   content of index/<first seq, 16 digits>.idx (as blocks, blocks.ts); numbers little-endian, f64 where they may pass 2^32
-//   offset 0    8 bytes   "fulgidx1"
+//   offset 0    8 bytes   "fulgidx2"
 //          8    f64       firstSeq: of the log file
 //         16    f64       end: so many bytes of the log file are indexed
 //         24    u32       check: CRC-32 of the last 4096 (or fewer) of those bytes
-//         28    u32 × 5   rows of: owners O, attempts A, spans S, rollouts R, gone G
-//         48    O × 36    owners, by key: u32 × 2 key · f64 offset, u32 byteLength of the latest rollout or resource record,
-//                         0 0 for none · u32 × 2 first attempt, attempts · u32 × 2 first span, spans
+//         28    u32 × 6   rows of: owners O, attempts A, older records B, spans S, rollouts R, gone G
+//         52    O × 44    owners, by key: u32 × 2 key · f64 offset, u32 byteLength of the latest rollout or resource record,
+//                         0 0 for none · u32 × 2 first attempt, attempts · u32 × 2 first older record, older records ·
+//                         u32 × 2 first span, spans
 //               A × 12    attempts, by owner: f64 offset, u32 byteLength of the latest record of one
+//               B × 12    older records, by owner, that the latest took the place of: f64 offset, u32 byteLength
 //               S × 20    spans, by owner, then seq: f64 seq · f64 offset, u32 byteLength
 //               S × 12    span keys, by key: u32 × 2 key · u32 row in spans
 //               R × 12    rollouts that began here, by seq: f64 seq · u32 row in owners
@@ -23,10 +25,10 @@ import { type Blocks, blocksLength, DamagedBlock, fromBlocks, toBlocks } from ".
 import { KeyFilter } from "./keyFilter.ts";
 import { type Entry, firstBeyond, type Held, type Place, type SegmentIndex, type SpanPlace } from "./segmentIndex.ts";
 
-const MAGIC = "fulgidx1";
-const HEADER = 48;
+const MAGIC = "fulgidx2";
+const HEADER = 52;
 const CHECKED_BYTES = 4096;
-const WIDTH = { owners: 36, attempts: 12, spans: 20, keys: 12, rollouts: 12, gone: 8 } as const;
+const WIDTH = { owners: 44, attempts: 12, older: 12, spans: 20, keys: 12, rollouts: 12, gone: 8 } as const;
 
 /** Which bytes of which log file. */
 export interface Extent {
@@ -82,10 +84,12 @@ export const encodeSidecar = (index: SegmentIndex, { firstSeq, end, check }: Ext
   const gone = [...index.gone].map((owner) => ({ key: keyOf(owner) })).sort(byKey);
   const count = (of: (entry: Entry) => number): number => owners.reduce((sum, { entry }) => sum + of(entry), 0);
   const attemptCount = count(({ attempts }) => attempts.size);
+  const olderCount = count(({ older }) => older.length);
   const spanCount = count(({ spans }) => spans.length);
   const tables = tablesOf({
     owners: owners.length,
     attempts: attemptCount,
+    older: olderCount,
     spans: spanCount,
     rollouts: rollouts.length,
     gone: gone.length,
@@ -110,17 +114,20 @@ export const encodeSidecar = (index: SegmentIndex, { firstSeq, end, check }: Ext
   at = content.write(MAGIC, "latin1");
   f64(firstSeq);
   f64(end);
-  for (const value of [check, owners.length, attemptCount, spanCount, rollouts.length, gone.length]) u32(value);
+  for (const value of [check, owners.length, attemptCount, olderCount, spanCount, rollouts.length, gone.length]) u32(value);
   let attemptRow = 0;
+  let olderRow = 0;
   let spanRow = 0;
   for (const { entry, key: ownKey } of owners) {
     key(ownKey);
     place(entry.record);
-    for (const value of [attemptRow, entry.attempts.size, spanRow, entry.spans.length]) u32(value);
+    for (const value of [attemptRow, entry.attempts.size, olderRow, entry.older.length, spanRow, entry.spans.length]) u32(value);
     attemptRow += entry.attempts.size;
+    olderRow += entry.older.length;
     spanRow += entry.spans.length;
   }
   for (const { entry } of owners) for (const placed of entry.attempts.values()) place(placed);
+  for (const { entry } of owners) for (const placed of entry.older) place(placed);
   const spanKeys: { key: Key; row: number }[] = [];
   for (const { owner, entry } of owners) {
     const ofOwner = lanesAfter(EMPTY, owner);
@@ -156,6 +163,7 @@ export const restamped = (file: Buffer, { firstSeq, end, check }: Extent): Buffe
 interface Counts {
   readonly owners: number;
   readonly attempts: number;
+  readonly older: number;
   readonly spans: number;
   readonly rollouts: number;
   readonly gone: number;
@@ -186,6 +194,8 @@ export interface Sidecar {
   owners(key: Key): number[];
   held(row: number): Held;
   spanCount(row: number): number;
+  /** Of all records of an owner's row, in no order. */
+  places(row: number): Place[];
   /** The next `limit` spans of an owner's row beyond a seq. */
   spans(row: number, afterSeq: number, limit: number): SpanPlace[];
   /** Spans that have this key. */
@@ -202,14 +212,15 @@ export interface Sidecar {
 /** @throws DamagedBlock when the file is not that of `extent`; so does each of its methods when it meets damage. */
 export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSeq, end, check }: Extent): Sidecar => {
   const header = blocks.read(path, 0, HEADER);
-  const [owners, attempts, spans, rollouts, gone] = [28, 32, 36, 40, 44].map((at) => header.readUInt32LE(at)) as [
+  const [owners, attempts, older, spans, rollouts, gone] = [28, 32, 36, 40, 44, 48].map((at) => header.readUInt32LE(at)) as [
+    number,
     number,
     number,
     number,
     number,
     number,
   ];
-  const { counts, at, end: contentLength } = tablesOf({ owners, attempts, spans, rollouts, gone });
+  const { counts, at, end: contentLength } = tablesOf({ owners, attempts, older, spans, rollouts, gone });
   if (
     header.toString("latin1", 0, 8) !== MAGIC ||
     header.readDoubleLE(8) !== firstSeq ||
@@ -259,6 +270,17 @@ export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSe
     return { seq: bytes.readDoubleLE(0), place: placeAt(bytes, 8) };
   };
 
+  /** So many rows of a table, the first number and the count of which an owner's row has at `offset`. */
+  const part = <T>(ownerRow: Buffer, offset: number, read: (row: number) => T): T[] => {
+    const [first, count] = [ownerRow.readUInt32LE(offset), ownerRow.readUInt32LE(offset + 4)];
+    return Array.from({ length: count }, (_, index) => read(first + index));
+  };
+  const attemptsOf = (ownerRow: Buffer): Place[] => part(ownerRow, 20, (row) => placeAt(rowAt("attempts", row), 0));
+  const recordOf = (ownerRow: Buffer): Place | undefined => {
+    const record = placeAt(ownerRow, 8);
+    return record.byteLength === 0 ? undefined : record;
+  };
+
   return {
     counts,
     owners: (key) => {
@@ -267,17 +289,18 @@ export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSe
     },
     held: (row) => {
       const bytes = rowAt("owners", row);
-      const record = placeAt(bytes, 8);
-      const [first, count] = [bytes.readUInt32LE(20), bytes.readUInt32LE(24)];
-      return {
-        record: record.byteLength === 0 ? undefined : record,
-        attempts: Array.from({ length: count }, (_, index) => placeAt(rowAt("attempts", first + index), 0)),
-      };
+      return { record: recordOf(bytes), attempts: attemptsOf(bytes) };
     },
-    spanCount: (row) => rowAt("owners", row).readUInt32LE(32),
+    spanCount: (row) => rowAt("owners", row).readUInt32LE(40),
+    places: (row) => {
+      const bytes = rowAt("owners", row);
+      const record = recordOf(bytes);
+      const older = part(bytes, 28, (at) => placeAt(rowAt("older", at), 0));
+      return [...(record ? [record] : []), ...attemptsOf(bytes), ...part(bytes, 36, (at) => spanAt(at).place), ...older];
+    },
     spans: (row, afterSeq, limit) => {
       const bytes = rowAt("owners", row);
-      const [first, count] = [bytes.readUInt32LE(28), bytes.readUInt32LE(32)];
+      const [first, count] = [bytes.readUInt32LE(36), bytes.readUInt32LE(40)];
       const from = firstBeyond({ length: count }, (index) => spanAt(first + index).seq, afterSeq);
       return Array.from({ length: Math.min(limit, count - from) }, (_, index) => spanAt(first + from + index));
     },
