@@ -21,7 +21,7 @@ import { ROW_STORES } from "./schema.ts";
 import { type Known, learn } from "./turns.ts";
 
 export interface IndexedDbOptions extends StoreOptions {
-  /** Hears what a person should know: another tab blocks an upgrade, the answer to `persist`. Default: console.warn. */
+  /** Hears what a person should know: another tab is in the way, a newer release, deleted data, the answer to `persist`. Default: console.warn. */
   readonly onReport?: (message: string) => void;
   /** Asks the browser, once, not to delete this origin's data when disks run short; some ask the user. The answer goes to onReport. */
   readonly persist?: boolean; // false
