@@ -46,8 +46,7 @@ describeStores((storeCase, test_, where) => {
     expect((await store.stats()).rollouts.queued).toBe(2);
   });
 
-  const doorHere = where(!storeCase.isFarAway, "its server checks: what JSON cannot carry is refused there, or never sent");
-  doorHere("what a method does not take is refused by code, and nothing of it is kept", async () => {
+  test_("what a method does not take is refused by code, and nothing of it is kept", async () => {
     const { store } = await openWorld(storeCase);
     const attempt = await begin(store, "a");
     await store.publish({ name: "p", kind: "lora", files: {} });
@@ -86,6 +85,20 @@ describeStores((storeCase, test_, where) => {
         () => store.publish(given({ name: value, kind: "lora", files: {} })),
         () => store.publish(given({ name: "p", kind: "lora", files: { f: value } })),
       ]),
+      ...[
+        { ids: "ab" },
+        { status: "queued" },
+        { status: ["ended"] },
+        { mode: "odd" },
+        { order: "up" },
+        { metadata: [1] },
+        { limit: "1" },
+        5,
+      ].map((query) => () => collect(store.rollouts(given(query)))),
+      ...[Number.NaN, Number.POSITIVE_INFINITY, "1"].flatMap((after) => [
+        () => collect(store.rollouts(given({ after }))),
+        () => collect(store.spans(given({ rolloutId: "a", after }))),
+      ]),
       ...[itself, deep, new Map([["a", 1]]), new Date(0)].flatMap((value) => [
         () => store.enqueue([{ input: given(value) }]),
         () => store.append([given({ ...here, attributes: { value } })]),
@@ -105,7 +118,8 @@ describeStores((storeCase, test_, where) => {
     expect(await collect(store.spans({ rolloutId: "a" }))).toEqual([]);
   });
 
-  doorHere("a clock that says no time is refused before anything is kept", async () => {
+  const clockHere = where(!storeCase.isFarAway, "its clock is its server's");
+  clockHere("a clock that says no time is refused before anything is kept", async () => {
     const { store, time } = await openWorld(storeCase);
     const attempt = await begin(store, "a");
     time.now = Number.NaN;
@@ -653,14 +667,14 @@ describeStores((storeCase, test_, where) => {
   test_("forget with a seq deletes that one only, and not what has its id now", async () => {
     const { store } = await openWorld(storeCase);
     await store.enqueue([{ id: "a", input: 1 }]);
-    expect(await store.forget("a", 2)).toBe(false);
-    expect(await store.forget("a", 1)).toBe(true);
+    expect(await store.forget("a", { seq: 2 })).toBe(false);
+    expect(await store.forget("a", { seq: 1 })).toBe(true);
     await begin(store, "a"); // it runs: that is not what is asked for
-    expect(await store.forget("a", 1)).toBe(false);
+    expect(await store.forget("a", { seq: 1 })).toBe(false);
     await store.cancel("a");
-    expect(await store.forget("a", 1)).toBe(false);
+    expect(await store.forget("a", { seq: 1 })).toBe(false);
     expect((await collect(store.rollouts())).map(({ id, seq }) => `${id}@${seq}`)).toEqual(["a@2"]);
-    expect(await store.forget("a", 2)).toBe(true);
+    expect(await store.forget("a", { seq: 2 })).toBe(true);
   });
 
   test_("queries go on after a seq", async () => {

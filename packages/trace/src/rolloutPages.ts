@@ -1,7 +1,7 @@
 // Rollouts as a query asks for them, a page a transaction: what changes between two pages may be seen or not, nothing twice.
 
 import type { Rows } from "./rows.ts";
-import { sameJson } from "./values.ts";
+import { checkedQuery, sameJson } from "./values.ts";
 import type { Rollout, RolloutQuery } from "./vocabulary.ts";
 
 const ROLLOUTS_A_PAGE = 256;
@@ -18,7 +18,8 @@ const matches = (rollout: Rollout, query: RolloutQuery): boolean =>
 const isBeyond = ({ seq }: Rollout, { after, order }: RolloutQuery): boolean =>
   after === undefined || (order === "newest" ? seq < after : seq > after);
 
-export async function* rolloutsOf(read: Read, query: RolloutQuery = {}): AsyncGenerator<Rollout> {
+export async function* rolloutsOf(read: Read, given: RolloutQuery = {}): AsyncGenerator<Rollout> {
+  const query = checkedQuery(given);
   let left = query.limit ?? Number.POSITIVE_INFINITY;
   const order = query.order ?? "oldest";
   if (query.ids !== undefined) {

@@ -16,11 +16,12 @@ import {
   copyFiles,
   copySpan,
   finite,
+  functionIn,
   guardOwn,
   guardRef,
+  instantIn,
   listIn,
   nameIn,
-  refuse,
   text,
   whole,
 } from "./values.ts";
@@ -142,7 +143,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
   };
 
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
-    if (typeof listener !== "function") refuse("watch: listener", "a function", listener);
+    functionIn(listener, "watch: listener");
     const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
     listeners.add(own);
     return () => void listeners.delete(own);
@@ -187,11 +188,9 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       return rollout;
     },
     cancel: async (rolloutId) => write("strict", (rows, commit) => commands.cancel(rows, commit, idIn(rolloutId), clock())),
-    forget: async (rolloutId, seq) => write("strict", (rows, commit) => commands.forget(rows, commit, idIn(rolloutId), seq)),
-    requeueStale: async (beforeMs) => {
-      if (typeof beforeMs !== "number" || Number.isNaN(beforeMs)) refuse("requeueStale: beforeMs", "a number", beforeMs);
-      return write("strict", (rows, commit) => commands.requeueStale(rows, commit, beforeMs, clock()));
-    },
+    forget: async (rolloutId, only) => write("strict", (rows, commit) => commands.forget(rows, commit, idIn(rolloutId), only?.seq)),
+    requeueStale: async (beforeMs) =>
+      write("strict", (rows, commit) => commands.requeueStale(rows, commit, instantIn(beforeMs, "requeueStale: beforeMs"), clock())),
     rollouts: (query) => rolloutsOf(read, query),
     attempts: async (rolloutId) => read((rows) => rows.attempts(idIn(rolloutId))),
     async *spans(query) {
@@ -201,7 +200,7 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
         page.catch(() => {}); // whoever stops before it comes does not hear of its failure
         return page;
       };
-      for (let next = pageAfter(query.after ?? 0); ; ) {
+      for (let next = pageAfter(finite(query.after ?? 0, "spans.after")); ; ) {
         const page = await next;
         const isLast = page.length < SPANS_A_PAGE;
         if (!isLast) next = pageAfter(page.at(-1)?.seq as number); // read while this one is used

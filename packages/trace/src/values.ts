@@ -21,6 +21,7 @@ import type {
   ResourceInput,
   Rollout,
   RolloutConfig,
+  RolloutQuery,
   RolloutStatus,
   Span,
   StoredSpan,
@@ -108,6 +109,15 @@ export const whole = (value: unknown, minimum: number, where: string): number =>
 /** Not a list or a buffer, of which a Uint8Array would quietly make something else. */
 export const bytesIn = (value: unknown, where: string): Uint8Array =>
   value instanceof Uint8Array ? value : refuse(where, "a Uint8Array", value);
+
+/** A time, or one before or after all times. */
+export const instantIn = (value: unknown, where: string): number =>
+  typeof value === "number" && !Number.isNaN(value) ? value : refuse(where, "a number", value);
+
+export const functionIn = <T>(value: T, where: string): T => (typeof value === "function" ? value : refuse(where, "a function", value));
+
+export const arrayIn = <T>(value: readonly T[], where: string): readonly T[] =>
+  Array.isArray(value) ? value : refuse(where, "a list", value);
 
 export const guardRef = (ref: AttemptRef): void => {
   text(ref?.rolloutId, "attempt.rolloutId");
@@ -244,12 +254,26 @@ const optional =
 
 const positive: Check<number> = (value, where) => whole(value, 1, where);
 
+const ROLLOUT_STATUS = oneOf(Object.keys(ROLLOUT_CHANGES) as RolloutStatus[]);
+
+/** @throws TraceError "bad-input". */
+export const checkedQuery = (query: RolloutQuery): RolloutQuery =>
+  checkedFields<RolloutQuery>(plain(query, "rollouts") as RolloutQuery, "rollouts", {
+    ids: optional((value, at) => arrayIn(value as string[], at)),
+    status: optional((value, at) => arrayIn(value as unknown[], at).map((status) => ROLLOUT_STATUS(status, at))),
+    mode: optional(MODE),
+    metadata: optional((value, at) => plain(value, at) as RolloutQuery["metadata"] & object),
+    order: optional(oneOf(["oldest", "newest"])),
+    after: optional(finite),
+    limit: optional(instantIn),
+  });
+
 const checkedRollout = (rollout: Rollout, where: string): Rollout =>
   Object.freeze({
     ...checkedTask(rollout, () => refuse(`${where}.id`, "a non-empty string", rollout.id)),
     ...checkedFields<Omit<Rollout, keyof CheckedTask>>(rollout, where, {
       seq: positive,
-      status: oneOf(Object.keys(ROLLOUT_CHANGES) as RolloutStatus[]),
+      status: ROLLOUT_STATUS,
       attempts: (value, at) => whole(value, 0, at),
       createdAtMs: finite,
       endedAtMs: optional(finite),

@@ -223,9 +223,9 @@ export interface Store {
   /**
    * Deletes a rollout that is not running, with its attempts and spans: no method gives any of it back, in this store or a later
    * one. What stays on a disk, and until when, each store says. Resolves with whether it was there; its seq is never given again.
-   * `seq`: only the one with that seq: asked again, it never deletes what was enqueued under the id since.
+   * `only.seq`: only the one with that seq: asked again, it never deletes what was enqueued under the id since.
    */
-  forget(rolloutId: string, seq?: number): Promise<boolean>;
+  forget(rolloutId: string, only?: { readonly seq: number }): Promise<boolean>;
   /** Running attempts without a heartbeat since `beforeMs` become unresponsive (their rollout is retried or fails). Returns how many. After a crash: requeueStale(now). */
   requeueStale(beforeMs: number): Promise<number>;
   rollouts(query?: RolloutQuery): AsyncIterable<Rollout>;

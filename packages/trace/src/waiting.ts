@@ -3,7 +3,7 @@
 import { TraceError } from "./errors.ts";
 import type { Read } from "./rolloutPages.ts";
 import { isTerminal } from "./status.ts";
-import { refuse } from "./values.ts";
+import { arrayIn } from "./values.ts";
 import type { Rollout, Store, StoreEvent } from "./vocabulary.ts";
 import { boundWait, type Timer } from "./waitBounds.ts";
 
@@ -46,7 +46,7 @@ export const createWaitFor = ({ name, read, watch, timer, closing, hasOtherWrite
   return async (rolloutIds, { signal, timeoutMs } = {}) => {
     closing.throwIfAborted();
     signal?.throwIfAborted();
-    const ids = Array.isArray(rolloutIds) ? [...rolloutIds] : refuse("waitFor: rolloutIds", "a list", rolloutIds);
+    const ids = [...arrayIn(rolloutIds, "waitFor: rolloutIds")];
     const wanted = new Set(ids);
     const stops: (() => void)[] = [];
     try {

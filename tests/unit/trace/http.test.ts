@@ -10,6 +10,7 @@ import { afterEach, expect, test } from "vitest";
 
 type Fetch = typeof fetch;
 const BASE = "http://store.test/behind/a/proxy";
+const JSON_BODY = { "content-type": "application/json" };
 const PATH = "/fulgurite/v1/store";
 
 const closers: (() => Promise<unknown> | unknown)[] = [];
@@ -149,7 +150,7 @@ test("the key is sent and never stored, nor are headers that a client tells of i
   const token = "k3y-0123456789abcdef";
   const serve = serveStore(inner, { authorize: (request) => request.headers.get("authorization") === `Bearer ${token}` });
   const ask = async (path: string, body: object) => {
-    const headers = { authorization: `Bearer ${token}`, cookie: token, "x-api-key": token };
+    const headers = { ...JSON_BODY, authorization: `Bearer ${token}`, cookie: token, "x-api-key": token };
     const response = await serve(new Request(`http://store.test${PATH}${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
     expect(response.status, path).toBeLessThan(300);
     return response.status === 204 ? undefined : response.json();
@@ -328,10 +329,43 @@ test("pages of known origins may ask, and are told so before they send their key
   expect([silent.status, allowed(silent)]).toEqual([200, null]);
 });
 
+test("what a browser lets any page send changes nothing", async () => {
+  const inner = createMemoryStore();
+  await inner.enqueue([{ id: "a", input: 0 }]);
+  const serve = serveStore(inner);
+  for (const type of ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain; application/json", ""]) {
+    const headers = { origin: "https://elsewhere.test", ...(type !== "" && { "content-type": type }) };
+    const body = new TextEncoder().encode('{"rolloutId":"a"}'); // bytes bring no type of their own
+    const response = await serve(new Request(`http://store.test${PATH}/forget`, { method: "POST", headers, body }));
+    expect([response.status, (await response.json()).error.message], type).toEqual([400, expect.stringContaining("application/json")]);
+  }
+  expect((await inner.stats()).rollouts.queued).toBe(1);
+});
+
+test("many ids, and long ones, go in addresses that are short enough", async () => {
+  const inner = createMemoryStore();
+  const serve = serveStore(inner);
+  const addresses: string[] = [];
+  const store = openHttpStore("http://store.test", {
+    fetch: async (url, init) => {
+      addresses.push(String(url));
+      return serve(new Request(url as string, init));
+    },
+  });
+  const ids = Array.from({ length: 300 }, (_, index) => `${"é".repeat(index)}${index}`);
+  await store.enqueue(ids.map((id) => ({ id, input: 0 })));
+  addresses.length = 0;
+  const found: string[] = [];
+  for await (const { id } of store.rollouts({ ids: [...ids, "nobody"], order: "newest" })) found.push(id);
+  expect(found).toEqual([...ids].reverse());
+  expect(Math.max(...addresses.map(({ length }) => length))).toBeLessThan(6_000);
+});
+
 test("a body beyond the limit is refused with both numbers, also when it does not say how long it is", async () => {
   const serve = serveStore(createMemoryStore(), { maxBodyBytes: 1_000 });
   const url = `http://store.test${PATH}/rollouts`;
-  const declared = await serve(new Request(url, { method: "POST", body: "x".repeat(1_001), headers: { "content-length": "1001" } }));
+  const headers = { ...JSON_BODY, "content-length": "1001" };
+  const declared = await serve(new Request(url, { method: "POST", body: "x".repeat(1_001), headers }));
   expect([declared.status, (await declared.json()).error]).toEqual([
     413,
     { code: "too-large", message: expect.stringContaining("at most 1000 bytes, got 1001") },
@@ -343,7 +377,7 @@ test("a body beyond the limit is refused with both numbers, also when it does no
       controller.enqueue(new Uint8Array(400));
     },
   });
-  const streamed = await serve(new Request(url, { method: "POST", body: endless, duplex: "half" } as RequestInit));
+  const streamed = await serve(new Request(url, { method: "POST", body: endless, headers: JSON_BODY, duplex: "half" } as RequestInit));
   expect([streamed.status, (await streamed.json()).error.message]).toEqual([
     413,
     expect.stringContaining("at most 1000 bytes, got at least 1200"),
@@ -508,8 +542,8 @@ test("a server that ends takes nothing new, finishes what is under way, and ends
   const ask = (path: string, init: RequestInit = {}) => fetch(`${listener.url}${PATH}${path}`, init);
   await inner.enqueue([{ id: "a", input: 0 }]);
   const events = (await ask("/watch")).text();
-  const waiting = ask("/wait", { method: "POST", body: JSON.stringify({ rolloutIds: ["a"], timeoutMs: 20_000 }) }).then((response) =>
-    response.json(),
+  const waiting = ask("/wait", { method: "POST", headers: JSON_BODY, body: JSON.stringify({ rolloutIds: ["a"], timeoutMs: 20_000 }) }).then(
+    (response) => response.json(),
   );
   const slow = ask("/stats").then((response) => response.json());
   while (seen < 3) await settle();

@@ -312,7 +312,7 @@ test("a server remembers the last thousand answers, and none of what failed", as
   const inner = createMemoryStore();
   const serve = serveStore(inner);
   const enqueue = async (id: string, task: object): Promise<number> => {
-    const headers = { "fulgurite-request": id };
+    const headers = { "content-type": "application/json", "fulgurite-request": id };
     const response = await serve(
       new Request(`${BASE}${PATH}/rollouts`, { method: "POST", headers, body: JSON.stringify({ tasks: [task] }) }),
     );

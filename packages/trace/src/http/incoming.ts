@@ -44,6 +44,12 @@ export type Fields = Readonly<Record<string, unknown>>;
 
 export const isFields = (value: unknown): value is Fields => typeof value === "object" && value !== null && !Array.isArray(value);
 
+/** JSON by its name: a browser lets any page send text elsewhere, but asks before it sends JSON (origins.ts). */
+export const guardJson = (request: Request): void => {
+  const type = request.headers.get("content-type");
+  if (!/^application\/json\b/i.test(type ?? "")) bad("content-type", "application/json", type);
+};
+
 export const parseBody = (bytes: Uint8Array): Fields => {
   let value: unknown;
   try {

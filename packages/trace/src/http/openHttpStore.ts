@@ -9,7 +9,24 @@ import { decodeFiles, decodeSpan, encodeFiles, encodeItem, encodeSpan } from "..
 import { withManifest } from "../manifest.ts";
 import { redactedItems, redactedOutcome, redactedSpans, redactedTask } from "../redact.ts";
 import type { StoreOptions } from "../store.ts";
-import { checkedResource, checkedTask, guardOwn } from "../values.ts";
+import {
+  arrayIn,
+  bytesIn,
+  checkedQuery,
+  checkedResource,
+  checkedTask,
+  finite,
+  functionIn,
+  guardOwn,
+  guardRef,
+  instantIn,
+  isObject,
+  listIn,
+  nameIn,
+  refuse,
+  text,
+  whole,
+} from "../values.ts";
 import type {
   Adopted,
   Attempt,
@@ -18,6 +35,7 @@ import type {
   ResourceEntry,
   Rollout,
   RolloutQuery,
+  SpanQuery,
   Store,
   StoredSpan,
   StoreEvent,
@@ -40,8 +58,26 @@ export interface HttpStoreOptions extends StoreOptions {
 
 const TIMEOUT_MS = 120_000;
 
-/** Ids in one address, so that it stays short enough for every proxy. */
-const IDS_A_REQUEST = 40;
+/** Of the ids in one address, as it spells them: short enough for every proxy. */
+const IDS_LENGTH = 4_000;
+
+const idIn = (id: unknown): string => text(id, "rolloutId");
+
+function* idsByRequest(ids: Iterable<string>): Generator<string[]> {
+  let some: string[] = [];
+  let length = 0;
+  for (const id of ids) {
+    const own = new URLSearchParams({ id }).toString().length;
+    if (some.length > 0 && length + own > IDS_LENGTH) {
+      yield some;
+      some = [];
+      length = 0;
+    }
+    some.push(id);
+    length += own;
+  }
+  if (some.length > 0) yield some;
+}
 
 /**
  * The store that serveStore serves at `baseUrl` ("https://host" or "https://host/behind/a/proxy"). Nothing is asked yet.
@@ -100,6 +136,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   };
 
   const watch = (listener: (event: StoreEvent) => void): (() => void) => {
+    functionIn(listener, "watch: listener");
     const own = (event: StoreEvent) => listener(event); // the same function may be registered twice
     listeners.add(own);
     if (!closing.signal.aborted) watching ??= startListening(fetched, timer, emit);
@@ -114,7 +151,7 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
   const waitFor: Store["waitFor"] = async (rolloutIds, { signal, timeoutMs } = {}) => {
     guardOpen();
     signal?.throwIfAborted();
-    const ids = [...rolloutIds];
+    const ids = [...arrayIn(rolloutIds, "waitFor: rolloutIds")];
     if (ids.length === 0) return [];
     const done = new AbortController();
     const stops: (() => void)[] = [];
@@ -149,15 +186,15 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     return search;
   };
 
-  async function* rollouts(query: RolloutQuery = {}): AsyncGenerator<Rollout> {
+  async function* rollouts(given: RolloutQuery = {}): AsyncGenerator<Rollout> {
+    const query = checkedQuery(given);
     guardOpen();
     let left = query.limit ?? Number.POSITIVE_INFINITY;
     if (query.status?.length === 0) return; // no status at all: an address cannot say so
     if (query.ids !== undefined) {
-      const ids = [...new Set(query.ids)];
       const found: Rollout[] = [];
-      for (let at = 0; at < ids.length; at += IDS_A_REQUEST)
-        found.push(...((await list("/rollouts", rolloutSearch({ ...query, ids: ids.slice(at, at + IDS_A_REQUEST) }))) as Rollout[]));
+      for (const ids of idsByRequest(new Set(query.ids)))
+        found.push(...((await list("/rollouts", rolloutSearch({ ...query, ids }))) as Rollout[]));
       found.sort((a, b) => (query.order === "newest" ? b.seq - a.seq : a.seq - b.seq));
       for (const rollout of found) if (left-- > 0) yield rollout;
       return;
@@ -175,8 +212,10 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
     }
   }
 
-  async function* spans({ rolloutId, attemptId, after = 0 }: Parameters<Store["spans"]>[0]): AsyncGenerator<StoredSpan> {
-    for (let seq = after; ; ) {
+  async function* spans(query: SpanQuery): AsyncGenerator<StoredSpan> {
+    const { rolloutId, attemptId, after = 0 } = isObject(query) ? query : refuse("spans", "a query", query);
+    idIn(rolloutId);
+    for (let seq = finite(after, "spans.after"); ; ) {
       const search = new URLSearchParams({ rolloutId, after: String(seq), limit: String(SPANS_A_PAGE) });
       if (attemptId !== undefined) search.set("attemptId", attemptId);
       const page = (await list("/spans", search)).map((span) => decodeSpan<StoredSpan>(span, `store ${baseUrl}: a span`));
@@ -192,11 +231,17 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
 
   return {
     enqueue: async (tasks) => {
-      const checked = tasks.map((task) => redactedTask(checkedTask(task, newId), redact));
+      const checked = listIn(tasks, "tasks").map((task) => redactedTask(checkedTask(task, newId), redact));
       return (await post<{ rollouts: Rollout[] }>("/rollouts", { tasks: checked })).rollouts;
     },
-    claim: async (workerId, limit = 1, claimId = requestId()) =>
-      (await post<{ claims: Claim[] }>("/claim", { workerId, limit, claimId })).claims,
+    claim: async (workerId, limit = 1, claimId = requestId()) => {
+      const json = {
+        workerId: text(workerId, "claim: workerId"),
+        limit: whole(limit, 0, "claim: limit"),
+        claimId: text(claimId, "claim: claimId"),
+      };
+      return (await post<{ claims: Claim[] }>("/claim", json)).claims;
+    },
     append: async (given) => {
       const kept = redactedSpans(given, redact);
       // a span that is redacted away is still its attempt's heartbeat
@@ -209,11 +254,17 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       });
       redacted += given.length - kept.length;
     },
-    heartbeat: async ({ rolloutId, id }) => inTurn([aboutRollout(rolloutId)], () => post("/heartbeat", { attempt: { rolloutId, id } })),
-    finish: async ({ rolloutId, id }, given, last = []) => {
+    heartbeat: async (attempt) => {
+      guardRef(attempt);
+      const { rolloutId, id } = attempt;
+      await inTurn([aboutRollout(rolloutId)], () => post("/heartbeat", { attempt: { rolloutId, id } }));
+    },
+    finish: async (attempt, given, last = []) => {
+      guardRef(attempt);
+      const { rolloutId, id } = attempt;
       const outcome = redactedOutcome(given, { rolloutId, id }, redact);
-      guardOwn({ rolloutId, id }, last);
       const kept = redactedSpans(last, redact);
+      guardOwn({ rolloutId, id }, last);
       const sent = { attempt: { rolloutId, id }, outcome, ...(kept.length > 0 && { spans: kept.map(encodeSpan) }) };
       return inTurn([aboutRollout(rolloutId)], async () => {
         const { rollout } = await post<{ rollout: Rollout }>("/finish", sent);
@@ -222,21 +273,22 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       });
     },
     cancel: async (rolloutId) =>
-      inTurn([aboutRollout(rolloutId)], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
-    forget: async (rolloutId, seq) =>
-      inTurn([aboutRollout(rolloutId)], async () => {
+      inTurn([aboutRollout(idIn(rolloutId))], async () => (await post<{ rollout: Rollout }>("/cancel", { rolloutId })).rollout),
+    forget: async (rolloutId, only) =>
+      inTurn([aboutRollout(idIn(rolloutId))], async () => {
         guardOpen();
         // meant is the one that is there now: asked again, perhaps of a server that was restarted, nothing newer is deleted
         const [there] = (await list("/rollouts", rolloutSearch({ ids: [rolloutId] }))) as Rollout[];
-        if (there === undefined || there.seq !== (seq ?? there.seq)) return false;
+        if (there === undefined || there.seq !== (only?.seq ?? there.seq)) return false;
         return (await post<{ forgotten: boolean }>("/forget", { rolloutId, seq: there.seq })).forgotten;
       }),
     requeueStale: async (beforeMs) => {
-      const finite = Math.max(-Number.MAX_VALUE, Math.min(beforeMs, Number.MAX_VALUE)); // JSON has no infinity
+      const instant = instantIn(beforeMs, "requeueStale: beforeMs");
+      const finite = Math.max(-Number.MAX_VALUE, Math.min(instant, Number.MAX_VALUE)); // JSON has no infinity
       return (await post<{ count: number }>("/requeue-stale", { beforeMs: finite })).count;
     },
     rollouts,
-    attempts: async (rolloutId) => (await list("/attempts", new URLSearchParams({ rolloutId }))) as Attempt[],
+    attempts: async (rolloutId) => (await list("/attempts", new URLSearchParams({ rolloutId: idIn(rolloutId) }))) as Attempt[],
     spans,
     publish: async (resource) => {
       const checked = checkedResource(resource);
@@ -244,21 +296,25 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       return received((await post<{ resource: SentResource }>("/resources", json)).resource);
     },
     resource: async (name, version) => {
-      const search = new URLSearchParams({ name, ...(version === undefined ? {} : { version: String(version) }) });
+      const search = new URLSearchParams({ name: nameIn(name, "resource") });
+      if (version !== undefined) search.set("version", String(whole(version, 0, "version")));
       const { resource } = await get<{ resource: SentResource | null }>("/resource", search);
       return resource === null ? undefined : received(resource);
     },
-    unpublish: async (name, version) => (await post<{ unpublished: boolean }>("/unpublish", { name, version })).unpublished,
+    unpublish: async (name, version) => {
+      const json = { name: nameIn(name, "resource"), version: whole(version, 0, "version") };
+      return (await post<{ unpublished: boolean }>("/unpublish", json)).unpublished;
+    },
     async *resources() {
       yield* (await list("/resources")) as ResourceEntry[];
     },
     putState: async (name, bytes) => {
       guardOpen();
-      const copy = new Uint8Array(bytes);
-      await inTurn([`state ${name}`], () => call("PUT", "/state", { search: new URLSearchParams({ name }), bytes: copy }));
+      const copy = new Uint8Array(bytesIn(bytes, "state"));
+      await inTurn([`state ${nameIn(name, "state")}`], () => call("PUT", "/state", { search: new URLSearchParams({ name }), bytes: copy }));
     },
     getState: async (name) => {
-      const { status, bytes } = await call("GET", "/state", { search: new URLSearchParams({ name }) });
+      const { status, bytes } = await call("GET", "/state", { search: new URLSearchParams({ name: nameIn(name, "state") }) });
       return status === 204 ? undefined : bytes;
     },
     states: async () => (await get<{ names: string[] }>("/states")).names,

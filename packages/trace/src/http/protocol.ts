@@ -1,4 +1,5 @@
-// A store over HTTP: what both sides agree on. Bodies are JSON or, where marked, NDJSON (one JSON value a line) or bytes.
+// A store over HTTP: what both sides agree on. Bodies are JSON (and say so in content-type) or, where marked,
+// NDJSON (one JSON value a line) or bytes.
 //
 //   POST /rollouts       { tasks }                                    → { rollouts }
 //   GET  /rollouts       ?id=&status=&mode=&metadata=&order=&after=&limit=   → NDJSON, at most `limit` (256)

@@ -15,6 +15,7 @@ import {
   decoded,
   type Fields,
   fieldsIn,
+  guardJson,
   isFields,
   listIn,
   needed,
@@ -141,7 +142,7 @@ const routesOf = (store: Store, options: ServeOptions): Readonly<Record<string, 
         const given = await body();
         const rolloutId = textIn(given, "rolloutId");
         const seq = given.seq === undefined ? undefined : numberIn(given, "seq");
-        const isForgotten = await store.forget(rolloutId, seq);
+        const isForgotten = await store.forget(rolloutId, seq === undefined ? undefined : { seq });
         // who names a seq has seen it there: if it is gone when asked again, the first asking deleted it
         return json({ forgotten: isForgotten || (seq !== undefined && request.headers.has(AGAIN)) });
       },
@@ -262,7 +263,11 @@ export const serveStore = (store: Store, options: ServeOptions = {}): ((request:
       });
     }
     const bytes = () => readBytes(request, maxBodyBytes);
-    const act = () => route({ request, search: searchParams, bytes, body: async () => parseBody(await bytes()) });
+    const body = async (): Promise<Fields> => {
+      guardJson(request);
+      return parseBody(await bytes());
+    };
+    const act = () => route({ request, search: searchParams, bytes, body });
     const id = request.headers.get(REQUEST);
     return id === null || request.method === "GET" ? act() : once(`${path} ${id}`, act as () => Promise<Answer>); // streams are got
   };
