@@ -18,6 +18,8 @@ const HELP = `usage: fulgurite store <command> <folder> [options]
 
   stats FOLDER                    how much there is
   query FOLDER rollouts           rollouts as JSONL on stdout
+  query FOLDER attempts           their attempts, or
+  query FOLDER spans              their spans, as JSONL on stdout
   query FOLDER transitions        trainable model calls as JSONL on stdout
   query FOLDER resources          versions of adapters, with the hashes of their files, as JSONL on stdout
   adapter FOLDER NAME --out PATH  an adapter as a PEFT directory, or a zip of one where PATH ends in .zip

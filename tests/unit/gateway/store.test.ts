@@ -95,6 +95,17 @@ test("stats and query say what is there, for people and for programs", async () 
   expect(await ids("--mode", "val")).toEqual(["c"]);
   expect(await ids("--metadata", "fold=2")).toEqual(["b"]);
   expect(await ids("--id", "b", "--id", "nobody")).toEqual(["b"]);
+  expect(linesOf((await run("query", folder, "attempts", "--status", "failed")).stdout)).toMatchObject([
+    { rolloutId: "c", sequence: 1, status: "failed", workerId: "w" },
+  ]);
+  const spans = linesOf((await run("query", folder, "spans", "--id", "a")).stdout) as {
+    seq: number;
+    attributes: Record<string, unknown>;
+  }[];
+  expect(spans.map(({ seq }) => seq)).toEqual([1, 2]);
+  expect(Object.values(spans[0]!.attributes)).toContainEqual([1, 2]);
+  expect(Object.values(spans[0]!.attributes)).toContainEqual([-0.5]);
+  expect(linesOf((await run("query", folder, "spans", "--id", "b")).stdout)).toEqual([]);
   expect(linesOf((await run("query", folder, "transitions")).stdout)).toMatchObject([
     { rolloutId: "a", promptTokens: [1, 2], responseTokens: [3], samplerLogprobs: [-0.5], reward: 0.75, policyVersion: 3 },
   ]);
@@ -253,8 +264,8 @@ test("what is called wrongly is told, with what was got", async () => {
   expect(await wrong("stats", folder, "more")).toContain("takes nothing after the folder, got more");
   expect(await wrong("stats", folder, "--limit", "1")).toContain("store: stats takes --help, --json, got --limit");
   expect(await wrong("stats", folder, "--odd")).toContain("--odd");
-  expect(await wrong("query", folder)).toContain("takes rollouts, transitions or resources after the folder, got nothing");
-  expect(await wrong("query", folder, "spans")).toContain('got "spans"');
+  expect(await wrong("query", folder)).toContain("takes rollouts, attempts, spans, transitions or resources after the folder, got nothing");
+  expect(await wrong("query", folder, "toString")).toContain('got "toString"');
   expect(await wrong("query", folder, "rollouts", "--status", "done")).toContain('cancelled, got "done"');
   expect(await wrong("query", folder, "rollouts", "--limit", "-1")).toBeTruthy();
   expect(await wrong("query", folder, "rollouts", "--metadata", "x")).toContain("NAME=JSON");

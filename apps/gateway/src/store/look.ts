@@ -1,6 +1,6 @@
 // What is in a store, and whether it is whole: nothing is changed.
 
-import { type StoredSpan, toJsonl, toTransitions } from "@fulgurite/trace";
+import { type RolloutQuery, type Store, type StoredSpan, toJsonl, toTransitions } from "@fulgurite/trace";
 import { verifyFileStore } from "@fulgurite/trace/node";
 import { UsageError } from "../usageError.ts";
 import { answer, type Command, counted, megabytes, nothing, withStore } from "./command.ts";
@@ -36,27 +36,45 @@ const printer = (): ((text: string) => Promise<boolean>) => {
     });
 };
 
+/** Typed arrays as lists of numbers. */
+const toLine = (value: unknown): string =>
+  `${JSON.stringify(value, (_name, inner) => (inner instanceof Int32Array || inner instanceof Float32Array ? [...inner] : inner))}\n`;
+
+type Lines = (opened: Store, query: RolloutQuery) => AsyncGenerator<string>;
+
+const LISTS: Readonly<Record<string, Lines>> = {
+  async *rollouts(opened, query) {
+    for await (const rollout of opened.rollouts(query)) yield toLine(rollout);
+  },
+  async *attempts(opened, query) {
+    for await (const { id } of opened.rollouts(query)) for (const attempt of await opened.attempts(id)) yield toLine(attempt);
+  },
+  async *spans(opened, query) {
+    for await (const { id } of opened.rollouts(query)) for await (const span of opened.spans({ rolloutId: id })) yield toLine(span);
+  },
+  async *transitions(opened, query) {
+    for await (const { id } of opened.rollouts(query)) {
+      const spans: StoredSpan[] = [];
+      for await (const span of opened.spans({ rolloutId: id })) spans.push(span);
+      yield toJsonl(toTransitions(spans));
+    }
+  },
+  async *resources(opened) {
+    for await (const entry of opened.resources()) yield toLine(entry);
+  },
+};
+
+const LIST_NAMES = "rollouts, attempts, spans, transitions or resources";
+
 export const query: Command = {
   knows: ["id", "status", "mode", "metadata", "limit", "newest"],
-  takes: { least: 1, most: 1, what: "rollouts, transitions or resources" },
-  run: async (folder, [what], options) => {
-    if (what !== "rollouts" && what !== "transitions" && what !== "resources")
-      throw new UsageError(`store: query is for rollouts, transitions or resources, got ${JSON.stringify(what)}`);
+  takes: { least: 1, most: 1, what: LIST_NAMES },
+  run: async (folder, [what = ""], options) => {
+    const list = Object.hasOwn(LISTS, what) ? LISTS[what] : undefined;
+    if (list === undefined) throw new UsageError(`store: query is for ${LIST_NAMES}, got ${JSON.stringify(what)}`);
     const print = printer();
     await withStore(folder, async (opened) => {
-      if (what === "resources") {
-        for await (const entry of opened.resources()) if (!(await print(`${JSON.stringify(entry)}\n`))) return;
-        return;
-      }
-      for await (const rollout of opened.rollouts(options.query)) {
-        if (what === "rollouts") {
-          if (!(await print(`${JSON.stringify(rollout)}\n`))) return;
-          continue;
-        }
-        const spans: StoredSpan[] = [];
-        for await (const span of opened.spans({ rolloutId: rollout.id })) spans.push(span);
-        if (!(await print(toJsonl(toTransitions(spans))))) return;
-      }
+      for await (const line of list(opened, options.query)) if (!(await print(line))) return;
     });
     return 0;
   },
