@@ -50,7 +50,7 @@ const benchAppend = async (bench: Bench, root: string): Promise<void> => {
         writers,
       );
     };
-    const found = await inRounds(bench.isQuick ? 2 : 5, {
+    const found = await inRounds(bench.isQuick ? 2 : 7, {
       ours: run(ours, 0),
       sqlite: run(sqlite, 1),
       grouped: run(grouped(sqlite), 2),

@@ -13,8 +13,9 @@ export type Tell = Parameters<Required<Backend>["gather"]>[2];
 /** Once it is committed: listeners first, then everyone who shared it, in order. */
 export const settleSharers = (sharers: readonly Sharer[], { broken, events }: Appended, tell: Tell): void => {
   tell(events);
-  for (const [index, { resolve, reject }] of sharers.entries()) {
-    const rule = broken[index];
+  let at = 0;
+  for (const { resolve, reject } of sharers) {
+    const rule = broken[at++];
     if (rule === undefined) resolve();
     else reject(rule);
   }

@@ -131,17 +131,25 @@ export const listIn = <T>(value: readonly T[], where: string): readonly T[] =>
 export const finite = (value: unknown, where: string): number =>
   Number.isFinite(value) ? (value as number) + 0 : refuse(where, "a finite number", value);
 
+type Named<T> = { [K in keyof Span]-?: NonNullable<Span[K]> extends T ? K : never }[keyof Span];
+
+// what is wrong is named when something is: to spell nine places for every span costs as much as to look at them
+const textOf = (span: Span, name: Named<string>): string =>
+  typeof span[name] === "string" && span[name] !== "" ? span[name] : refuse(`span ${span.id}.${name}`, "a non-empty string", span[name]);
+const timeOf = (span: Span, name: Named<number>): number =>
+  Number.isFinite(span[name]) ? span[name] + 0 : refuse(`span ${span.id}.${name}`, "a finite number", span[name]);
+
 /** @throws TraceError "bad-input". */
 export const checkedSpan = (span: Span, copyArray: CopyArray = sliced): Span => {
   const id = text(span.id, "span.id");
   return Object.freeze({
-    rolloutId: text(span.rolloutId, `span ${id}.rolloutId`),
-    attemptId: text(span.attemptId, `span ${id}.attemptId`),
+    rolloutId: textOf(span, "rolloutId"),
+    attemptId: textOf(span, "attemptId"),
     id,
-    ...(span.parentId === undefined ? {} : { parentId: text(span.parentId, `span ${id}.parentId`) }),
-    name: text(span.name, `span ${id}.name`),
-    startMs: finite(span.startMs, `span ${id}.startMs`),
-    endMs: finite(span.endMs, `span ${id}.endMs`),
+    ...(span.parentId === undefined ? undefined : { parentId: textOf(span, "parentId") }),
+    name: textOf(span, "name"),
+    startMs: timeOf(span, "startMs"),
+    endMs: timeOf(span, "endMs"),
     status: span.status === "ok" || span.status === "error" ? span.status : refuse(`span ${id}.status`, "ok or error", span.status),
     attributes: copyAttributes(span.attributes, `span ${id}.attributes`, copyArray),
   });

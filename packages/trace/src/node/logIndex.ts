@@ -141,6 +141,7 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
         if (filters.size >= FILTERS_KEPT && oldest !== undefined) filters.delete(oldest);
         filters.set(segment, await within(segment, (sidecar) => sidecar.spanFilter()));
       }
+      if (!filters.get(segment)?.mayHold(spanKey)) continue;
       const places = await within(segment, (sidecar) => (liveRows(segment, sidecar, key).length > 0 ? sidecar.spansOf(spanKey) : []));
       for (const place of places) {
         const record = await read(place);
@@ -155,8 +156,12 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     if ((segments.at(-1)?.rolloutSeq ?? -1) < fromRollout) return false;
     const owner = ofRollout(rolloutId);
     const key = keyOf(owner, attemptId, id);
-    const asked = segmentsFrom(fromRollout).filter((segment) => filters.get(segment)?.mayHold(key) ?? true);
-    return asked.length > 0 && isIn(asked, owner, attemptId, id);
+    for (let at = segments.length - 1; at >= 0; at--) {
+      const segment = segments[at] as Segment;
+      if (segment.rolloutSeq < fromRollout) break;
+      if (filters.get(segment)?.mayHold(key) ?? true) return isIn(segmentsFrom(fromRollout), owner, attemptId, id);
+    }
+    return false;
   };
 
   return {

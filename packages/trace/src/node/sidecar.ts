@@ -76,9 +76,67 @@ export const keyOf = (...texts: readonly string[]): Key => keyFrom(texts.reduce(
 
 const byKey = (a: { readonly key: Key }, b: { readonly key: Key }): number => a.key.high - b.key.high || a.key.low - b.key.low;
 
+/** So many row numbers fit behind 32 bits of a key, in a number that is still exact. */
+const MOST_ROWS = 2 ** 21;
+
+/** Rows in the order of their keys. Sorted as numbers they take a third of the time: nothing else goes on while a file is left. */
+export const rowsByKey = (high: Uint32Array, low: Uint32Array): Uint32Array => {
+  const isBefore = (a: number, b: number): boolean => high[a] === high[b] && (low[a] as number) < (low[b] as number);
+  if (high.length > MOST_ROWS)
+    return Uint32Array.from(high, (_, row) => row).sort(
+      (a, b) => (high[a] as number) - (high[b] as number) || (low[a] as number) - (low[b] as number),
+    );
+  const numbers = new Float64Array(high.length);
+  for (let row = 0; row < high.length; row++) numbers[row] = (high[row] as number) * MOST_ROWS + row;
+  numbers.sort();
+  const rows = new Uint32Array(high.length);
+  for (let at = 0; at < rows.length; at++) rows[at] = (numbers[at] as number) % MOST_ROWS;
+  for (let end = 1; end < rows.length; end++)
+    for (let at = end; at > 0 && isBefore(rows[at] as number, rows[at - 1] as number); at--) {
+      const row = rows[at] as number;
+      rows[at] = rows[at - 1] as number;
+      rows[at - 1] = row;
+    }
+  return rows;
+};
+
+interface Owner {
+  readonly owner: string;
+  readonly entry: Entry;
+  readonly key: Key;
+}
+
+/** Nearly all of a sidecar: the spans of all owners, and their keys. */
+const writeSpans = (view: DataView, owners: readonly Owner[], count: number): void => {
+  const high = new Uint32Array(count);
+  const low = new Uint32Array(count);
+  let row = 0;
+  for (const { owner, entry } of owners) {
+    const ofOwner = lanesAfter(EMPTY, owner);
+    let last = { attemptId: "", lanes: EMPTY }; // most spans are of the attempt that the one before was of
+    for (const { seq, place, attemptId, id } of entry.spans) {
+      if (last.attemptId !== attemptId) last = { attemptId, lanes: lanesAfter(ofOwner, attemptId) };
+      const key = keyFrom(lanesAfter(last.lanes, id));
+      high[row] = key.high;
+      low[row] = key.low;
+      const at = row++ * WIDTH.spans;
+      view.setFloat64(at, seq, true);
+      view.setFloat64(at + 8, place.offset, true);
+      view.setUint32(at + 16, place.byteLength, true);
+    }
+  }
+  let at = count * WIDTH.spans;
+  for (const sorted of rowsByKey(high, low)) {
+    view.setUint32(at, high[sorted] as number, true);
+    view.setUint32(at + 4, low[sorted] as number, true);
+    view.setUint32(at + 8, sorted, true);
+    at += WIDTH.keys;
+  }
+};
+
 /** The whole file. All places must be on disk. */
 export const encodeSidecar = (index: SegmentIndex, { firstSeq, end, check }: Extent): Buffer => {
-  const owners = [...index.owners].map(([owner, entry]) => ({ owner, entry, key: keyOf(owner) })).sort(byKey);
+  const owners: Owner[] = [...index.owners].map(([owner, entry]) => ({ owner, entry, key: keyOf(owner) })).sort(byKey);
   const rowOf = new Map(owners.map(({ owner }, row) => [owner, row]));
   const rollouts = [...index.rollouts()];
   const gone = [...index.gone].map((owner) => ({ key: keyOf(owner) })).sort(byKey);
@@ -128,21 +186,8 @@ export const encodeSidecar = (index: SegmentIndex, { firstSeq, end, check }: Ext
   }
   for (const { entry } of owners) for (const placed of entry.attempts.values()) place(placed);
   for (const { entry } of owners) for (const placed of entry.older) place(placed);
-  const spanKeys: { key: Key; row: number }[] = [];
-  for (const { owner, entry } of owners) {
-    const ofOwner = lanesAfter(EMPTY, owner);
-    let last = { attemptId: "", lanes: EMPTY }; // most spans are of the attempt that the one before was of
-    for (const { seq, place: placed, attemptId, id } of entry.spans) {
-      if (last.attemptId !== attemptId) last = { attemptId, lanes: lanesAfter(ofOwner, attemptId) };
-      spanKeys.push({ key: keyFrom(lanesAfter(last.lanes, id)), row: spanKeys.length });
-      f64(seq);
-      place(placed);
-    }
-  }
-  for (const { key: spanKey, row } of spanKeys.sort(byKey)) {
-    key(spanKey);
-    u32(row);
-  }
+  writeSpans(new DataView(content.buffer, content.byteOffset + at, spanCount * (WIDTH.spans + WIDTH.keys)), owners, spanCount);
+  at += spanCount * (WIDTH.spans + WIDTH.keys);
   for (const { seq, owner } of rollouts) {
     f64(seq);
     u32(rowOf.get(owner) as number);
