@@ -27,6 +27,22 @@ interface RolloutRow<KeptSpan> {
   readonly attempts: Map<string, AttemptRow<KeptSpan>>;
 }
 
+interface Queued {
+  readonly id: string;
+  readonly seq: number;
+}
+
+/** The first index from which on `isThere`, by halving. */
+const firstOf = (length: number, isThere: (index: number) => boolean): number => {
+  let [low, high] = [0, length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (isThere(middle)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+};
+
 /** IndexedDB's order of texts: by UTF-16 code units, as < compares. */
 const byCode = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
@@ -43,9 +59,8 @@ export interface MemoryRows extends Rows {
 export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSpan, KeptResource>): MemoryRows => {
   const byId = new Map<string, RolloutRow<KeptSpan>>();
   const order: string[] = []; // ids by seq
-  let queuedIds = new Map<string, number>(); // id → seq, by seq unless a retry came back out of turn
-  let isQueueSorted = true;
-  let lastQueuedSeq = 0;
+  let queue: Queued[] = []; // by seq; some are queued no more: all before `head`, and those that are met
+  let head = 0;
   const running = new Map<string, Attempt>(); // by rollout: a rollout has at most one
   const resources = new Map<string, Map<number, KeptResource>>();
   const latest = new Map<string, number>();
@@ -54,16 +69,9 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
   let spanCount = 0;
   let attemptCount = 0;
 
-  /** The first index whose seq is not below, by halving: what was forgotten or lost leaves gaps. */
-  const firstFrom = (seq: number): number => {
-    let [low, high] = [0, order.length];
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if ((byId.get(order[middle] as string) as RolloutRow<KeptSpan>).rollout.seq >= seq) high = middle;
-      else low = middle + 1;
-    }
-    return low;
-  };
+  /** The first index of `order` whose seq is not below: what was forgotten or lost leaves gaps. */
+  const firstFrom = (seq: number): number =>
+    firstOf(order.length, (at) => (byId.get(order[at] as string) as RolloutRow<KeptSpan>).rollout.seq >= seq);
 
   const rolloutsFrom = (direction: 1 | -1, fromSeq: number | undefined, limit: number): Rollout[] => {
     const found: Rollout[] = [];
@@ -73,16 +81,27 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
     return found;
   };
 
+  /** Most come to the end; one that is tried again has its place, and is perhaps still there. */
+  const line = ({ id, seq }: Rollout): void => {
+    const at = firstOf(queue.length, (index) => (queue[index] as Queued).seq >= seq);
+    if (queue[at]?.seq !== seq) queue.splice(at, 0, { id, seq });
+    head = Math.min(head, at);
+  };
+
   return {
     rollout: (id) => byId.get(id)?.rollout,
     rollouts: async (direction, fromSeq, limit) => rolloutsFrom(direction === "oldest" ? 1 : -1, fromSeq, limit),
     queued: async (limit) => {
-      if (!isQueueSorted) queuedIds = new Map([...queuedIds].sort((a, b) => a[1] - b[1]));
-      isQueueSorted = true;
       const found: Rollout[] = [];
-      for (const id of queuedIds.keys()) {
-        if (found.length >= limit) break;
-        found.push((byId.get(id) as RolloutRow<KeptSpan>).rollout);
+      for (let at = head; at < queue.length && found.length < limit; at++) {
+        const { id, seq } = queue[at] as Queued;
+        const rollout = byId.get(id)?.rollout;
+        if (rollout?.status === "queued" && rollout.seq === seq) found.push(rollout);
+        else if (at === head) head += 1;
+      }
+      if (head > 1_000 && 2 * head > queue.length) {
+        queue = queue.slice(head);
+        head = 0;
       }
       return found;
     },
@@ -137,12 +156,7 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
         byId.set(rollout.id, { rollout, attempts: new Map() });
         lastRolloutSeq = Math.max(lastRolloutSeq, rollout.seq);
       }
-      if (rollout.status !== "queued") queuedIds.delete(rollout.id);
-      else if (!queuedIds.has(rollout.id)) {
-        queuedIds.set(rollout.id, rollout.seq);
-        if (rollout.seq < lastQueuedSeq) isQueueSorted = false;
-        lastQueuedSeq = Math.max(lastQueuedSeq, rollout.seq);
-      }
+      if (rollout.status === "queued") line(rollout);
     },
     putAttempt: async (attempt) => {
       const { attempts } = byId.get(attempt.rolloutId) as RolloutRow<KeptSpan>;
@@ -174,7 +188,6 @@ export const createMemoryRows = <KeptSpan, KeptResource>(keeping: Keeping<KeptSp
       if (row === undefined) return;
       order.splice(firstFrom(row.rollout.seq), 1);
       byId.delete(id);
-      queuedIds.delete(id);
       running.delete(id);
       attemptCount -= row.attempts.size;
       for (const { spans } of row.attempts.values()) spanCount -= spans.length;
