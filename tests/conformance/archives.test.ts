@@ -6,18 +6,12 @@ import {
   importStore,
   type Span,
   type Store,
-  TraceError,
   toJsonl,
   toTransitions,
 } from "@fulgurite/trace";
 import { afterEach, describe, expect, test } from "vitest";
+import { collect, errorOf } from "../outcomes.ts";
 import { storeCases } from "./storeCases.ts";
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
 
 const read = async (stream: ReadableStream<Uint8Array>): Promise<Uint8Array> => new Uint8Array(await new Response(stream).arrayBuffer());
 
@@ -31,15 +25,6 @@ const streamOf = (bytes: Uint8Array, size = 1_000): ReadableStream<Uint8Array> =
       at += size;
     },
   });
-};
-
-const errorOf = async (act: Promise<unknown>): Promise<TraceError> => {
-  const error = await act.then(
-    () => new Error("resolved"),
-    (caught) => caught,
-  );
-  expect(error).toBeInstanceOf(TraceError);
-  return error;
 };
 
 const span = (rolloutId: string, attemptId: string, id: string, attributes: Span["attributes"] = {}): Span => ({

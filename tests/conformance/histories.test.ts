@@ -2,6 +2,7 @@
 import { type AttemptRef, createMemoryStore, type Store, type StoreOptions, TraceError } from "@fulgurite/trace";
 import * as fc from "fast-check";
 import { expect } from "vitest";
+import { collect } from "../outcomes.ts";
 import { describeStores } from "./world.ts";
 
 type Command =
@@ -63,12 +64,6 @@ const command: fc.Arbitrary<Command> = fc.oneof(
   fc.record({ do: fc.constant("clock" as const), byMs: fc.integer({ min: -20, max: 40 }) }),
   fc.record({ do: fc.constant("reopen" as const) }),
 );
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
 
 /** A store under test, with its own clock and ids, so that two of them live the same life. */
 const createSubject = (open: (options: StoreOptions) => Promise<Store>) => {

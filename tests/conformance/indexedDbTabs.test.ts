@@ -1,11 +1,12 @@
 // Tabs that do not agree: of a newer release, of an older one, frozen, without what a browser usually has. Chromium's own in
 // the browser project.
-import { type AttemptRef, type Span, type Store, type StoreEvent, type StoreOptions, TraceError } from "@fulgurite/trace";
+import type { AttemptRef, Span, Store, StoreEvent, StoreOptions } from "@fulgurite/trace";
 import { type IndexedDbOptions, openIndexedDbStore } from "@fulgurite/trace/indexedDb";
 import { afterEach, expect, test, vi } from "vitest";
+import { codeOf, collect, errorOf } from "../outcomes.ts";
 import { ask, openFirstVersion, openSecondVersion } from "./indexedDbVersions.ts";
 import { inNode } from "./storeCases.ts";
-import { codeOf, collect, settle } from "./world.ts";
+import { settle } from "./world.ts";
 
 if (inNode) await import("./storeCasesInNode.ts"); // brings fake-indexeddb
 
@@ -37,15 +38,6 @@ const open = async (name: string, more: IndexedDbOptions = {}) => {
   const store = await openIndexedDbStore(name, { timer, onReport: (message) => void reports.push(message), ...more });
   closers.push(() => store.close());
   return { store, reports, waiting };
-};
-
-const errorOf = async (act: Promise<unknown>): Promise<TraceError> => {
-  const error = await act.then(
-    () => new Error("resolved"),
-    (caught) => caught,
-  );
-  expect(error).toBeInstanceOf(TraceError);
-  return error;
 };
 
 const spanOf = (attempt: AttemptRef, id: string): Span => ({

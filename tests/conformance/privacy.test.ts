@@ -1,7 +1,8 @@
 // What is changed or left out before anything is kept, on every store: by `redact`, and of itself.
 import type { Claim, Span } from "@fulgurite/trace";
 import { expect } from "vitest";
-import { begin, codeOf, collect, describeStores, openWorld, span } from "./world.ts";
+import { codeOf, collect } from "../outcomes.ts";
+import { begin, describeStores, openWorld, span } from "./world.ts";
 
 describeStores((storeCase, test_) => {
   test_("redact sees each span before it is kept, changes or drops it, and what it drops is counted", async () => {

@@ -1,7 +1,8 @@
 // What a Store promises about resources: versions that grow and never change, that can be unpublished, and whose bytes are what was published.
 import { type ResourceEntry, type StoreEvent, verifyStore } from "@fulgurite/trace";
 import { expect } from "vitest";
-import { codeOf, collect, describeStores, openWorld, settle } from "./world.ts";
+import { codeOf, collect } from "../outcomes.ts";
+import { describeStores, openWorld, settle } from "./world.ts";
 
 describeStores((storeCase, test_, where) => {
   const persisted = where(storeCase.persists, "it does not persist");

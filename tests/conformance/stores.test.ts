@@ -2,7 +2,8 @@
 // file to read beside the interface. Resources are in resources.test.ts, what is not to be stored in privacy.test.ts.
 import { type Claim, DEFAULT_CONFIG, type Rollout, type Store, type StoredSpan, type StoreEvent } from "@fulgurite/trace";
 import { expect } from "vitest";
-import { begin, codeOf, collect, describeStores, openWorld, settle, span } from "./world.ts";
+import { codeOf, collect } from "../outcomes.ts";
+import { begin, describeStores, openWorld, settle, span } from "./world.ts";
 
 describeStores((storeCase, test_, where) => {
   test_("enqueue keeps the order given, fills defaults, and copies its input", async () => {

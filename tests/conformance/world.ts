@@ -1,19 +1,7 @@
 // What the tests of the stores have in common: a store of a new name with a clock, ids and timers of the test's, closed afterwards.
-import { type Span, type Store, type StoreOptions, TraceError } from "@fulgurite/trace";
+import type { Span, Store, StoreOptions } from "@fulgurite/trace";
 import { afterEach, describe, test } from "vitest";
 import { type StoreCase, storeCases } from "./storeCases.ts";
-
-export const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
-
-export const codeOf = async (act: Promise<unknown>): Promise<string> =>
-  act.then(
-    () => "resolved",
-    (error) => (error instanceof TraceError ? error.code : `not a TraceError: ${error}`),
-  );
 
 /** Long enough for every microtask and message of what was started. */
 export const settle = () => new Promise((resolve) => setTimeout(resolve, 20));

@@ -3,21 +3,16 @@
 import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createMemoryStore, type Span, type Store, TraceError } from "@fulgurite/trace";
+import { createMemoryStore, type Span, type Store } from "@fulgurite/trace";
 import { type FileStoreOptions, openFileStore, platformIo, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
+import { codeOf, collect } from "../outcomes.ts";
 import { createFailingIo } from "./disk.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-index-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
 let folders = 0;
 const newFolder = (): string => join(root, String(++folders));
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
 
 const options = () => {
   let ids = 0;
@@ -38,12 +33,6 @@ const copyOf = (folder: string): string => {
 
 const indexFiles = (folder: string): string[] => readdirSync(join(folder, "index")).sort();
 const sidecars = (folder: string): string[] => indexFiles(folder).filter((name) => name.endsWith(".idx"));
-
-const codeOf = (act: Promise<unknown>): Promise<string> =>
-  act.then(
-    () => "resolved",
-    (error) => (error instanceof TraceError ? error.code : `not a TraceError: ${error}`),
-  );
 
 const spanOf = (rolloutId: string, attemptId: string, id: string): Span => ({
   rolloutId,

@@ -7,6 +7,7 @@ import { type Span, type Store, type StoredSpan, TraceError } from "@fulgurite/t
 import { compactFileStore, type FileStoreOptions, type LogIo, openFileStore, platformIo, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
 import { bundleChild } from "../bundle.ts";
+import { codeOf, collect } from "../outcomes.ts";
 import { createFailingIo } from "./disk.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-faults-"));
@@ -25,12 +26,6 @@ const span = (attemptId: string, id: string, more = {}): Span => ({
   attributes: { tokens: Int32Array.of(1, 2), ...more },
 });
 
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
-
 const open = async (folder: string, options: FileStoreOptions = {}): Promise<{ store: Store; reports: string[] }> => {
   const reports: string[] = [];
   let ids = 0;
@@ -42,12 +37,6 @@ const open = async (folder: string, options: FileStoreOptions = {}): Promise<{ s
   });
   return { store, reports };
 };
-
-const codeOf = (act: Promise<unknown>): Promise<string> =>
-  act.then(
-    () => "resolved",
-    (error) => (error instanceof TraceError ? error.code : `not a TraceError: ${error}`),
-  );
 
 const logFiles = (folder: string): string[] => readdirSync(join(folder, "log")).sort();
 const FIRST = "0000000000000001.log";

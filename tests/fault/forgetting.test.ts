@@ -6,6 +6,7 @@ import { crc32 } from "node:zlib";
 import type { Span, Store } from "@fulgurite/trace";
 import { compactFileStore, type FileStoreOptions, openFileStore, platformIo, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
+import { collect } from "../outcomes.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-forgetting-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -20,12 +21,6 @@ const open = async (
   const time = { now: 1_000 };
   const store = await openFileStore(folder, { clock: () => time.now, onReport: (message) => reports.push(message), ...options });
   return { store, reports, time };
-};
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
 };
 
 /** Bytes that nothing else has. */

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import type { Span, Store } from "@fulgurite/trace";
 import { compactFileStore, openFileStore, verifyFileStore } from "@fulgurite/trace/node";
 import { afterAll, expect, test } from "vitest";
+import { collect } from "../outcomes.ts";
 
 const root = mkdtempSync(join(tmpdir(), "fulgurite-versions-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -17,12 +18,6 @@ const copyOfVersion1 = (): string => {
   const folder = newFolder();
   cpSync(VERSION_1, folder, { recursive: true });
   return folder;
-};
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
 };
 
 const open = async (folder: string, rotateBytes = 2_500): Promise<{ store: Store; reports: string[] }> => {

@@ -14,12 +14,7 @@ import {
 import { type AgentLightningTrace, fromAgentLightning, toAgentLightning, toStoreItems } from "@fulgurite/trace/agentLightning";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
+import { collect } from "../../outcomes.ts";
 
 const attempt = { rolloutId: "r", id: "0" };
 

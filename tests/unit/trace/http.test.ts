@@ -3,10 +3,11 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createMemoryStore, exportStore, importStore, type Store, type StoreEvent, TraceError } from "@fulgurite/trace";
+import { createMemoryStore, exportStore, importStore, type Store, type StoreEvent } from "@fulgurite/trace";
 import { type HttpStoreOptions, openHttpStore, type ServeOptions, serveStore } from "@fulgurite/trace/http";
 import { type Listener, listen, openFileStore } from "@fulgurite/trace/node";
 import { afterEach, expect, test } from "vitest";
+import { collect, errorOf } from "../../outcomes.ts";
 
 type Fetch = typeof fetch;
 const BASE = "http://store.test/behind/a/proxy";
@@ -18,22 +19,7 @@ afterEach(async () => {
   for (const close of closers.splice(0).reverse()) await close();
 });
 
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
-
 const settle = () => new Promise((resolve) => setTimeout(resolve, 20));
-
-const errorOf = async (act: Promise<unknown>): Promise<TraceError> => {
-  const error = await act.then(
-    () => new Error("resolved"),
-    (caught) => caught,
-  );
-  expect(error).toBeInstanceOf(TraceError);
-  return error;
-};
 
 const pauses: number[] = [];
 /** Pauses last no time, and are written down; limits never pass. */

@@ -6,10 +6,11 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
-import { createMemoryStore, type Store, TraceError } from "@fulgurite/trace";
+import { createMemoryStore, type Store } from "@fulgurite/trace";
 import { type HttpStoreOptions, openHttpStore, serveStore } from "@fulgurite/trace/http";
 import { openFileStore } from "@fulgurite/trace/node";
 import { afterEach, expect, test } from "vitest";
+import { collect, errorOf } from "../../outcomes.ts";
 
 type Serve = (request: Request) => Promise<Response>;
 const BASE = "http://store.test";
@@ -19,21 +20,6 @@ const closers: (() => Promise<unknown> | unknown)[] = [];
 afterEach(async () => {
   for (const close of closers.splice(0).reverse()) await close();
 });
-
-const collect = async <T>(items: AsyncIterable<T>): Promise<T[]> => {
-  const all: T[] = [];
-  for await (const item of items) all.push(item);
-  return all;
-};
-
-const errorOf = async (act: Promise<unknown>): Promise<TraceError> => {
-  const error = await act.then(
-    () => new Error("resolved"),
-    (caught) => caught,
-  );
-  expect(error).toBeInstanceOf(TraceError);
-  return error;
-};
 
 /** Pauses last no time; limits pass when `pass` is called. */
 const createTimer = () => {
