@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 // fulgurite <command>: reads the command's name, hands the rest on, turns errors into exit codes.
 // 0 done · 1 failed · 2 called wrongly · 130 interrupted (Ctrl+C; the run can be continued).
 
