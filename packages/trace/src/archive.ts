@@ -24,6 +24,11 @@ const HEADER_BYTES = 256;
 
 type State = { readonly kind: "state"; readonly data: { readonly name: string; readonly bytes: Uint8Array } };
 
+const isThere = async (store: Store, id: string): Promise<boolean> => {
+  for await (const _ of store.rollouts({ ids: [id] })) return true;
+  return false;
+};
+
 async function* everything(store: Store): AsyncGenerator<StoreItem | State> {
   for await (const rollout of store.rollouts()) {
     if (rollout.attempts === 0) {
@@ -33,16 +38,7 @@ async function* everything(store: Store): AsyncGenerator<StoreItem | State> {
     // in this order: what happens to it meanwhile is in the attempts, and the reader draws the same conclusion from them
     const attempts = await store.attempts(rollout.id);
     // forgotten meanwhile, or given up without attempts by whom it came from: half of one would make an archive that nobody takes
-    if (
-      attempts.length === 0 &&
-      (
-        await store
-          .rollouts({ ids: [rollout.id] })
-          [Symbol.asyncIterator]()
-          .next()
-      ).done
-    )
-      continue;
+    if (attempts.length === 0 && !(await isThere(store, rollout.id))) continue;
     yield { kind: "rollout", data: rollout };
     for (const attempt of attempts) yield { kind: "attempt", data: attempt };
     const known = new Set(attempts.map(({ id }) => id));

@@ -1,6 +1,7 @@
 // The store that forgets: plain maps, the specification of the others. Also the index that the file store replays its log
 // into; there the payload of a span stays on disk, and only `Kept`, the way back to it, is held here.
 
+import { firstOf } from "./halving.ts";
 import type { Backend, Rows } from "./rows.ts";
 import { createStore, type StoreOptions } from "./store.ts";
 import type { Attempt, AttemptRef, Resource, ResourceEntry, Rollout, RolloutStatus, Store, StoredSpan } from "./vocabulary.ts";
@@ -31,17 +32,6 @@ interface Queued {
   readonly id: string;
   readonly seq: number;
 }
-
-/** The first index from which on `isThere`, by halving. */
-const firstOf = (length: number, isThere: (index: number) => boolean): number => {
-  let [low, high] = [0, length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (isThere(middle)) high = middle;
-    else low = middle + 1;
-  }
-  return low;
-};
 
 /** IndexedDB's order of texts: by UTF-16 code units, as < compares. */
 const byCode = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);

@@ -19,6 +19,7 @@ import {
   functionIn,
   guardOwn,
   guardRef,
+  idIn,
   instantIn,
   listIn,
   nameIn,
@@ -68,8 +69,6 @@ const merged = (events: readonly StoreEvent[]): StoreEvent[] => {
     ...[...spans].map(([rolloutId, count]) => ({ kind: "spans", rolloutId, count }) as const),
   ];
 };
-
-const idIn = (id: unknown): string => text(id, "rolloutId");
 
 export const createStore = (name: string, backend: Backend, options: StoreOptions = {}, hints: Hints = {}): Store => {
   const { timer = platformTimer } = options;
@@ -171,7 +170,8 @@ export const createStore = (name: string, backend: Backend, options: StoreOption
       const count = spans.length - kept.length;
       const dropped = count === 0 ? [] : spans.map(({ rolloutId, attemptId }) => ({ rolloutId, attemptId }));
       guardOpen();
-      await (backend.gather?.({ spans: kept, dropped }, runAppends, tell) ?? appendAlone({ spans: kept, dropped }));
+      const request = { spans: kept, dropped };
+      await (backend.gather?.(request, runAppends, tell) ?? appendAlone(request));
       redacted += count;
     },
     heartbeat: async (attempt) => {

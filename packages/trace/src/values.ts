@@ -103,6 +103,8 @@ export const text = (value: unknown, where: string): string =>
 export const nameIn = (value: unknown, where: string): string =>
   /\p{Cs}/u.test(text(value, where)) ? refuse(where, "well-formed text", value) : (value as string);
 
+export const idIn = (id: unknown): string => text(id, "rolloutId");
+
 export const whole = (value: unknown, minimum: number, where: string): number =>
   Number.isSafeInteger(value) && (value as number) >= minimum ? (value as number) : refuse(where, `an integer ≥ ${minimum}`, value);
 

@@ -19,6 +19,7 @@ import {
   functionIn,
   guardOwn,
   guardRef,
+  idIn,
   instantIn,
   isObject,
   listIn,
@@ -60,8 +61,6 @@ const TIMEOUT_MS = 120_000;
 
 /** Of the ids in one address, as it spells them: short enough for every proxy. */
 const IDS_LENGTH = 4_000;
-
-const idIn = (id: unknown): string => text(id, "rolloutId");
 
 function* idsByRequest(ids: Iterable<string>): Generator<string[]> {
   let some: string[] = [];
@@ -284,8 +283,8 @@ export const openHttpStore = (baseUrl: string, options: HttpStoreOptions = {}): 
       }),
     requeueStale: async (beforeMs) => {
       const instant = instantIn(beforeMs, "requeueStale: beforeMs");
-      const finite = Math.max(-Number.MAX_VALUE, Math.min(instant, Number.MAX_VALUE)); // JSON has no infinity
-      return (await post<{ count: number }>("/requeue-stale", { beforeMs: finite })).count;
+      const json = { beforeMs: Math.max(-Number.MAX_VALUE, Math.min(instant, Number.MAX_VALUE)) }; // JSON has no infinity
+      return (await post<{ count: number }>("/requeue-stale", json)).count;
     },
     rollouts,
     attempts: async (rolloutId) => (await list("/attempts", new URLSearchParams({ rolloutId: idIn(rolloutId) }))) as Attempt[],

@@ -25,6 +25,8 @@ export interface TabHints {
 
 export const openHints = (channelName: string): TabHints => {
   let channel = typeof BroadcastChannel === "undefined" ? undefined : new BroadcastChannel(channelName);
+  // Node's channel keeps the process alive unless told; browsers' has no such method
+  (channel as unknown as { unref?(): void } | undefined)?.unref?.();
   let events: StoreEvent[] = [];
   let timer: ReturnType<typeof setTimeout> | undefined;
   const tell = () => {

@@ -27,8 +27,8 @@ export const decodeRecord = (bytes: Buffer): LogRecord | undefined => (isFrame(b
 export const decodeOutline = (bytes: Buffer): LogRecord => (isFrame(bytes) ? outlineFrame(bytes) : outlineLine(bytes));
 
 /** Another record of the same kind and number in the bytes of one, which are then as many. Its JSON is no longer than theirs. */
-export const refill = (bytes: Buffer, { seq, kind, data }: LogRecord): Buffer =>
-  isFrame(bytes) ? refillFrame(bytes, { seq, kind, data } as LogRecord) : refillLine(bytes, { seq, kind, data });
+export const refill = (bytes: Buffer, record: LogRecord): Buffer =>
+  isFrame(bytes) ? refillFrame(bytes, record) : refillLine(bytes, record);
 
 export const encodeHeader = (firstSeq: number, createdMs: number, mark: number | undefined): Buffer =>
   encodeLine({

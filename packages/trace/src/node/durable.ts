@@ -4,15 +4,19 @@ import { randomBytes } from "node:crypto";
 import { type FileHandle, open, rename, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 
-/** Makes creations, renames and removals in a folder durable. Windows cannot open folders and needs no such thing. */
-export const syncFolder = async (folder: string): Promise<void> => {
-  if (process.platform === "win32") return;
-  const handle = await open(folder, "r");
+export const withFile = async <T>(path: string, flags: string | number, act: (handle: FileHandle) => Promise<T>): Promise<T> => {
+  const handle = await open(path, flags);
   try {
-    await handle.sync();
+    return await act(handle);
   } finally {
     await handle.close();
   }
+};
+
+/** Makes creations, renames and removals in a folder durable. Windows cannot open folders and needs no such thing. */
+export const syncFolder = async (folder: string): Promise<void> => {
+  if (process.platform === "win32") return;
+  await withFile(folder, "r", (handle) => handle.sync());
 };
 
 /** One write call may take less than it was given. */
@@ -24,13 +28,10 @@ export const writeAll = async (handle: FileHandle, bytes: Uint8Array, position: 
 export const replaceFile = async (path: string, bytes: Uint8Array): Promise<void> => {
   const temporary = `${path}.${randomBytes(6).toString("hex")}.tmp`;
   try {
-    const handle = await open(temporary, "wx");
-    try {
+    await withFile(temporary, "wx", async (handle) => {
       await writeAll(handle, bytes, 0);
       await handle.sync();
-    } finally {
-      await handle.close();
-    }
+    });
     await rename(temporary, path);
   } catch (error) {
     await unlink(temporary).catch(() => {}); // the first error is the one to tell

@@ -3,11 +3,11 @@
 // belongs to a process that began at another time; a holder on another machine is never presumed gone.
 
 import { randomBytes } from "node:crypto";
-import { link, open, readFile, rename, unlink } from "node:fs/promises";
+import { link, readFile, rename, unlink } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
-import { isMissing } from "./durable.ts";
+import { isMissing, withFile } from "./durable.ts";
 
 interface Holder {
   readonly magic: "fulgurite-lock";
@@ -109,13 +109,10 @@ export const acquireLock = async (folder: string): Promise<Lock> => {
   const finished = `${path}.${token}.tmp`;
   try {
     // on disk before it is the lock: of a power cut a lock must not be left that names nobody
-    const handle = await open(finished, "wx");
-    try {
+    await withFile(finished, "wx", async (handle) => {
       await handle.writeFile(`${JSON.stringify(mine)}\n`);
       await handle.sync();
-    } finally {
-      await handle.close();
-    }
+    });
     await take(folder, path, finished);
   } finally {
     await unlink(finished).catch(() => {}); // it is a lock's other name, or was never made: the first error is the one to tell

@@ -5,7 +5,7 @@
 import { constants, type FileHandle, open, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { encodeHeader } from "./codec.ts";
-import { isMissing, replaceFile, syncFolder, writeAll } from "./durable.ts";
+import { isMissing, replaceFile, syncFolder, withFile, writeAll } from "./durable.ts";
 import { nameOf } from "./segmentFile.ts";
 
 export interface FilePart {
@@ -35,24 +35,16 @@ export const platformIo: LogIo = {
   datasync: async (handle) => {
     if (DSYNC === undefined) await handle.datasync();
   },
-  lengthen: async (path, from, byteLength) => {
-    const handle = await open(path, LOG_FLAGS);
-    try {
+  lengthen: (path, from, byteLength) =>
+    withFile(path, LOG_FLAGS, async (handle) => {
       await writeAll(handle, Buffer.alloc(byteLength), from);
       if (DSYNC === undefined) await handle.datasync();
-    } finally {
-      await handle.close();
-    }
-  },
-  overwrite: async (path, parts) => {
-    const handle = await open(path, "r+");
-    try {
+    }),
+  overwrite: (path, parts) =>
+    withFile(path, "r+", async (handle) => {
       for (const { position, bytes } of parts) await writeAll(handle, bytes, position);
       await handle.datasync();
-    } finally {
-      await handle.close();
-    }
-  },
+    }),
   replace: replaceFile,
 };
 

@@ -10,7 +10,7 @@ import type { KeyFilter } from "./keyFilter.ts";
 import type { LogRecord } from "./logRecord.ts";
 import { ofRollout, ownerOf } from "./segmentFile.ts";
 import { type Held, type Place, placesOf, type SegmentIndex, type SpanPlace } from "./segmentIndex.ts";
-import { type Extent, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";
+import { type Extent, type Key, keyOf, readSidecar, type Sidecar } from "./sidecar.ts";
 
 /** A log file that is left, as the manifest knows it. */
 export interface Segment extends Extent {
@@ -112,8 +112,7 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     return segments.slice(first);
   };
 
-  const liveRows = (segment: Segment, sidecar: Sidecar, key: ReturnType<typeof keyOf>): number[] =>
-    sidecar.owners(key).filter((row) => !isMarked(segment, row));
+  const liveRows = (segment: Segment, sidecar: Sidecar, key: Key): number[] => sidecar.owners(key).filter((row) => !isMarked(segment, row));
 
   const leave = (owner: string, places: readonly Place[]): void => {
     remains.set(owner, [...(remains.get(owner) ?? []), ...places]);
@@ -132,9 +131,8 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
     return spans;
   };
 
-  const isIn = async (asked: readonly Segment[], owner: string, attemptId: string, id: string): Promise<boolean> => {
+  const isIn = async (asked: readonly Segment[], owner: string, attemptId: string, id: string, spanKey: Key): Promise<boolean> => {
     const key = keyOf(owner);
-    const spanKey = keyOf(owner, attemptId, id);
     for (const segment of asked) {
       if (!filters.has(segment)) {
         const [oldest] = filters.keys();
@@ -153,15 +151,11 @@ export const createLogIndex = ({ blocks, sidecarPath, read, rebuild, recent }: L
   };
 
   const isInSegments = (rolloutId: string, attemptId: string, id: string, fromRollout: number): Soon<boolean> => {
-    if ((segments.at(-1)?.rolloutSeq ?? -1) < fromRollout) return false;
+    const asked = segmentsFrom(fromRollout);
+    if (asked.length === 0) return false;
     const owner = ofRollout(rolloutId);
-    const key = keyOf(owner, attemptId, id);
-    for (let at = segments.length - 1; at >= 0; at--) {
-      const segment = segments[at] as Segment;
-      if (segment.rolloutSeq < fromRollout) break;
-      if (filters.get(segment)?.mayHold(key) ?? true) return isIn(segmentsFrom(fromRollout), owner, attemptId, id);
-    }
-    return false;
+    const spanKey = keyOf(owner, attemptId, id);
+    return asked.some((segment) => filters.get(segment)?.mayHold(spanKey) ?? true) && isIn(asked, owner, attemptId, id, spanKey);
   };
 
   return {

@@ -9,11 +9,11 @@
 //           {"kind":"resource","data":{…}}                               as in the log
 //   in all n lines
 
-import { open, readFile, stat } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import type { Attempt, Rollout, RolloutStatus } from "../vocabulary.ts";
-import { isMissing } from "./durable.ts";
+import { isMissing, withFile } from "./durable.ts";
 import { decodeLine, encodeLine, NEWLINE } from "./lines.ts";
 import type { Segment } from "./logIndex.ts";
 import type { StoredResource } from "./logRecord.ts";
@@ -102,14 +102,11 @@ const readCheck = async (path: string, end: number): Promise<number | undefined>
     return undefined;
   });
   if (known === undefined || known.size < end) return undefined;
-  const handle = await open(path, "r");
-  try {
+  return withFile(path, "r", async (handle) => {
     const bytes = Buffer.allocUnsafe(end - checkedFrom(end));
     await handle.read(bytes, 0, bytes.length, checkedFrom(end));
     return crc32(bytes);
-  } finally {
-    await handle.close();
-  }
+  });
 };
 
 /** The manifest at `path` if it is one, and of the files in `folder`, of which `names` are all, oldest first. */

@@ -5,11 +5,12 @@
 // opening, which meets that word again: no file is left, and no manifest written anew, before the end was reached.
 
 import { join } from "node:path";
+import type { Attempt, Rollout, StoredSpan } from "../vocabulary.ts";
 import { decodeRecord, refill } from "./codec.ts";
 import type { LogIo } from "./logFile.ts";
-import type { LogIndex, Segment } from "./logIndex.ts";
+import type { Segment } from "./logIndex.ts";
 import { type LogReader, toRuns } from "./logReader.ts";
-import type { LogRecord } from "./logRecord.ts";
+import type { LogRecord, StoredResource } from "./logRecord.ts";
 import type { Place } from "./segmentIndex.ts";
 import type { SegmentLog } from "./segmentLog.ts";
 import { checkedFrom } from "./sidecar.ts";
@@ -17,21 +18,26 @@ import { checkedFrom } from "./sidecar.ts";
 /** So much is held in memory at once. */
 const PART_BYTES = 4 * 2 ** 20;
 
-/** As JSON it is no longer than it was. */
-export const emptied = (record: LogRecord): LogRecord => {
+// As JSON each is no longer than it was.
+
+export const emptiedRollout = (rollout: Rollout): Rollout => ({ ...rollout, input: 0, metadata: {} });
+
+export const emptiedAttempt = ({ error: _, claimId: __, ...attempt }: Attempt): Attempt => ({ ...attempt, workerId: "" });
+
+export const emptiedResource = (resource: StoredResource): StoredResource => ({ ...resource, metadata: {} });
+
+const emptiedSpan = ({ parentId: _, ...span }: StoredSpan): StoredSpan => ({ ...span, name: "", attributes: {} });
+
+const emptied = (record: LogRecord): LogRecord => {
   switch (record.kind) {
     case "rollout":
-      return { ...record, data: { ...record.data, input: 0, metadata: {} } };
-    case "attempt": {
-      const { error: _, claimId: __, ...data } = record.data;
-      return { ...record, data: { ...data, workerId: "" } };
-    }
-    case "span": {
-      const { parentId: _, ...data } = record.data;
-      return { ...record, data: { ...data, name: "", attributes: {} } };
-    }
+      return { ...record, data: emptiedRollout(record.data) };
+    case "attempt":
+      return { ...record, data: emptiedAttempt(record.data) };
+    case "span":
+      return { ...record, data: emptiedSpan(record.data) };
     case "resource":
-      return { ...record, data: { ...record.data, metadata: {} } };
+      return { ...record, data: emptiedResource(record.data) };
     default:
       return record;
   }
@@ -44,7 +50,7 @@ const emptiedBytes = (bytes: Buffer): Buffer | undefined => {
   return refilled?.equals(bytes) ? undefined : refilled;
 };
 
-const byFile = (places: Iterable<Place>): Map<string, Place[]> => {
+const byFile = (places: readonly Place[]): Map<string, Place[]> => {
   const files = new Map<string, Place[]>();
   for (const place of places) {
     const own = files.get(place.file);
@@ -53,10 +59,6 @@ const byFile = (places: Iterable<Place>): Map<string, Place[]> => {
   }
   return files;
 };
-
-function* allOf(remains: LogIndex["remains"]): Generator<Place> {
-  for (const places of remains.values()) yield* places;
-}
 
 /** What lies together is read and written together. Returns where the last byte that changed is. */
 const scrubFile = async (path: string, io: LogIo, reader: LogReader, places: readonly Place[]): Promise<number> => {
@@ -104,7 +106,7 @@ export const scrubLog = async (
   spent: readonly Segment[],
 ): Promise<boolean> => {
   let endsElse = false;
-  for (const [file, places] of byFile(allOf(index.remains))) {
+  for (const [file, places] of byFile([...index.remains.values()].flat())) {
     if (spent.some(({ name }) => name === file)) continue;
     const last = await scrubFile(join(folder, file), io, reader, places);
     if (last > 0) await reader.release(file);

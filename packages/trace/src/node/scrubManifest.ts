@@ -1,33 +1,24 @@
 // The manifest, of which nothing may remain that was forgotten since it was written (scrub.ts). It says how the log stood then, and
 // goes on to: its lines keep their lengths, and only what they tell of those who are gone is overwritten.
 
-import { open, readFile } from "node:fs/promises";
-import type { Attempt, Rollout } from "../vocabulary.ts";
-import { isMissing } from "./durable.ts";
+import { readFile } from "node:fs/promises";
+import { isMissing, withFile } from "./durable.ts";
 import { decodeLine, NEWLINE, refillLine } from "./lines.ts";
 import type { FilePart, LogIo } from "./logFile.ts";
 import type { LogIndex } from "./logIndex.ts";
-import type { StoredResource } from "./logRecord.ts";
-import { decodeManifest, encodeManifest, type LiveRow, type ManifestLine } from "./manifest.ts";
-import { emptied } from "./scrub.ts";
+import { decodeManifest, encodeManifest, type ManifestLine } from "./manifest.ts";
+import { emptiedAttempt, emptiedResource, emptiedRollout } from "./scrub.ts";
 import { ofResource, ofRollout } from "./segmentFile.ts";
 
 const emptiedLine = (line: ManifestLine): ManifestLine => {
   if (line.kind === "segment") return line;
-  if (line.kind === "resource") return { kind: "resource", data: { ...line.data, metadata: {} } };
+  if (line.kind === "resource") return { kind: "resource", data: emptiedResource(line.data) };
   const { rollout, attempts } = line.data;
-  return {
-    kind: "rollout",
-    data: {
-      rollout: emptied({ seq: 0, kind: "rollout", data: rollout }).data as Rollout,
-      attempts: attempts.map((data) => emptied({ seq: 0, kind: "attempt", data }).data as Attempt),
-    },
-  };
+  return { kind: "rollout", data: { rollout: emptiedRollout(rollout), attempts: attempts.map(emptiedAttempt) } };
 };
 
-/** The first line has neither. */
-const ownerOfLine = ({ kind, data }: Partial<ManifestLine>): string | undefined =>
-  kind === "rollout" ? ofRollout((data as LiveRow).rollout.id) : kind === "resource" ? ofResource(data as StoredResource) : undefined;
+const ownerOfLine = (line: ManifestLine | { readonly kind?: undefined }): string | undefined =>
+  line.kind === "rollout" ? ofRollout(line.data.rollout.id) : line.kind === "resource" ? ofResource(line.data) : undefined;
 
 interface Range {
   readonly position: number;
@@ -58,9 +49,8 @@ export const knownIn = async (path: string): Promise<Known> => {
 export const scrubManifest = async (path: string, io: LogIo, { remains }: LogIndex, known: Known): Promise<void> => {
   const ranges = [...remains.keys()].flatMap((owner) => known.get(owner) ?? []);
   if (ranges.length === 0) return;
-  const handle = await open(path, "r");
   const parts: FilePart[] = [];
-  try {
+  await withFile(path, "r", async (handle) => {
     for (const { position, byteLength } of ranges) {
       const line = Buffer.alloc(byteLength);
       await handle.read(line, 0, byteLength, position);
@@ -68,9 +58,7 @@ export const scrubManifest = async (path: string, io: LogIo, { remains }: LogInd
       const bytes = said && refillLine(line, emptiedLine(said));
       if (bytes && !bytes.equals(line)) parts.push({ position, bytes });
     }
-  } finally {
-    await handle.close();
-  }
+  });
   if (parts.length > 0) await io.overwrite(path, parts);
 };
 

@@ -1,8 +1,8 @@
 // One file of the log: its name, what can be read of it, and what it holds.
 
-import { open } from "node:fs/promises";
 import { basename } from "node:path";
 import { decodeHeader, decodeOutline } from "./codec.ts";
+import { withFile } from "./durable.ts";
 import { findFrame, frameAt, isTorn } from "./frame.ts";
 import { seqOfLine } from "./lineRecord.ts";
 import { NEWLINE } from "./lines.ts";
@@ -134,15 +134,11 @@ export const scan = (bytes: Buffer, path: string, voidFrom: number): Scan => {
 export const outlineAt = (bytes: Buffer, { start, end }: Pick<Found, "start" | "end">): LogRecord =>
   decodeOutline(bytes.subarray(start, end));
 
-export const truncate = async (path: string, byteLength: number): Promise<void> => {
-  const handle = await open(path, "r+");
-  try {
+export const truncate = (path: string, byteLength: number): Promise<void> =>
+  withFile(path, "r+", async (handle) => {
     await handle.truncate(byteLength);
     await handle.sync();
-  } finally {
-    await handle.close();
-  }
-};
+  });
 
 /** What a file holds, as far as deleting it is concerned. */
 export interface Contents {

@@ -1,6 +1,7 @@
 // What a part of the log holds of whom, in memory: where the records of an owner are, which spans there are, which rollouts
 // began here. For the file that is being written, with what is on its way to it; a file that is left gets a sidecar of this.
 
+import { firstOf } from "../halving.ts";
 import type { FrameBuffer } from "./frame.ts";
 import type { Dropped, LogData } from "./logRecord.ts";
 import { goneOf, ofRollout, ownerOf, rolloutOf, seqsOf } from "./segmentFile.ts";
@@ -63,16 +64,9 @@ export const placesOf = ({ record, attempts, spans, older }: Entry): Place[] => 
   ...older,
 ];
 
-/** The first index of `items` whose seq is beyond `seq`, by halving. */
-export const firstBeyond = (items: { readonly length: number }, seqAt: (index: number) => number, seq: number): number => {
-  let [low, high] = [0, items.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (seqAt(middle) > seq) high = middle;
-    else low = middle + 1;
-  }
-  return low;
-};
+/** The first index of `items` whose seq is beyond `seq`. */
+export const firstBeyond = (items: { readonly length: number }, seqAt: (index: number) => number, seq: number): number =>
+  firstOf(items.length, (index) => seqAt(index) > seq);
 
 export class SegmentIndex {
   /** By rollout: the entry of its owner, which need not be spelt for each of its spans. */

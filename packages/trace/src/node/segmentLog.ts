@@ -7,13 +7,13 @@
 // when what failed is a full disk, nothing of the records stays: whoever opens the log again finds what was acknowledged.
 
 import { randomBytes } from "node:crypto";
-import { copyFile, mkdir, open, readdir, readFile, unlink } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { TraceError } from "../errors.ts";
 import { createBlocks } from "./blocks.ts";
 import { encodeHeader } from "./codec.ts";
 import { fullDisk, isFull } from "./diskFull.ts";
-import { replaceFile, syncFolder } from "./durable.ts";
+import { replaceFile, syncFolder, withFile } from "./durable.ts";
 import { FrameBuffer, newMark, outlineFrame } from "./frame.ts";
 import { closeLogFile, giveBack, type LogFile, type LogIo, openLogFile, startLogFile, writeAhead, writeFrames } from "./logFile.ts";
 import { createLogIndex, type LogIndex, type Segment } from "./logIndex.ts";
@@ -82,9 +82,7 @@ export const createSegmentLog = (
     await mkdir(folders.quarantine, { recursive: true });
     const kept = join(folders.quarantine, `${name}.${randomBytes(4).toString("hex")}`);
     await copyFile(join(folder, name), kept);
-    const handle = await open(kept, "r+");
-    await handle.sync();
-    await handle.close();
+    await withFile(kept, "r+", (handle) => handle.sync());
     await syncFolder(folders.quarantine);
     return kept;
   };

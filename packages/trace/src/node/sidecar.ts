@@ -21,6 +21,7 @@
 // record says decides. Owners that are gone by a record of the same file are not there.
 
 import { crc32 } from "node:zlib";
+import { firstOf } from "../halving.ts";
 import { type Blocks, blocksLength, DamagedBlock, fromBlocks, toBlocks } from "./blocks.ts";
 import { KeyFilter } from "./keyFilter.ts";
 import { type Entry, firstBeyond, type Held, type Place, type SegmentIndex, type SpanPlace } from "./segmentIndex.ts";
@@ -294,12 +295,7 @@ export const readSidecar = (blocks: Blocks, path: string, log: string, { firstSe
     let [from, to] = [guess, guess];
     for (let step = 8; from > 0 && !isBelow(from - 1); step *= 2) from = Math.max(0, from - step);
     for (let step = 8; to < rows && isBelow(to); step *= 2) to = Math.min(rows, to + step);
-    while (from < to) {
-      const middle = (from + to) >> 1;
-      if (isBelow(middle)) from = middle + 1;
-      else to = middle;
-    }
-    return from;
+    return from + firstOf(to - from, (ahead) => !isBelow(from + ahead));
   };
   const rowsWith = (table: "owners" | "keys", rows: number, { high, low }: Key): Buffer[] => {
     const found: Buffer[] = [];
