@@ -70,14 +70,20 @@ const BREAKING: Readonly<Record<string, (db: IDBDatabase, transaction: IDBTransa
   },
 };
 
+/** One that listens, and whose rollout "a" runs with 300 spans. */
+const openBusy = async (name: string) => {
+  const { store, reports } = await open(name);
+  const attempt = await begin(store, "a");
+  await store.append(Array.from({ length: 300 }, (_, index) => spanOf(attempt, `s${index}`)));
+  const heard: StoreEvent[] = [];
+  store.watch((event) => void heard.push(event));
+  return { store, reports, attempt, heard };
+};
+
 for (const [what, change] of Object.entries(BREAKING))
   test(`a newer release changes the database (${what}): every call, wait, listener and iteration of this one ends with one error`, async () => {
     const name = newName();
-    const { store, reports } = await open(name);
-    const attempt = await begin(store, "a");
-    await store.append(Array.from({ length: 300 }, (_, index) => spanOf(attempt, `s${index}`)));
-    const heard: StoreEvent[] = [];
-    store.watch((event) => void heard.push(event));
+    const { store, reports, attempt, heard } = await openBusy(name);
     const waiting = errorOf(store.waitFor(["a"]));
     const spans = store.spans({ rolloutId: "a" })[Symbol.asyncIterator]();
     const read = [(await spans.next()).value];
@@ -168,11 +174,7 @@ test("a database that is newer already is refused at the door, and let go", asyn
 
 test("a newer release that only added something lets waits, listeners and iterations go on", async () => {
   const name = newName();
-  const { store, reports } = await open(name);
-  const attempt = await begin(store, "a");
-  await store.append(Array.from({ length: 300 }, (_, index) => spanOf(attempt, `s${index}`)));
-  const heard: StoreEvent[] = [];
-  store.watch((event) => void heard.push(event));
+  const { store, reports, attempt, heard } = await openBusy(name);
   const waiting = store.waitFor(["a"]);
   const spans = store.spans({ rolloutId: "a" })[Symbol.asyncIterator]();
   await spans.next();

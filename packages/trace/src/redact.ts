@@ -40,12 +40,11 @@ const redactedSpan = (span: Span, { span: redact }: Redact = {}, copyArray?: Cop
 };
 
 /** Those that are to be kept. @throws TraceError "bad-input". */
-export const redactedSpans = (spans: readonly Span[], redact: Redact | undefined, copyArray?: CopyArray): Span[] =>
-  redact?.span === undefined
-    ? listIn(spans, "spans").map((span) => checkedSpan(span, copyArray))
-    : listIn(spans, "spans")
-        .map((span) => redactedSpan(span, redact, copyArray))
-        .filter((span) => span !== null);
+export const redactedSpans = (spans: readonly Span[], redact: Redact | undefined, copyArray?: CopyArray): Span[] => {
+  const given = listIn(spans, "spans");
+  if (redact?.span === undefined) return given.map((span) => checkedSpan(span, copyArray));
+  return given.map((span) => redactedSpan(span, redact, copyArray)).filter((span) => span !== null);
+};
 
 /** @throws TraceError "bad-input". */
 export const redactedTask = <T extends CheckedTask>(task: T, { task: redact }: Redact = {}): T => {
